@@ -153,7 +153,12 @@ impl Fault {
     /// A fault without a parameter; 429 and 503 get their default `retry_after`.
     pub fn new(kind: FaultKind, message: impl Into<String>) -> Self {
         let retry_after = matches!(kind.status(), 429 | 503).then_some(RETRY_AFTER_DEFAULT);
-        Fault { kind, message: message.into(), param: None, retry_after }
+        Fault {
+            kind,
+            message: message.into(),
+            param: None,
+            retry_after,
+        }
     }
 
     /// A bad request that names the field at fault.
@@ -163,7 +168,11 @@ impl Fault {
 
     /// 404 for a model that no backend serves: the message lists what there is (B5).
     pub fn model_unknown<'a>(model: &str, served: impl IntoIterator<Item = &'a str>) -> Self {
-        let served = served.into_iter().map(|id| format!("`{id}`")).collect::<Vec<_>>().join(", ");
+        let served = served
+            .into_iter()
+            .map(|id| format!("`{id}`"))
+            .collect::<Vec<_>>()
+            .join(", ");
         let model = clip(model, 256);
         let message = format!("The model `{model}` does not exist. Models served here: {served}.");
         Fault::new(FaultKind::ModelUnknown, message).with_param("model")
@@ -190,7 +199,8 @@ impl Fault {
 
     /// Value of the `Retry-After` header: whole seconds, rounded up, at least 1.
     pub fn retry_after_s(&self) -> Option<u64> {
-        self.retry_after.map(|after| (after.as_secs() + u64::from(after.subsec_nanos() > 0)).max(1))
+        self.retry_after
+            .map(|after| (after.as_secs() + u64::from(after.subsec_nanos() > 0)).max(1))
     }
 
     /// The body of an answer with this fault's status, in the client's dialect.
@@ -235,8 +245,13 @@ impl Fault {
             300..=399 | 401 | 403 | 404 | 405 => return Fault::misconfigured(status),
             _ => FaultKind::UpstreamFailed(status),
         };
-        let message = said.message.unwrap_or_else(|| format!("The model server answered {status} without a message."));
-        Fault { param: said.param, ..Fault::new(kind, message) }
+        let message = said
+            .message
+            .unwrap_or_else(|| format!("The model server answered {status} without a message."));
+        Fault {
+            param: said.param,
+            ..Fault::new(kind, message)
+        }
     }
 
     /// An error object that came *inside* a stream, after a 200 (an engine that dies says so this way). Its own `code` is its
@@ -362,8 +377,8 @@ impl FaultKind {
         use FaultKind::*;
         match self {
             Capacity | BuffersFull | Draining | NoReplica | UpstreamMisconfigured | Internal => Side::Internal,
-            UpstreamUnreachable | UpstreamFailed(_) | UpstreamBroke | UpstreamStalled | UpstreamTimeout | UpstreamGarbled
-            | NotContinuable | Poison => Side::Upstream,
+            UpstreamUnreachable | UpstreamFailed(_) | UpstreamBroke | UpstreamStalled | UpstreamTimeout
+            | UpstreamGarbled | NotContinuable | Poison => Side::Upstream,
             _ => Side::Downstream,
         }
     }
@@ -373,7 +388,12 @@ impl FaultKind {
         use FaultKind::*;
         matches!(
             self,
-            UpstreamUnreachable | UpstreamFailed(_) | UpstreamBroke | UpstreamStalled | UpstreamTimeout | UpstreamGarbled
+            UpstreamUnreachable
+                | UpstreamFailed(_)
+                | UpstreamBroke
+                | UpstreamStalled
+                | UpstreamTimeout
+                | UpstreamGarbled
         )
     }
 
@@ -403,15 +423,25 @@ struct Said {
 impl Said {
     fn read(body: &[u8]) -> Said {
         let Ok(Value::Object(top)) = serde_json::from_slice::<Value>(body) else {
-            return Said { message: plain_text(body), ..Said::default() };
+            return Said {
+                message: plain_text(body),
+                ..Said::default()
+            };
         };
         // vLLM before 0.10 and its neighbours put the fields at the top level, beside `"object":"error"`.
-        let flat = top.get("object").is_some_and(|object| object == "error") || top.get("type").is_some_and(|t| t == "error");
+        let flat =
+            top.get("object").is_some_and(|object| object == "error") || top.get("type").is_some_and(|t| t == "error");
         match top.get("error") {
             Some(Value::Object(error)) => Said::of(error),
-            Some(Value::String(text)) => Said { message: Some(presentable(text)), ..Said::default() },
+            Some(Value::String(text)) => Said {
+                message: Some(presentable(text)),
+                ..Said::default()
+            },
             _ if flat => Said::of(&top),
-            _ => Said { message: top.get("detail").and_then(Value::as_str).map(presentable), ..Said::default() },
+            _ => Said {
+                message: top.get("detail").and_then(Value::as_str).map(presentable),
+                ..Said::default()
+            },
         }
     }
 
@@ -421,7 +451,10 @@ impl Said {
             structured: true,
             message: text("message").filter(|message| !message.is_empty()).map(presentable),
             param: text("param").map(|param| clip(param.strip_prefix("body.").unwrap_or(param), 256).to_owned()),
-            status: error.get("code").and_then(Value::as_u64).and_then(|code| u16::try_from(code).ok()),
+            status: error
+                .get("code")
+                .and_then(Value::as_u64)
+                .and_then(|code| u16::try_from(code).ok()),
             kind: text("type").unwrap_or_default().to_owned(),
         }
     }
@@ -462,9 +495,14 @@ fn plain_text(body: &[u8]) -> Option<String> {
 fn presentable(message: &str) -> String {
     // The frame is `\n\n  File "…", line N, in f\n    POST … [the same error again]`; newlines of quoted values are escaped there.
     let frame = message.match_indices('\n').find(|(at, _)| {
-        message.get(*at..).is_some_and(|rest| rest.trim_start().starts_with("File \"") && rest.contains("\", line "))
+        message
+            .get(*at..)
+            .is_some_and(|rest| rest.trim_start().starts_with("File \"") && rest.contains("\", line "))
     });
-    let shown = message.get(..frame.map_or(message.len(), |(at, _)| at)).unwrap_or(message).trim_end();
+    let shown = message
+        .get(..frame.map_or(message.len(), |(at, _)| at))
+        .unwrap_or(message)
+        .trim_end();
     without_paths(clip(shown, UPSTREAM_MESSAGE_LIMIT_BYTES))
 }
 
