@@ -6,10 +6,12 @@
 //! [`Edits`] (a place and its new text) and [`rebuild`] (an object with some members replaced, dropped or added).
 //! Legacy completions have the same frame with `text` for a delta: see `completions`.
 
+mod calls;
 mod walk;
 
 use std::borrow::Cow;
 
+pub use calls::{CallDelta, call_deltas};
 pub use walk::{Malformed, Span};
 use walk::{Walk, Walked};
 
@@ -180,6 +182,24 @@ pub fn unquote(token: &str) -> Result<Cow<'_, str>, Malformed> {
 pub fn quote(text: &str, out: &mut Vec<u8>) {
     // Writing a str to memory can't fail.
     let _ = serde_json::to_writer(out, text);
+}
+
+/// The value of member `name` of `object`, unless it is null or absent.
+///
+/// # Errors
+/// [`Malformed`] if `object` isn't a JSON object.
+pub fn member<'a>(object: &'a str, name: &str) -> Result<Option<&'a str>, Malformed> {
+    let mut walk = Walk::new(object);
+    let mut first = true;
+    let mut found = None;
+    walk.expect(b'{')?;
+    while let Some(key) = walk.member(&mut first)? {
+        let value = walk.unless_null()?;
+        if key == name {
+            found = value;
+        }
+    }
+    Ok(found.map(|span| span.of(object)))
 }
 
 /// What becomes of one member of a rebuilt object.
