@@ -19,6 +19,9 @@ const CONTENT_DEPTH_LIMIT: u32 = 8;
 /// How much of a prompt that isn't a conversation counts as its beginning, in bytes.
 const PROMPT_HEAD_BYTES: usize = 2048;
 
+/// How much of a message's head, and of its tail, is hashed.
+const HASHED_BYTES: usize = 4096;
+
 /// Collects what the prompt says while the walk passes over it.
 pub(super) struct Prompt {
     media: Media,
@@ -224,9 +227,14 @@ impl Start {
     }
 }
 
+/// Of the length, the head and the tail: a first message may hold a 5 MB image, and hashing all of it tells no more.
 fn hash(raw: &str) -> u64 {
+    let bytes = raw.as_bytes();
+    let tail = bytes.len().saturating_sub(HASHED_BYTES).max(HASHED_BYTES);
     let mut state = conversation_hasher();
-    state.write(raw.as_bytes());
+    state.write_u64(bytes.len() as u64);
+    state.write(bytes.get(..HASHED_BYTES).unwrap_or(bytes));
+    state.write(bytes.get(tail..).unwrap_or_default());
     state.finish()
 }
 
