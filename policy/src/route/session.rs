@@ -19,7 +19,7 @@ use crate::protocol::fault::clip;
 pub const SESSION_VALUE_LIMIT_BYTES: usize = 256;
 
 /// Seed of all session hashes. A constant of ours: changing it moves every session once.
-const SEED: u64 = 0x51_u64.rotate_left(56) ^ 0x6c75_6963_6500_0001;
+const SEED: u64 = 0x736c_7569_6365_0001;
 
 /// Which conversation a request belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -6,21 +6,24 @@
 //! A key that is judged must not be repeated in its object: JSON readers differ in which one they take, and what was judged
 //! must be what vLLM reads. Where next: `skim` (the walk), `fault` (the refusals), `route::session` (what the body says of it).
 
-mod chat;
 mod edit;
 mod media;
+mod prompt;
 mod read;
 mod route;
+mod tools;
 
 use bytes::Bytes;
 
 pub use self::edit::Edit;
 pub use self::read::read;
 pub use self::route::{Endpoint, find, route};
+use crate::protocol::fault::{Fault, FaultKind};
+use crate::protocol::skim::{SkimError, Text};
 use crate::route::session::SessionSource;
 
 /// What the gateway knows of a request after one walk over its body.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Ask {
     /// What is asked of.
     pub endpoint: Endpoint,
@@ -160,10 +163,103 @@ impl Grants {
 }
 
 impl Ask {
+    /// An ask of which nothing is known yet: all defaults.
+    fn blank(endpoint: Endpoint, body: Bytes) -> Ask {
+        Ask {
+            endpoint,
+            body,
+            model: None,
+            stream: false,
+            include_usage: false,
+            continuous_usage: false,
+            n: 1,
+            max_tokens: None,
+            tools: None,
+            tool_count: 0,
+            tool_choice: ToolChoice::Absent,
+            strict_tools: false,
+            parallel_tool_calls: true,
+            response_format: false,
+            logprobs: false,
+            thinking: None,
+            session: BodySession::default(),
+            messages: 0,
+            images: false,
+            prompt_bytes: 0,
+            fields: edit::Fields::default(),
+        }
+    }
+
     /// The body for the upstream: slices of the received one with the edits between them, never a re-serialisation.
     ///
-    /// `priority` is the gateway's (B4): it is removed unless an edit sets it. Edits name different keys; of several for one key the last one wins.
+    /// `priority` is the gateway's (B4): it is removed unless an edit sets it. Of several edits of one key the last wins, and one of
+    /// the whole member beats [`Edit::SetIn`].
     pub fn upstream_body(&self, edits: &[Edit<'_>]) -> Vec<Bytes> {
-        edit::splice(&self.body, &self.fields, edits)
+        const NO_PRIORITY: &Edit<'static> = &Edit::Remove("priority");
+        let mut edits: Vec<&Edit<'_>> = edits.iter().collect();
+        if !edits.iter().any(|edit| edit.key() == NO_PRIORITY.key()) {
+            edits.push(NO_PRIORITY);
+        }
+        edit::splice(&self.body, &self.fields, &edits)
+    }
+
+    /// Raw JSON of a top-level member, as received: for what only one stage looks at.
+    pub fn raw(&self, key: &str) -> Option<Bytes> {
+        self.fields.value(&self.body, key)
+    }
+}
+
+/// Without the body and what was decoded of it: prompts never reach a log by a stray `{:?}`.
+impl std::fmt::Debug for Ask {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ask")
+            .field("endpoint", &self.endpoint)
+            .field("model", &self.model)
+            .field("stream", &self.stream)
+            .field("n", &self.n)
+            .field("max_tokens", &self.max_tokens)
+            .field("messages", &self.messages)
+            .field("tool_count", &self.tool_count)
+            .field("body_bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A body that isn't JSON is refused here: what vLLM says about it differs by version, up to a 500.
+impl From<SkimError> for Fault {
+    fn from(error: SkimError) -> Fault {
+        let message = match error {
+            SkimError::Depth { .. } => format!("The request body is {error} (limit json_depth)."),
+            _ => format!("The request body is not valid JSON: {error}."),
+        };
+        Fault::new(FaultKind::BadRequest, message)
+    }
+}
+
+/// Which judged keys of one object have been seen, by their place in its list of judged keys.
+#[derive(Default)]
+struct Seen(u64);
+
+impl Seen {
+    /// # Errors
+    /// A bad request naming the key if it comes a second time.
+    fn once(&mut self, index: u32, key: &Text<'_>, path: impl FnOnce() -> String) -> Result<(), Fault> {
+        let bit = 1u64 << (index % 64);
+        if self.0 & bit == 0 {
+            self.0 |= bit;
+            return Ok(());
+        }
+        let name: String = key.chars().take(64).collect();
+        let param = match path() {
+            path if path.is_empty() => name.clone(),
+            path => format!("{path}.{name}"),
+        };
+        Err(Fault::bad_request(
+            param,
+            format!(
+                "The key `{name}` is repeated in its object at byte {}.",
+                key.span().start
+            ),
+        ))
     }
 }
