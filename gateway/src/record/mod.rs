@@ -121,7 +121,11 @@ impl Warmth {
     pub fn of(cached_tokens: Option<u64>, prompt_tokens: Option<u64>) -> Self {
         match (cached_tokens, prompt_tokens) {
             (Some(cached), Some(prompt)) if prompt > 0 => {
-                if cached.saturating_mul(2) >= prompt { Self::Warm } else { Self::Cold }
+                if cached.saturating_mul(2) >= prompt {
+                    Self::Warm
+                } else {
+                    Self::Cold
+                }
             }
             _ => Self::Unknown,
         }
@@ -180,7 +184,10 @@ impl RecordConfig {
             return setting("max_bytes", "must be at least 1048576 (1 MiB)");
         }
         if self.max_age.is_zero() {
-            return setting("max_age", "must be longer than nothing; `enabled = false` switches records off");
+            return setting(
+                "max_age",
+                "must be longer than nothing; `enabled = false` switches records off",
+            );
         }
         if self.path.as_os_str().is_empty() {
             return setting("path", "must not be empty");
@@ -239,9 +246,14 @@ pub fn open(config: &RecordConfig, state_dir: &Path) -> Result<Recorder, RecordE
     if !config.enabled {
         return Ok(Recorder::off());
     }
-    let limits = retention::Limits { max_age: config.max_age, max_bytes: config.max_bytes };
+    let limits = retention::Limits {
+        max_age: config.max_age,
+        max_bytes: config.max_bytes,
+    };
     let writer = writer::Writer::start(config.file(state_dir), limits, config.queue_rows)?;
-    Ok(Recorder { writer: Some(Arc::new(writer)) })
+    Ok(Recorder {
+        writer: Some(Arc::new(writer)),
+    })
 }
 
 /// Handle to the writer; clones are cheap. When the last one is dropped, what is queued is written, for 2 s at most.
@@ -272,13 +284,21 @@ impl Recorder {
 
     /// What became of the rows so far.
     pub fn counts(&self) -> Counts {
-        self.writer.as_ref().map_or_else(Counts::default, |writer| writer.counts())
+        self.counting()()
+    }
+
+    /// [`Self::counts`] for one who must not keep the writer alive, like the metrics.
+    pub fn counting(&self) -> impl Fn() -> Counts + Send + Sync + use<> {
+        let shared = self.writer.as_ref().map(|writer| writer.shared());
+        move || shared.as_ref().map_or_else(Counts::default, |shared| shared.counts())
     }
 }
 
 impl std::fmt::Debug for Recorder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Recorder").field("counts", &self.counts()).finish_non_exhaustive()
+        f.debug_struct("Recorder")
+            .field("counts", &self.counts())
+            .finish_non_exhaustive()
     }
 }
 

@@ -82,8 +82,14 @@ pub(super) const COLUMNS: [&str; 36] = [
 
 /// Opens the file for writing: made with mode 0600 if missing, WAL, schema up to date.
 pub(super) fn open_write(path: &Path) -> Result<Connection, RecordError> {
-    create_private(path).map_err(|cause| RecordError::File { path: path.to_owned(), cause })?;
-    let database = |cause| RecordError::Database { path: path.to_owned(), cause };
+    create_private(path).map_err(|cause| RecordError::File {
+        path: path.to_owned(),
+        cause,
+    })?;
+    let database = |cause| RecordError::Database {
+        path: path.to_owned(),
+        cause,
+    };
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(path, flags).map_err(database)?;
     db.busy_timeout(BUSY).map_err(database)?;
@@ -100,7 +106,10 @@ pub(super) fn open_read(path: &Path) -> Result<Connection, RecordError> {
     if !path.exists() {
         return Err(RecordError::Missing(path.to_owned()));
     }
-    let database = |cause| RecordError::Database { path: path.to_owned(), cause };
+    let database = |cause| RecordError::Database {
+        path: path.to_owned(),
+        cause,
+    };
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags).map_err(database)?;
     db.busy_timeout(BUSY).map_err(database)?;
@@ -137,8 +146,16 @@ pub(super) fn insert_sql() -> String {
 /// The select list for [`read`]; what an older file lacks reads as NULL.
 pub(super) fn select_list(db: &Connection) -> rusqlite::Result<String> {
     let mut info = db.prepare("SELECT name FROM pragma_table_info('requests')")?;
-    let present = info.query_map([], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
-    let column = |name: &&str| if present.iter().any(|p| p == name) { (*name).to_owned() } else { format!("NULL AS {name}") };
+    let present = info
+        .query_map([], |row| row.get::<_, String>(0))?
+        .collect::<rusqlite::Result<Vec<_>>>()?;
+    let column = |name: &&str| {
+        if present.iter().any(|p| p == name) {
+            (*name).to_owned()
+        } else {
+            format!("NULL AS {name}")
+        }
+    };
     Ok(COLUMNS.iter().map(column).collect::<Vec<_>>().join(", "))
 }
 
@@ -240,7 +257,10 @@ impl Binder<'_, '_> {
     }
 
     fn text(&mut self, value: &str) -> rusqlite::Result<()> {
-        let end = (0..=TEXT_LIMIT_BYTES.min(value.len())).rev().find(|end| value.is_char_boundary(*end)).unwrap_or(0);
+        let end = (0..=TEXT_LIMIT_BYTES.min(value.len()))
+            .rev()
+            .find(|end| value.is_char_boundary(*end))
+            .unwrap_or(0);
         self.put(value.get(..end).unwrap_or_default())
     }
 
@@ -290,7 +310,13 @@ fn create_private(path: &Path) -> std::io::Result<()> {
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
-    let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)?;
     if file.metadata()?.permissions().mode() & 0o077 != 0 {
         file.set_permissions(fs::Permissions::from_mode(0o600))?;
     }

@@ -47,7 +47,10 @@ pub(super) struct Writer {
 impl Writer {
     /// Starts the thread. The file is opened there, so that a bad one can't fail the start.
     pub(super) fn start(path: PathBuf, limits: Limits, queue_rows: usize) -> Result<Self, RecordError> {
-        let shared = Arc::new(Shared { queue_rows, ..Shared::default() });
+        let shared = Arc::new(Shared {
+            queue_rows,
+            ..Shared::default()
+        });
         let thread = Thread::new(Arc::clone(&shared), path.clone(), limits);
         std::thread::Builder::new()
             .name("records".to_owned())
@@ -91,16 +94,8 @@ impl Writer {
         queue.settled >= target
     }
 
-    pub(super) fn counts(&self) -> Counts {
-        let queue = self.shared.lock();
-        let queued = queue.accepted.saturating_sub(queue.settled);
-        drop(queue);
-        Counts {
-            written: self.shared.written.load(Ordering::Relaxed),
-            shed: self.shared.shed.load(Ordering::Relaxed),
-            queued,
-            failures: self.shared.failures.load(Ordering::Relaxed),
-        }
+    pub(super) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
     }
 }
 
@@ -124,7 +119,7 @@ impl Drop for Writer {
 
 /// What the handles and the thread share.
 #[derive(Default)]
-struct Shared {
+pub(super) struct Shared {
     queue: Mutex<Queue>,
     /// The thread waits here for rows, a flush, or the end.
     work: Condvar,
@@ -149,6 +144,18 @@ struct Queue {
 }
 
 impl Shared {
+    pub(super) fn counts(&self) -> Counts {
+        let queue = self.lock();
+        let queued = queue.accepted.saturating_sub(queue.settled);
+        drop(queue);
+        Counts {
+            written: self.written.load(Ordering::Relaxed),
+            shed: self.shed.load(Ordering::Relaxed),
+            queued,
+            failures: self.failures.load(Ordering::Relaxed),
+        }
+    }
+
     /// No code panics while it holds the lock; if it did, the queue would still be whole.
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -244,7 +251,15 @@ enum Failure {
 impl Thread {
     fn new(shared: Arc<Shared>, path: PathBuf, limits: Limits) -> Self {
         let next_retention = Instant::now();
-        Self { shared, path, limits, open: None, next_retention, rows_since_retention: 0, last_log: None }
+        Self {
+            shared,
+            path,
+            limits,
+            open: None,
+            next_retention,
+            rows_since_retention: 0,
+            last_log: None,
+        }
     }
 
     fn run(mut self) {
@@ -301,13 +316,20 @@ impl Thread {
                 Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig)
             );
             let error = RecordError::Database { path, cause };
-            if rows { Failure::Rows(error) } else { Failure::Database(error) }
+            if rows {
+                Failure::Rows(error)
+            } else {
+                Failure::Database(error)
+            }
         })
     }
 
     /// The connection, a new one if the last failed or its file is no longer the one at our path.
     fn connect(&mut self) -> Result<&mut Open, RecordError> {
-        let kept = self.open.take().filter(|open| open.file.is_some() && open.file == identity(&self.path));
+        let kept = self
+            .open
+            .take()
+            .filter(|open| open.file.is_some() && open.file == identity(&self.path));
         let open = match kept {
             Some(open) => open,
             None => Open {
