@@ -1,0 +1,4 @@
+//! To come.
+use super::Record;
+/// A row.
+pub type Row = Record<String>;
