@@ -62,7 +62,7 @@ pub struct ReplicaConfig {
     /// `["vllm"]`.
     #[serde(default = "default_command")]
     pub command: Vec<String>,
-    /// `simulated`: whose speed it imitates, `h100` (default) or `2x4090`.
+    /// `simulated`: whose speed it imitates, `h100` (default) or `rtx4090x2`.
     #[serde(default)]
     pub gpu: SimulatedGpu,
 }
@@ -91,8 +91,8 @@ pub enum SimulatedGpu {
     #[serde(rename = "h100")]
     H100,
     /// Two RTX 4090.
-    #[serde(rename = "2x4090")]
-    TwoRtx4090,
+    #[serde(rename = "rtx4090x2")]
+    Rtx4090x2,
 }
 
 impl ReplicaConfig {

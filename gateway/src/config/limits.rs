@@ -28,7 +28,7 @@ pub struct LimitsConfig {
     #[serde(with = "duration")]
     pub body_time: Duration,
     /// Nesting of objects and arrays in a body. Default 128; above: 400.
-    pub json_depth: usize,
+    pub json_depth: u32,
     /// Request bodies held in memory, all requests together. 0 (default) = 1 GiB or a quarter of the memory, whichever is
     /// less; above: 503. See [`LimitsConfig::buffered`].
     #[serde(with = "size")]
@@ -41,8 +41,8 @@ pub struct LimitsConfig {
     pub held_call_bytes: u64,
     /// Answers that one request may ask for (`n`). Default 16; above: 400.
     pub n: u32,
-    /// Tokens that one request may ask for (`max_tokens`, `max_completion_tokens`). Default 1,048,576; above: 400. vLLM has
-    /// its own bound, the model's length.
+    /// Tokens that one request may ask for (`max_tokens`, `max_completion_tokens`). Default 1,000,000, above any model's
+    /// context, so that only nonsense is caught; above: 400.
     pub max_tokens: u64,
     /// A grammar or schema that guides the answer (`response_format`, `structured_outputs`). Default 256 KiB; above: 400.
     /// Danger: vLLM compiles it on the engine's CPU, a large one delays everybody.
@@ -63,7 +63,7 @@ impl Default for LimitsConfig {
             sse_event_bytes: 16 << 20,
             held_call_bytes: 4 << 20,
             n: 16,
-            max_tokens: 1 << 20,
+            max_tokens: 1_000_000,
             grammar_bytes: 256 << 10,
         }
     }

@@ -15,38 +15,36 @@ use super::{duration, size};
 pub struct RecordsConfig {
     /// Default true. Without records `sluice requests` and `sluice stats` find nothing; metrics stay. Needs a restart.
     pub enabled: bool,
-    /// The database. Empty (default) = `records.sqlite` in the state folder. Danger: not on a network file system, its locks
-    /// don't hold there. Needs a restart.
-    pub file: PathBuf,
-    /// Rows that may wait for the writer. Default 4,096; more are shed and counted, a request never waits. Needs a restart.
-    pub queue: usize,
-    /// Older rows are deleted. Default 30 d, 0 = kept for ever. Needs a restart.
+    /// The SQLite file; a relative path is taken from the state folder. Default `requests.db`. Danger: not on a network file
+    /// system, its locks don't hold there. Needs a restart.
+    pub path: PathBuf,
+    /// Rows that started longer ago are deleted. Default 30 d. Needs a restart.
     #[serde(with = "duration")]
-    pub keep: Duration,
-    /// Above this size of the database the oldest rows are deleted. Default 1 GiB, 0 = no bound. Needs a restart.
+    pub max_age: Duration,
+    /// Above this size of the file the oldest rows are deleted. Default 1 GiB (some 3 million rows), at least 1 MiB. Needs a
+    /// restart.
     #[serde(with = "size")]
     pub max_bytes: u64,
+    /// Finished requests that may wait for the writer. Default 10,000; more are shed and counted, a request never waits. Needs
+    /// a restart.
+    pub queue_rows: usize,
 }
 
 impl Default for RecordsConfig {
     fn default() -> Self {
         Self {
             enabled: true,
-            file: PathBuf::new(),
-            queue: 4_096,
-            keep: Duration::from_secs(30 * 86_400),
+            path: PathBuf::from("requests.db"),
+            max_age: Duration::from_secs(30 * 86_400),
             max_bytes: 1 << 30,
+            queue_rows: 10_000,
         }
     }
 }
 
 impl RecordsConfig {
-    /// The database in effect.
-    pub fn path(&self, state_folder: &Path) -> PathBuf {
-        if self.file.as_os_str().is_empty() {
-            state_folder.join("records.sqlite")
-        } else {
-            self.file.clone()
-        }
+    /// The file in effect.
+    pub fn file(&self, state_folder: &Path) -> PathBuf {
+        state_folder.join(&self.path)
     }
 }

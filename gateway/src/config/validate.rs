@@ -12,12 +12,14 @@ const NAME_CHARS_MAX: usize = 64;
 const HEADER_BYTES_MIN: u64 = 8 << 10;
 /// vLLM's HTTP server closes an idle connection after this time.
 const VLLM_IDLE: Duration = Duration::from_secs(5);
+/// An empty database has a few pages already, and retention works in slices of rows.
+const RECORDS_BYTES_MIN: u64 = 1 << 20;
 /// More threads than this is a slip.
 const THREADS_MAX: usize = 1_024;
 /// More attempts than this only delay the error.
 const ATTEMPTS_MAX: u32 = 10;
-/// Deeper bodies are an attack; every scan of a body counts depth in a `u16`.
-const JSON_DEPTH_MAX: usize = 1_024;
+/// Deeper bodies are an attack.
+const JSON_DEPTH_MAX: u32 = 1_024;
 
 /// One finding, by the path of its key.
 #[derive(Debug)]
@@ -40,6 +42,7 @@ pub(super) fn check(config: &Config, overrides: &Overrides) -> Vec<Finding> {
     limits(config, &mut findings);
     auth(config, &mut findings);
     admin(config, &mut findings);
+    records(config, &mut findings);
     log(config, &mut findings);
     upstream(config, &mut findings);
     backends(config, &mut findings);
@@ -151,7 +154,7 @@ fn limits(config: &Config, findings: &mut Findings<'_>) {
     let counts = [
         ("limits.header_count", limits.header_count as u64),
         ("limits.body_bytes", limits.body_bytes),
-        ("limits.json_depth", limits.json_depth as u64),
+        ("limits.json_depth", u64::from(limits.json_depth)),
         ("limits.sse_event_bytes", limits.sse_event_bytes),
         ("limits.held_call_bytes", limits.held_call_bytes),
         ("limits.n", u64::from(limits.n)),
@@ -211,6 +214,31 @@ fn admin(config: &Config, findings: &mut Findings<'_>) {
         findings
             .add("admin.listen", format!("the clients' listener has {s} already"))
             .help("give it a port of its own, as 127.0.0.1:5003");
+    }
+}
+
+fn records(config: &Config, findings: &mut Findings<'_>) {
+    let records = &config.records;
+    if records.queue_rows == 0 {
+        findings
+            .add("records.queue_rows", "0 would shed every row")
+            .help("`enabled = false` switches records off");
+    }
+    if records.max_age.is_zero() {
+        findings
+            .add("records.max_age", "0 would keep nothing")
+            .help("`enabled = false` switches records off");
+    }
+    if records.max_bytes < RECORDS_BYTES_MIN {
+        findings.add(
+            "records.max_bytes",
+            format!("{} is less than 1 MiB", size::format(records.max_bytes)),
+        );
+    }
+    if records.path.as_os_str().is_empty() {
+        findings
+            .add("records.path", "the database has no name")
+            .help("the default is \"requests.db\", in the state folder");
     }
 }
 
