@@ -113,7 +113,7 @@ pub fn replicas(fleet: &Fleet) -> Vec<Value> {
         .map(|(backend, replica)| {
             value!({
                 "name": &*replica.name,
-                "model": &*backend.model,
+                "model": &*backend.model(),
                 "state": state(replica.readiness(), replica.is_resting()),
                 "simulated": replica.simulated,
                 "in_flight": replica.in_flight(),
@@ -125,15 +125,17 @@ pub fn replicas(fleet: &Fleet) -> Vec<Value> {
 /// `/v1/models` entries of a backend: its id and its aliases.
 fn cards(backend: &Backend) -> Vec<Value> {
     let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    std::iter::once(&*backend.model)
+    let model = backend.model();
+    std::iter::once(model.as_str())
         .chain(backend.aliases.iter().map(String::as_str))
+        .filter(|id| !id.is_empty())
         .map(|id| {
             value!({
                 "id": id,
                 "object": "model",
                 "created": created,
                 "owned_by": "sluice",
-                "root": &*backend.model,
+                "root": &*model,
                 "parent": null,
             })
         })

@@ -63,11 +63,11 @@ impl Account {
 
     /// Where it goes.
     pub fn planned(&mut self, backend: &Backend, session: &SessionKey) {
-        self.record.model = backend.model.to_string();
+        self.record.model = backend.model().to_string();
         self.record.profile = backend.profile.to_string();
         self.record.session_hash = Some(session.hash);
         self.record.session_source = Some(session.source.as_str());
-        self._in_flight = Some(self.books.metrics.begin(&backend.model));
+        self._in_flight = Some(self.books.metrics.in_flight(&self.record.model));
     }
 
     /// Attempts so far.

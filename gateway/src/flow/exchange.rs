@@ -71,7 +71,7 @@ impl Exchange {
 
     /// The body as this replica should get it.
     pub fn upstream_body(&self, replica: &Replica) -> Vec<Bytes> {
-        plan::upstream_body(&self.ask, &self.wishes, &self.backend, replica)
+        plan::upstream_body(&self.ask, &self.wishes, replica)
     }
 
     /// Each attempt has an id of its own: some versions of vLLM refuse an id that still runs.

@@ -63,10 +63,6 @@ pub struct FlowConfig {
     pub reasoning: bool,
     /// All parsing is left to vLLM.
     pub engine_parsing: bool,
-    /// Largest upstream event.
-    pub event_bytes: usize,
-    /// Largest held call.
-    pub held_call_bytes: usize,
 }
 
 /// What every request uses.
@@ -119,9 +115,9 @@ impl Flow {
         let fleet = self.fleet.load();
         let backend = fleet.backend(ask.model.as_deref()).ok_or_else(|| model_unknown(&fleet, ask.model.as_deref()))?;
         if let Some(identity) = &call.identity
-            && !identity.may_use(&backend.model)
+            && !identity.may_use(&backend.model())
         {
-            let message = format!("This key may not use the model `{}`.", backend.model);
+            let message = format!("This key may not use the model `{}`.", backend.model());
             return Err(Fault::new(FaultKind::KeyForbidden, message));
         }
         let headers = &call.head.headers;
@@ -154,8 +150,6 @@ fn wishes(ask: &ask::Ask, headers: &HeaderMap, config: &FlowConfig) -> Wishes {
         names: config.names,
         show_verdicts: headers.get("x-sluice-verdicts").is_some_and(|value| value == "1"),
         id_seed: ids::random(),
-        event_bytes: config.event_bytes,
-        held_call_bytes: config.held_call_bytes,
     }
 }
 

@@ -11,13 +11,14 @@
 use bytes::Bytes;
 use serde_json::value::RawValue;
 use sluice_policy::protocol::ask::{Ask, Edit, Endpoint, ToolChoice};
-use sluice_policy::tool_call::ToolSet;
+use sluice_policy::reasoning::Thinking;
+use sluice_policy::tool_call::{Bare, ToolSet};
 use sluice_policy::turn::{AnswerPlan, ReasoningNames, ReasoningPlan, Surface, ToolPlan};
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::upstream::replica::ToolSetup;
-use crate::upstream::{Backend, Replica};
+use crate::upstream::Replica;
 
 /// What is the same for all replicas.
 pub struct Wishes {
@@ -33,10 +34,6 @@ pub struct Wishes {
     pub show_verdicts: bool,
     /// Seed of the call ids.
     pub id_seed: u64,
-    /// Largest upstream event.
-    pub event_bytes: usize,
-    /// Largest held call.
-    pub held_call_bytes: usize,
 }
 
 /// Who finds the calls of this request on this replica.
@@ -74,9 +71,10 @@ pub fn answer(ask: &Ask, wishes: &Wishes, replica: &Replica) -> AnswerPlan {
     let tools = tools(ask, wishes, replica.tool_setup());
     AnswerPlan {
         surface: if chat { Surface::Chat } else { Surface::Completions },
-        reasoning: if chat && wishes.reasoning { ReasoningPlan::qwen3(ask.thinking) } else { ReasoningPlan::Off },
+        reasoning: if chat && wishes.reasoning { ReasoningPlan::Qwen3(thinking(ask)) } else { ReasoningPlan::Off },
         tools: match (tools, &wishes.tools) {
-            (Tools::Scan | Tools::Guided, Some(set)) => ToolPlan::Scan(set.clone()),
+            (Tools::Scan, Some(set)) => ToolPlan::Scan { tools: set.clone(), bare: bare(ask) },
+            (Tools::Guided, Some(set)) => ToolPlan::Scan { tools: set.clone(), bare: Bare::Calls },
             (Tools::Engine, _) => ToolPlan::Engine,
             _ => ToolPlan::Off,
         },
@@ -89,11 +87,40 @@ pub fn answer(ask: &Ask, wishes: &Wishes, replica: &Replica) -> AnswerPlan {
     }
 }
 
+/// The stages of an answer that no replica has begun: nothing enters them.
+pub fn unknown(wishes: &Wishes) -> AnswerPlan {
+    AnswerPlan {
+        surface: Surface::Chat,
+        reasoning: ReasoningPlan::Off,
+        tools: ToolPlan::Off,
+        parallel_tool_calls: true,
+        include_usage: false,
+        show_verdicts: false,
+        names: wishes.names,
+        simulated: false,
+        id_seed: wishes.id_seed,
+    }
+}
+
+fn thinking(ask: &Ask) -> Thinking {
+    match ask.thinking {
+        Some(true) => Thinking::On,
+        Some(false) => Thinking::Off,
+        None => Thinking::Unknown,
+    }
+}
+
+/// Bare JSON is a call only where nobody asked for JSON (B22).
+fn bare(ask: &Ask) -> Bare {
+    if ask.response_format { Bare::Text } else { Bare::Calls }
+}
+
 /// The body for this replica: slices of the received one with our edits between them.
-pub fn upstream_body(ask: &Ask, wishes: &Wishes, backend: &Backend, replica: &Replica) -> Vec<Bytes> {
+pub fn upstream_body(ask: &Ask, wishes: &Wishes, replica: &Replica) -> Vec<Bytes> {
     let mut edits: Vec<Edit<'_>> = Vec::with_capacity(4);
-    if ask.model.as_deref() != Some(&*backend.upstream_model) && !ask.body.is_empty() {
-        edits.push(Edit::Set("model", json_string(&backend.upstream_model)));
+    let model = replica.model();
+    if !model.is_empty() && ask.model.as_deref() != Some(model.as_str()) && !ask.body.is_empty() {
+        edits.push(Edit::Set("model", json_string(&model)));
     }
     if matches!(ask.endpoint, Endpoint::ChatCompletions | Endpoint::Completions) && ask.stream && !ask.include_usage {
         edits.push(Edit::SetIn("stream_options", "include_usage", Cow::Borrowed(b"true")));

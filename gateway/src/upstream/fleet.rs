@@ -8,6 +8,7 @@
 //! in front of the same fleet agree. Load bound: "consistent hashing with bounded loads" (Mirrokni, Thorup, Zadimoghaddam,
 //! 2016) with a share of 1.25: no replica takes a new session while it carries more than 1.25 × the mean.
 
+use arc_swap::ArcSwap;
 use moka::sync::Cache;
 use pingora_ketama::{Bucket, Continuum};
 use sha2::{Digest, Sha256};
@@ -69,27 +70,23 @@ pub struct SessionLimits {
 pub struct Backend {
     /// Its name in the configuration.
     pub name: Arc<str>,
-    /// The id that clients ask for.
-    pub model: Arc<str>,
-    /// The id that vLLM knows.
-    pub upstream_model: Arc<str>,
     /// Other ids for it.
     pub aliases: Vec<String>,
     /// The launch profile's name, for the record.
     pub profile: Arc<str>,
     /// Its replicas.
     pub replicas: Vec<Arc<Replica>>,
+    model: ArcSwap<String>,
     ring: Continuum,
     places: HashMap<SocketAddr, usize>,
     sessions: Cache<u64, u16>,
 }
 
 impl Backend {
-    /// With its ring built.
+    /// With its ring built. An empty `model` is learned from the first replica that is ready.
     pub fn new(
         name: &str,
         model: &str,
-        upstream_model: &str,
         aliases: Vec<String>,
         profile: &str,
         replicas: Vec<Arc<Replica>>,
@@ -101,8 +98,7 @@ impl Backend {
         buckets.sort();
         Backend {
             name: name.into(),
-            model: model.into(),
-            upstream_model: upstream_model.into(),
+            model: ArcSwap::from_pointee(model.to_owned()),
             aliases,
             profile: profile.into(),
             ring: Continuum::new(&buckets),
@@ -110,6 +106,23 @@ impl Backend {
             replicas,
             sessions: Cache::builder().max_capacity(limits.count).time_to_idle(limits.idle).build(),
         }
+    }
+
+    /// The id that clients ask for; empty until it is known.
+    pub fn model(&self) -> Arc<String> {
+        self.model.load_full()
+    }
+
+    /// Learned from a replica, where the configuration names none.
+    pub fn learn_model(&self, model: &str) {
+        if self.model.load().is_empty() {
+            self.model.store(Arc::new(model.to_owned()));
+        }
+    }
+
+    /// Clients may ask for it by this id.
+    pub fn answers_to(&self, model: &str) -> bool {
+        self.model.load().as_str() == model || self.aliases.iter().any(|alias| alias == model)
     }
 
     /// The replica for a session, leaving out those `tried`. `None` if nothing usable is left.
@@ -208,10 +221,7 @@ impl Fleet {
     /// By model id or alias; with no model given, the only backend.
     pub fn backend(&self, model: Option<&str>) -> Option<&Arc<Backend>> {
         match model {
-            Some(model) => self
-                .backends
-                .iter()
-                .find(|b| &*b.model == model || b.aliases.iter().any(|alias| alias == model)),
+            Some(model) => self.backends.iter().find(|backend| backend.answers_to(model)),
             None => match self.backends.as_slice() {
                 [only] => Some(only),
                 _ => None,
@@ -221,7 +231,8 @@ impl Fleet {
 
     /// Ids that clients may ask for, aliases included.
     pub fn model_ids(&self) -> Vec<String> {
-        self.backends.iter().flat_map(|b| std::iter::once(b.model.to_string()).chain(b.aliases.iter().cloned())).collect()
+        let ids = self.backends.iter().flat_map(|b| std::iter::once(b.model().to_string()).chain(b.aliases.iter().cloned()));
+        ids.filter(|id| !id.is_empty()).collect()
     }
 
     /// Every replica of every backend.
@@ -244,7 +255,7 @@ mod tests {
             })
             .collect();
         let limits = SessionLimits { idle: Duration::from_secs(60), count: 1000 };
-        Backend::new("b", "m", "m", vec![], "p", replicas, limits)
+        Backend::new("b", "m", vec![], "p", replicas, limits)
     }
 
     #[test]

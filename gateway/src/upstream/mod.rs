@@ -7,7 +7,8 @@
 pub mod client;
 /// Backends with their replicas, and the choice between them.
 pub mod fleet;
-// pub mod probe;
+/// How a replica takes tool requests, asked when it becomes ready.
+pub mod probe;
 /// One running vLLM.
 pub mod replica;
 

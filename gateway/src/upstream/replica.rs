@@ -3,11 +3,11 @@
 //! The supervisor and the probes write its state, `fleet` reads it. Everything here is an atomic or swapped as a whole:
 //! a request never waits for another one.
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use http::HeaderValue;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
@@ -94,9 +94,9 @@ pub struct Replica {
     /// Idle connections.
     pub pool: Arc<Pool>,
     address: ArcSwapOption<Address>,
+    model: ArcSwap<String>,
     readiness: AtomicU8,
     tool_setup: AtomicU8,
-    vllm_reasoning: AtomicBool,
     in_flight: AtomicUsize,
     failures: AtomicU32,
     rests_until_ms: AtomicU64,
@@ -112,9 +112,9 @@ impl Replica {
             authorization,
             pool: Arc::default(),
             address: ArcSwapOption::from_pointee(address),
+            model: ArcSwap::default(),
             readiness: AtomicU8::new(Readiness::Unknown as u8),
             tool_setup: AtomicU8::new(ToolSetup::Raw as u8),
-            vllm_reasoning: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             failures: AtomicU32::new(0),
             rests_until_ms: AtomicU64::new(0),
@@ -131,6 +131,16 @@ impl Replica {
     pub fn moved_to(&self, address: Option<Address>) {
         self.address.store(address.map(Arc::new));
         self.pool.clear();
+    }
+
+    /// The model id that it serves; empty until it has said so.
+    pub fn model(&self) -> Arc<String> {
+        self.model.load_full()
+    }
+
+    /// It serves this id.
+    pub fn serves(&self, model: &str) {
+        self.model.store(Arc::new(model.to_owned()));
     }
 
     /// What supervisor and probes last said.
@@ -164,16 +174,6 @@ impl Replica {
     /// What the readiness probe found.
     pub fn set_tool_setup(&self, setup: ToolSetup) {
         self.tool_setup.store(setup as u8, Ordering::Relaxed);
-    }
-
-    /// vLLM splits reasoning itself (`--reasoning-parser`).
-    pub fn splits_reasoning(&self) -> bool {
-        self.vllm_reasoning.load(Ordering::Relaxed)
-    }
-
-    /// What the readiness probe found.
-    pub fn set_splits_reasoning(&self, splits: bool) {
-        self.vllm_reasoning.store(splits, Ordering::Relaxed);
     }
 
     /// Requests dispatched and not ended.
