@@ -17,7 +17,6 @@ mod outlet;
 mod plan;
 mod said;
 mod step;
-mod thought;
 mod voice;
 
 use bytes::Bytes;
@@ -306,6 +305,7 @@ impl Turn {
                 })?;
             }
             self.facts.finish.push(finish);
+            self.facts.opener = self.facts.opener.or(voice.opener_seen());
             self.facts.verdicts.extend(voice.verdicts.iter().take(VERDICTS_LIMIT - self.facts.verdicts.len()).cloned());
         }
         let token = has_text(text, choice);

@@ -169,10 +169,16 @@ fn says(text: &str, place: Span, wanted: &str) -> Result<bool, Malformed> {
     Ok(unquote(place.of(text))? == wanted)
 }
 
-/// A verdict as the client reads it.
+/// A verdict as the client reads it (B29).
 fn word(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Passed => "passed".to_owned(),
-        Verdict::Refused(_) => "refused".to_owned(),
+        Verdict::PassedUnchecked => "passed(unchecked)".to_owned(),
+        Verdict::Repaired(kinds) => {
+            let kinds: Vec<_> = kinds.iter().map(|kind| format!("{kind:?}").to_lowercase()).collect();
+            format!("repaired({})", kinds.join(","))
+        }
+        Verdict::Reasked(times) => format!("reasked({times})"),
+        Verdict::Refused(reason) => format!("refused({reason})"),
     }
 }

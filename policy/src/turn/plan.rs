@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::reasoning::Thinking;
+use crate::reasoning::{Opener, Thinking};
 use crate::tool_call::{Bare, ToolSet};
 
 /// How one answer is made, decided before it begins.
@@ -42,8 +42,13 @@ pub enum Surface {
 pub enum ReasoningPlan {
     /// Tags are text. Reasoning that vLLM has split off is still named as the client wants it.
     Off,
-    /// Qwen3's `<think>`, with what is known of the model's thinking.
-    Qwen3(Thinking),
+    /// Qwen3's `<think>`.
+    Qwen3 {
+        /// What the request says of thinking.
+        thinking: Thinking,
+        /// Who writes the opening tag.
+        opener: Opener,
+    },
 }
 
 /// Who finds tool calls.

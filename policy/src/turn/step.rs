@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use crate::protocol::fault::Fault;
 use crate::protocol::usage::Usage;
+use crate::reasoning::Opener;
 use crate::tool_call::{Call, Verdict};
 
 /// What is to be done next.
@@ -113,6 +114,8 @@ pub struct Facts {
     pub tool_calls: u32,
     /// Calls judged, good and bad, in the order of judging; bounded.
     pub verdicts: Vec<Judged>,
+    /// Who opens think blocks, if the answer showed it: for the plan of the model's next answer.
+    pub opener: Option<Opener>,
     /// A role was received.
     pub saw_role: bool,
     /// Some data line has been emitted: the request can't be sent anew any more.

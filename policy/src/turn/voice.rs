@@ -8,11 +8,10 @@ use std::sync::Arc;
 
 use super::engine_calls::{EngineCalls, Numbering};
 use super::said::{Said, call_id};
-use super::thought::Thought;
 use super::{AnswerPlan, Finish, Judged, ReasoningNames, ReasoningPlan, ToolPlan};
 use crate::protocol::chat::{self, Malformed, unquote};
-use crate::reasoning::{Part, Splitter, Thinking};
-use crate::tool_call::{Call, Piece, Reason, Scanner, Verdict};
+use crate::reasoning::{Channel, Opener, Part, Splitter, Thinking};
+use crate::tool_call::{Call, Piece, Reason, Scanner, ToolSet, Verdict};
 
 /// One choice of an answer.
 #[derive(Debug)]
@@ -32,13 +31,11 @@ pub(super) struct Voice {
     /// The text is a whole message, not a delta.
     whole: bool,
     /// How the splitter starts; `None` leaves think tags alone.
-    thinking: Option<Thinking>,
+    thinking: Option<(Thinking, Opener)>,
+    tools: Option<Arc<ToolSet>>,
     splitter: Option<Splitter>,
-    /// The splitter has given out content since this was last cleared.
-    split_content: bool,
     source: Source,
     scanner: Option<Scanner>,
-    thought: Option<Thought>,
     engine: EngineCalls,
     /// With [`ReasoningNames::Inline`]: a `<think>` was written that isn't closed.
     inline_open: bool,
@@ -53,7 +50,7 @@ enum Source {
     Fresh,
     /// One field holds all text, tags included.
     OneField,
-    /// vLLM's reasoning field; true if a `</think>` leaked into it.
+    /// vLLM's reasoning field; `closed` if a `</think>` leaked into it.
     Reasoning { closed: bool },
     /// vLLM's content field, behind its reasoning.
     Content,
@@ -64,10 +61,8 @@ const VERDICTS_LIMIT: usize = 256;
 
 impl Voice {
     pub(super) fn new(index: u32, plan: &AnswerPlan, whole: bool) -> Self {
-        let (scanner, thought) = match &plan.tools {
-            ToolPlan::Scan { tools, bare } => {
-                (Some(Scanner::new(Arc::clone(tools), *bare)), Some(Thought::new(Arc::clone(tools))))
-            }
+        let (scanner, tools) = match &plan.tools {
+            ToolPlan::Scan { tools, bare } => (Some(Scanner::new(Arc::clone(tools), *bare)), Some(Arc::clone(tools))),
             ToolPlan::Off | ToolPlan::Engine => (None, None),
         };
         Self {
@@ -82,11 +77,10 @@ impl Voice {
             id_seed: plan.id_seed,
             whole,
             thinking: thinking(plan),
+            tools,
             splitter: None,
-            split_content: false,
             source: Source::Fresh,
             scanner,
-            thought,
             engine: EngineCalls::default(),
             inline_open: false,
             parts: Vec::new(),
@@ -97,6 +91,12 @@ impl Voice {
     /// Calls that were begun since this was last asked.
     pub(super) fn calls_begun(&mut self) -> u32 {
         self.calls_shown - std::mem::replace(&mut self.calls_counted, self.calls_shown)
+    }
+
+    /// Who opens think blocks, if this choice showed it.
+    pub(super) fn opener_seen(&self) -> Option<Opener> {
+        let splitter = self.splitter.as_ref().filter(|_| self.source == Source::OneField);
+        splitter.and_then(Splitter::seen)
     }
 
     /// It is a message, not a row of deltas.
@@ -138,25 +138,15 @@ impl Voice {
 
     /// The upstream says that the choice is at its end: what is held leaves, and the finish that the client gets is known.
     pub(super) fn finish(&mut self, upstream: Finish, said: &mut Said) -> Finish {
-        let mut parts = std::mem::take(&mut self.parts);
         if let Some(splitter) = &mut self.splitter {
-            splitter.finish(&mut parts);
+            splitter.finish(&mut self.parts);
         }
-        self.sort_parts(&mut parts, said);
-        self.parts = parts;
-        if let Some(thought) = &mut self.thought {
-            thought.close(&mut said.reasoning);
-        }
+        self.sort_parts(said);
         if let Some(scanner) = &mut self.scanner {
             scanner.finish(&mut self.pieces);
         }
         let cut = upstream == Finish::Length;
         self.sort_pieces(cut, said);
-        // An answer behind the block would have released what the block holds.
-        let meant = self.thought.as_mut().map(Thought::meant);
-        for call in meant.into_iter().flatten() {
-            self.show_call(call, said);
-        }
         let finish = match upstream {
             Finish::Stop if self.scanner.is_some() && self.calls_shown > 0 => Finish::ToolCalls,
             upstream => upstream,
@@ -188,22 +178,22 @@ impl Voice {
             return;
         }
         match self.source {
-            Source::Fresh => self.splitter = Some(Splitter::new(Thinking::On)),
+            Source::Fresh => self.splitter = Some(Splitter::new(Thinking::On, Opener::Prompt, self.tools.clone())),
             Source::OneField | Source::Content => self.split("<think>", said),
             Source::Reasoning { .. } => {}
         }
-        let mut closed = self.source == Source::Reasoning { closed: true };
-        self.split_content = false;
         self.split(text, said);
-        closed |= self.split_content;
-        self.source = Source::Reasoning { closed };
+        let in_block = self.splitter.as_ref().is_some_and(Splitter::in_block);
+        let was_closed = self.source == Source::Reasoning { closed: true };
+        // White space alone doesn't enter the block yet.
+        self.source = Source::Reasoning { closed: was_closed || !(in_block || text.trim().is_empty()) };
     }
 
     fn hear_content(&mut self, text: &str, said: &mut Said) {
-        let Some(thinking) = self.thinking else { return self.say(text, said) };
+        let Some((thinking, opener)) = self.thinking else { return self.say(text, said) };
         match self.source {
             Source::Fresh => {
-                self.splitter = Some(Splitter::new(thinking));
+                self.splitter = Some(Splitter::new(thinking, opener, self.tools.clone()));
                 self.source = Source::OneField;
             }
             Source::Reasoning { closed } => {
@@ -218,41 +208,36 @@ impl Voice {
     }
 
     fn split(&mut self, text: &str, said: &mut Said) {
-        let mut parts = std::mem::take(&mut self.parts);
-        if let Some(splitter) = &mut self.splitter {
-            splitter.push(text, &mut parts);
-        }
-        self.sort_parts(&mut parts, said);
-        self.parts = parts;
-    }
-
-    fn sort_parts(&mut self, parts: &mut Vec<Part>, said: &mut Said) {
-        for part in parts.drain(..) {
-            match (part, &mut self.thought) {
-                (Part::Reasoning(text), Some(thought)) => thought.push(&text, &mut said.reasoning),
-                (Part::Reasoning(text), None) => said.reasoning.push_str(&text),
-                (Part::Content(text), _) => {
-                    self.split_content = true;
-                    self.say(&text, said);
-                }
+        let Some(splitter) = &mut self.splitter else { return };
+        match splitter.pass(text) {
+            Some(Channel::Reasoning) => said.reasoning.push_str(text),
+            Some(Channel::Content) => self.say(text, said),
+            None => {
+                splitter.push(text, &mut self.parts);
+                self.sort_parts(said);
             }
         }
+    }
+
+    fn sort_parts(&mut self, said: &mut Said) {
+        let mut parts = std::mem::take(&mut self.parts);
+        for part in parts.drain(..) {
+            match part {
+                Part::Reasoning(text) => said.reasoning.push_str(&text),
+                Part::Content(text) => self.say(&text, said),
+            }
+        }
+        self.parts = parts;
     }
 
     /// Content on its way through the scanner.
     fn say(&mut self, text: &str, said: &mut Said) {
-        if let Some(thought) = &mut self.thought {
-            thought.close(&mut said.reasoning);
-            if !text.trim().is_empty() {
-                thought.release(&mut said.reasoning);
-            }
-        }
-        match &mut self.scanner {
-            Some(scanner) if !scanner.pass(text) => {
-                scanner.push(text, &mut self.pieces);
-                self.sort_pieces(false, said);
-            }
-            _ => said.content.push_str(text),
+        let Some(scanner) = &mut self.scanner else { return said.content.push_str(text) };
+        if scanner.pass(text) {
+            said.content.push_str(text);
+        } else {
+            scanner.push(text, &mut self.pieces);
+            self.sort_pieces(false, said);
         }
     }
 
@@ -293,10 +278,10 @@ impl Voice {
 
 /// How think tags are looked for. Inline reasoning stays where it is, but a call inside a block isn't one, so that with a
 /// scanner it is split all the same and put back afterwards.
-fn thinking(plan: &AnswerPlan) -> Option<Thinking> {
+fn thinking(plan: &AnswerPlan) -> Option<(Thinking, Opener)> {
+    let stays = plan.names == ReasoningNames::Inline && !matches!(plan.tools, ToolPlan::Scan { .. });
     match plan.reasoning {
-        ReasoningPlan::Off => None,
-        ReasoningPlan::Qwen3(_) if plan.names == ReasoningNames::Inline && !matches!(plan.tools, ToolPlan::Scan { .. }) => None,
-        ReasoningPlan::Qwen3(thinking) => Some(thinking),
+        ReasoningPlan::Qwen3 { thinking, opener } if !stays => Some((thinking, opener)),
+        _ => None,
     }
 }
