@@ -413,8 +413,9 @@ impl Scanner {
             End::Bad { at, .. } => out.push(invalid(Reason::BadJson { at })),
             End::TooLong => out.push(invalid(Reason::TooLong)),
         }
-        self.behind_call = true;
-        self.behind_markup = true;
+        // what is shown as text keeps the white space behind it
+        let called = matches!(out.last(), Some(Piece::Call(_)));
+        (self.behind_call, self.behind_markup) = (called, called);
     }
 
     fn calls(&mut self, raw: &str, block: &Block, end: &End, out: &mut Vec<Piece>) {
