@@ -1,1 +1,4 @@
-//! To come.
+//! The client's side.
+
+/// Who may ask: the key ring.
+pub mod keys;
