@@ -7,7 +7,7 @@
 
 use std::{fs::File, io::Read, path::Path};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub use self::{
     admin::AdminConfig,
@@ -114,6 +114,18 @@ impl Config {
             problems,
         })
     }
+}
+
+/// Reads another file of ours (the key file) with the same care for errors; `name` is what they call it.
+///
+/// # Errors
+/// `text` isn't TOML of this shape.
+pub(crate) fn read_table<T: DeserializeOwned>(name: &str, text: &str) -> Result<T, ConfigError> {
+    let invalid = |problems| ConfigError::Invalid {
+        file: name.to_owned(),
+        problems,
+    };
+    reading::table(text, &[]).map(|(table, _)| table).map_err(invalid)
 }
 
 /// The file's text, bounded.

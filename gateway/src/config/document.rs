@@ -27,7 +27,7 @@ struct Entry {
 pub(super) enum Show {
     /// The whole line.
     Line,
-    /// The key only: the value may be a secret.
+    /// The key or section only: the value may be a secret.
     Key,
 }
 
@@ -82,7 +82,8 @@ impl<'a> Document<'a> {
             Show::Line => line.to_owned(),
             Show::Key => match line.find('=') {
                 Some(equals) => format!("{}= …", &line[..equals]),
-                None => line.to_owned(),
+                None if line.trim_start().starts_with('[') => line.to_owned(),
+                None => "…".to_owned(),
             },
         };
         // Tabs are one column wide in `column`; so they must be in the excerpt for the underline to fit.

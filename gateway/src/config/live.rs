@@ -13,10 +13,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Config, ConfigError, Source};
 
+/// Puts one setting of the process's start into a new configuration.
+type Keep = fn(&mut Config, &Config);
+
 /// What only a restart brings into effect: its name in the file, and how to keep the value that it had at the start.
 ///
 /// `[auth]` is among them for safety: `listen` and `allow_no_key` are judged together, and `listen` can't change.
-const RESTART: [(&str, fn(&mut Config, &Config)); 12] = [
+const RESTART: [(&str, Keep); 12] = [
     ("server.listen", |new, start| new.server.listen = start.server.listen),
     ("server.threads", |new, start| new.server.threads = start.server.threads),
     ("server.work_stealing", |new, start| {

@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::LazyLock};
 
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue, Deserializer};
 
 use super::{
@@ -16,6 +16,23 @@ const SYNTAX_PROBLEMS_MAX: usize = 5;
 
 /// Reads, completes by `overrides` and checks.
 pub(super) fn read(text: &str, overrides: &Overrides) -> Result<Config, Vec<Problem>> {
+    let (mut config, document) = table::<Config>(text, &KNOWN)?;
+    overrides.apply(&mut config);
+    let findings = validate::check(&config, overrides);
+    if findings.is_empty() {
+        Ok(config)
+    } else {
+        let mut problems: Vec<Problem> = findings.into_iter().map(|finding| locate(&document, finding)).collect();
+        problems.sort_by_key(|problem| problem.place.as_ref().map_or(usize::MAX, |place| place.line));
+        Err(problems)
+    }
+}
+
+/// Reads a `T`; `known` are (section, key) of all settings, for a key that stands in the wrong section.
+pub(super) fn table<'t, T: DeserializeOwned>(
+    text: &'t str,
+    known: &[(String, String)],
+) -> Result<(T, Document<'t>), Vec<Problem>> {
     let (table, broken) = DeTable::parse_recoverable(text);
     if !broken.is_empty() {
         let document = Document::unparsed(text);
@@ -26,13 +43,9 @@ pub(super) fn read(text: &str, overrides: &Overrides) -> Result<Config, Vec<Prob
             .collect());
     }
     let document = Document::new(text, table.get_ref());
-    let mut config = Config::deserialize(Deserializer::from(table)).map_err(|error| vec![shape(&document, &error)])?;
-    overrides.apply(&mut config);
-    let findings = validate::check(&config, overrides);
-    if findings.is_empty() {
-        Ok(config)
-    } else {
-        Err(findings.into_iter().map(|finding| locate(&document, finding)).collect())
+    match T::deserialize(Deserializer::from(table)) {
+        Ok(value) => Ok((value, document)),
+        Err(error) => Err(vec![shape(&document, &error, known)]),
     }
 }
 
@@ -46,7 +59,7 @@ fn syntax(document: &Document<'_>, error: &toml::de::Error) -> Problem {
 }
 
 /// What serde refused: an unknown key, a value of the wrong type, a missing key.
-fn shape(document: &Document<'_>, error: &toml::de::Error) -> Problem {
+fn shape(document: &Document<'_>, error: &toml::de::Error, known: &[(String, String)]) -> Problem {
     let span = error.span().unwrap_or(0..0);
     let key = document.path_at(span.start).to_owned();
     let refused = Refused::read(error.message());
@@ -60,7 +73,7 @@ fn shape(document: &Document<'_>, error: &toml::de::Error) -> Problem {
             };
             (
                 format!("unknown key `{name}` {place}"),
-                Some(suggest_key(name, section, &valid)),
+                Some(suggest_key(name, section, &valid, known)),
                 Show::Key,
             )
         }
@@ -73,7 +86,11 @@ fn shape(document: &Document<'_>, error: &toml::de::Error) -> Problem {
             )
         }
         Refused::Missing { name } => (format!("`{name}` is missing"), None, Show::Line),
-        Refused::Other(message) => (message.to_owned(), None, Show::Line),
+        Refused::Other("invalid socket address syntax") => {
+            let help = "an IP address and a port, as \"127.0.0.1:5002\"".to_owned();
+            ("this is no address to listen on".to_owned(), Some(help), Show::Line)
+        }
+        Refused::Other(message) => (in_words(message), None, Show::Line),
     };
     Problem {
         key,
@@ -131,12 +148,32 @@ impl<'e> Refused<'e> {
     }
 }
 
+/// serde's message without Rust's names of types.
+fn in_words(message: &str) -> String {
+    let Some((found, expected)) = message.rsplit_once(", expected ") else {
+        return message.to_owned();
+    };
+    let expected = match expected {
+        "u16" => "a whole number from 0 to 65535",
+        "u32" | "u64" | "usize" => "a whole number, 0 or more",
+        "f64" => "a number",
+        "a boolean" => "true or false",
+        "a sequence" => "a list in brackets",
+        "path string" | "a string" => "a text in quotes",
+        other => other,
+    };
+    let found = found
+        .trim_start_matches("invalid type: ")
+        .trim_start_matches("invalid value: ");
+    format!("expected {expected}, found {found}")
+}
+
 /// The nearest valid key of this section; else the section where a key of this name belongs; else all keys.
-fn suggest_key(name: &str, section: &str, valid: &[&str]) -> String {
+fn suggest_key(name: &str, section: &str, valid: &[&str], known: &[(String, String)]) -> String {
     if let Some(word) = nearest(name, valid) {
         return format!("did you mean `{word}`?");
     }
-    let elsewhere = KNOWN.iter().find(|(other, key)| other != section && key == name);
+    let elsewhere = known.iter().find(|(other, key)| other != section && key == name);
     match elsewhere {
         Some((other, _)) if other.is_empty() => format!("`{name}` belongs at the top of the file, as [{name}]"),
         Some((other, _)) => format!("`{name}` belongs in [{other}]"),

@@ -222,3 +222,225 @@ fn amount(text: &str) -> Amount {
         Amount::Time(duration::parse(text).unwrap_or_else(|_| panic!("{text:?} is no amount")))
     }
 }
+
+/// What a person sees for a file with `line` put in place of another.
+fn refusal(line: &str, instead: &str) -> String {
+    parse(&shipped_with(line, instead))
+        .expect_err("this configuration should be refused")
+        .to_string()
+}
+
+#[test]
+fn an_unknown_key_is_shown_with_the_nearest_valid_one() {
+    insta::assert_snapshot!("unknown_key", refusal("write_stall = \"60s\"", "write_stal = \"60s\""));
+    insta::assert_snapshot!(
+        "key_of_another_section",
+        refusal("write_stall = \"60s\"", "attempts = 3")
+    );
+    insta::assert_snapshot!("unknown_section", refusal("[reasoning]", "[reasonings]"));
+    insta::assert_snapshot!(
+        "no_key_is_near",
+        refusal("allow_no_key = false", "password = \"hunter2\"")
+    );
+    insta::assert_snapshot!("unknown_key_of_a_replica", refusal("gpu = \"h100\"", "gpus = \"h100\""));
+}
+
+#[test]
+fn a_wrong_value_is_shown_with_what_was_expected() {
+    insta::assert_snapshot!("no_unit", refusal("drain = \"120s\"", "drain = 120"));
+    insta::assert_snapshot!(
+        "wrong_unit",
+        refusal("body_bytes = \"64 MiB\"", "body_bytes = \"64 MB\"")
+    );
+    insta::assert_snapshot!("wrong_type", refusal("threads = 0", "threads = \"all\""));
+    insta::assert_snapshot!(
+        "wrong_address",
+        refusal("listen = \"127.0.0.1:5002\"", "listen = \"localhost:5002\"")
+    );
+    insta::assert_snapshot!("unknown_value", refusal("names = \"both\"", "names = \"all\""));
+    insta::assert_snapshot!("near_value", refusal("parsing = \"gateway\"", "parsing = \"gatway\""));
+    insta::assert_snapshot!("missing_key", refusal("name = \"sim-a\"\n", ""));
+    insta::assert_snapshot!("negative", refusal("attempts = 3", "attempts = -1"));
+}
+
+#[test]
+fn broken_toml_is_shown_where_it_breaks() {
+    insta::assert_snapshot!("not_toml", refusal("threads = 0", "threads = = 0"));
+    insta::assert_snapshot!("twice", refusal("threads = 0", "threads = 0\nthreads = 1"));
+}
+
+#[test]
+fn contradictions_are_all_reported_at_once() {
+    let text = r#"
+[server]
+listen = "0.0.0.0:5002"
+cors_origins = ["https://app.example.com", "app.example.com"]
+[server.tls]
+enabled = true
+cert = "/nonexistent/cert.pem"
+[limits]
+header_bytes = "4 KiB"
+buffered_bytes = "1 MiB"
+[auth]
+allow_no_key = true
+[admin]
+listen = "127.0.0.1:5002"
+[log]
+level = "wran"
+[upstream]
+idle = "5s"
+attempts = 0
+load_bound = 0.5
+[[backend]]
+name = "one"
+aliases = ["small"]
+key_env = "sk-abcdef0123456789"
+[[backend.replica]]
+name = "a"
+launcher = "external"
+url = "http://127.0.0.1:8000/v1"
+[[backend.replica]]
+name = "a"
+launcher = "process"
+url = "http://127.0.0.1:8001"
+[[backend]]
+name = "two words"
+model = "small"
+[[backend.replica]]
+name = "b"
+launcher = "external"
+url = "http://ada:sk-secret@127.0.0.1:8000"
+"#;
+    let error = parse(text).expect_err("refused");
+    let keys: Vec<&str> = error.problems().iter().map(|problem| problem.key.as_str()).collect();
+    insta::assert_snapshot!("contradictions", error.to_string());
+    assert!(
+        error.problems().iter().all(|problem| problem.place.is_some()),
+        "{keys:?}"
+    );
+    for secret in ["sk-abcdef", "sk-secret"] {
+        assert!(!error.to_string().contains(secret), "an error shows a secret:\n{error}");
+    }
+}
+
+/// Errors go to the log; a key pasted under an unknown name must not.
+#[test]
+fn an_error_never_shows_the_value_of_an_unknown_key() {
+    for text in [
+        "[auth]\nkey = \"sk-secret\"\n",
+        "[auth]\nkey = sk-secret\n",
+        "sk = 'sk-secret'\n",
+        "auth = { key = 'sk-secret' }\n",
+        "[auth]\nsk-secret\n",
+        "[auth]\nkey_env = \"\"\"\nsk-secret\n",
+    ] {
+        let error = parse(text).expect_err("refused").to_string();
+        assert!(!error.contains("sk-secret"), "{error}");
+    }
+}
+
+#[test]
+fn a_replica_url_that_cannot_work_is_refused_with_the_reason() {
+    let refusal = |url: &str| {
+        let overrides = Overrides {
+            backend: Some(source::BackendOverride {
+                url: url.to_owned(),
+                key_env: String::new(),
+            }),
+            ..Overrides::default()
+        };
+        Config::parse("built-in", SHIPPED, &overrides)
+            .map_or_else(|e| e.problems()[0].message.clone(), |_| "taken".to_owned())
+    };
+    for (url, expect) in [
+        ("http://127.0.0.1:8000", "taken"),
+        ("http://127.0.0.1:8000/", "taken"),
+        ("http://vllm", "taken"),
+        ("http://[::1]:8000", "taken"),
+        ("127.0.0.1:8000", "the URL must begin with http://"),
+        (
+            "https://127.0.0.1:8000",
+            "replicas are asked over http:// only, TLS to them isn't spoken",
+        ),
+        ("http://127.0.0.1:0", "the URL's port is not between 1 and 65535"),
+        ("http://127.0.0.1:70000", "the URL's port is not between 1 and 65535"),
+        ("http://127.0.0.1:8000/v1", "a replica's URL has no path"),
+        ("http://127.0.0.1:8000?x=1", "a replica's URL has no query"),
+        ("http://ada:pw@127.0.0.1:8000", "a URL holds no user and no password"),
+        ("http://", "this is no URL"),
+        ("", "launcher = \"external\" needs the replica's `url`"),
+        (
+            "http://127.0.0.1:5002",
+            "http://127.0.0.1:5002 is where Sluice itself listens",
+        ),
+        (
+            "http://localhost:5002",
+            "http://localhost:5002 is where Sluice itself listens",
+        ),
+    ] {
+        assert_eq!(refusal(url), expect, "{url:?}");
+    }
+}
+
+#[test]
+fn the_command_line_takes_the_place_of_the_file() {
+    let backend = source::BackendOverride {
+        url: "http://127.0.0.1:8000".to_owned(),
+        key_env: "VLLM_KEY".to_owned(),
+    };
+    let overrides = Overrides {
+        listen: Some("127.0.0.1:6000".parse().unwrap()),
+        backend: Some(backend),
+    };
+    let config = Config::parse("built-in", SHIPPED, &overrides).unwrap();
+    assert_eq!(config.server.listen.port(), 6000);
+    assert_eq!(config.backend.len(), 1);
+    assert_eq!(config.backend[0].key_env, "VLLM_KEY");
+    assert_eq!(
+        config.backend[0].replica,
+        [ReplicaConfig::external("vllm", "http://127.0.0.1:8000")]
+    );
+    // What the flags cause is laid at their door, not at a line of the file.
+    let backend = source::BackendOverride {
+        url: "http://127.0.0.1:8000".to_owned(),
+        key_env: "1 2".to_owned(),
+    };
+    let overrides = Overrides {
+        listen: Some("0.0.0.0:0".parse().unwrap()),
+        backend: Some(backend),
+    };
+    let error = Config::parse("built-in", SHIPPED, &overrides).expect_err("refused");
+    let keys: Vec<&str> = error.problems().iter().map(|problem| problem.key.as_str()).collect();
+    assert_eq!(keys, ["--listen", "--backend-key-env"]);
+    assert!(error.problems().iter().all(|problem| problem.place.is_none()));
+}
+
+#[test]
+fn a_missing_and_an_oversized_file_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.toml");
+    let error = Config::load(&file).expect_err("missing").to_string();
+    assert!(
+        error.contains("config.toml") && error.contains("No such file"),
+        "{error}"
+    );
+    std::fs::write(&file, "#".repeat(FILE_BYTES_MAX as usize + 1)).unwrap();
+    let error = Config::load(&file).expect_err("too large").to_string();
+    assert!(error.contains("larger than 1 MiB"), "{error}");
+}
+
+#[test]
+fn the_file_is_looked_for_in_the_usual_places() {
+    let home = tempfile::tempdir().unwrap();
+    let env = |name: &str| (name == "HOME").then(|| home.path().as_os_str().to_owned());
+    let named = Source::find(Some("here.toml".into()), Overrides::default(), env);
+    assert_eq!(named.origin, Origin::Named("here.toml".into()));
+    // The tests run in the package's folder, which has no config.toml.
+    assert_eq!(Source::find(None, Overrides::default(), env).origin, Origin::BuiltIn);
+    let file = home.path().join(".config/sluice/config.toml");
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, SHIPPED).unwrap();
+    let found = Source::find(None, Overrides::default(), env);
+    assert_eq!(found.origin, Origin::Found(file));
+    assert_eq!(found.load().unwrap(), parse(SHIPPED).unwrap());
+}
