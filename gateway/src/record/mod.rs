@@ -314,3 +314,6 @@ pub struct Counts {
     /// Transactions and openings that failed; each is tried again.
     pub failures: u64,
 }
+
+#[cfg(test)]
+mod tests;

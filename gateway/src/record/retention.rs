@@ -66,3 +66,86 @@ fn give_back(db: &Connection) -> rusqlite::Result<()> {
     while freed.next()?.is_some() {}
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::schema;
+    use super::super::tests::{at, full};
+    use super::*;
+
+    fn filled(path: &std::path::Path, rows: u64) -> Connection {
+        let mut db = schema::open_write(path).unwrap();
+        let transaction = db.transaction().unwrap();
+        let mut insert = transaction.prepare(&schema::insert_sql()).unwrap();
+        for number in 0..rows {
+            schema::bind(&mut insert, &full(number)).unwrap();
+            insert.raw_execute().unwrap();
+        }
+        drop(insert);
+        transaction.commit().unwrap();
+        db
+    }
+
+    fn oldest_and_count(db: &Connection) -> (i64, i64) {
+        db.query_row("SELECT min(started_us), count(*) FROM requests", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn by_age_exactly() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = filled(&folder.path().join("requests.db"), 3_000);
+        let limits = Limits {
+            max_age: Duration::from_secs(100),
+            max_bytes: u64::MAX,
+        };
+        assert!(!retain(&db, &limits, at(2_600)).unwrap());
+        assert_eq!(oldest_and_count(&db), (at(2_500).as_microsecond(), 500));
+        assert!(!retain(&db, &limits, at(2_600)).unwrap());
+        assert_eq!(oldest_and_count(&db).1, 500);
+    }
+
+    #[test]
+    fn by_size_the_oldest_go_and_the_file_shrinks() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("requests.db");
+        let db = filled(&path, 10_000);
+        let before = used_bytes(&db).unwrap();
+        let limits = Limits {
+            max_age: Duration::from_secs(u32::MAX.into()),
+            max_bytes: before / 2,
+        };
+        assert!(!retain(&db, &limits, at(10_000)).unwrap());
+        assert!(used_bytes(&db).unwrap() <= before / 2);
+        let (oldest, count) = oldest_and_count(&db);
+        assert!(
+            (3_000..5_500).contains(&count),
+            "it deletes no more than it must: {count}"
+        );
+        assert_eq!(oldest, at(10_000 - count).as_microsecond(), "the oldest went");
+        db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+        let file = std::fs::metadata(&path).unwrap().len();
+        assert!(file <= before * 6 / 10, "{file} of {before}");
+    }
+
+    #[test]
+    fn a_long_job_is_done_in_parts() {
+        let folder = tempfile::tempdir().unwrap();
+        let part = u64::from(SLICES * SLICE_ROWS);
+        let db = filled(&folder.path().join("requests.db"), part + 10);
+        let limits = Limits {
+            max_age: Duration::from_secs(1),
+            max_bytes: u64::MAX,
+        };
+        assert!(retain(&db, &limits, at(1_000_000)).unwrap(), "there is more to do");
+        assert_eq!(oldest_and_count(&db).1, 10);
+        assert!(!retain(&db, &limits, at(1_000_000)).unwrap());
+        assert_eq!(
+            db.query_row("SELECT count(*) FROM requests", [], |row| row.get::<_, i64>(0))
+                .unwrap(),
+            0
+        );
+    }
+}

@@ -82,10 +82,11 @@ pub(super) const COLUMNS: [&str; 36] = [
 
 /// Opens the file for writing: made with mode 0600 if missing, WAL, schema up to date.
 pub(super) fn open_write(path: &Path) -> Result<Connection, RecordError> {
-    create_private(path).map_err(|cause| RecordError::File {
+    let file = |cause| RecordError::File {
         path: path.to_owned(),
         cause,
-    })?;
+    };
+    create_private(path).map_err(file)?;
     let database = |cause| RecordError::Database {
         path: path.to_owned(),
         cause,
@@ -96,6 +97,7 @@ pub(super) fn open_write(path: &Path) -> Result<Connection, RecordError> {
     if !is_ours_or_empty(&db).map_err(database)? {
         return Err(RecordError::Foreign(path.to_owned()));
     }
+    make_private(path).map_err(file)?;
     prepare(&db).map_err(database)?;
     migrate(&mut db, MIGRATIONS).map_err(database)?;
     Ok(db)
@@ -310,15 +312,21 @@ fn create_private(path: &Path) -> std::io::Result<()> {
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
-    let file = fs::OpenOptions::new()
-        .read(true)
+    let new = fs::OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(false)
+        .create_new(true)
         .mode(0o600)
-        .open(path)?;
-    if file.metadata()?.permissions().mode() & 0o077 != 0 {
-        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+        .open(path);
+    match new {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// For a file of ours that somebody else made, or opened up.
+fn make_private(path: &Path) -> std::io::Result<()> {
+    if fs::metadata(path)?.permissions().mode() & 0o077 != 0 {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     }
     Ok(())
 }
@@ -343,4 +351,106 @@ fn prepare(db: &Connection) -> rusqlite::Result<()> {
 fn user_version(db: &Connection) -> rusqlite::Result<usize> {
     let version: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
     Ok(usize::try_from(version).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::full;
+    use super::*;
+
+    /// A column that a later version might add.
+    const LATER: &str =
+        "ALTER TABLE requests ADD COLUMN seam TEXT NOT NULL DEFAULT 'none'; CREATE INDEX l ON requests (seam)";
+
+    fn insert(db: &Connection, record: &Record) -> rusqlite::Result<()> {
+        let mut statement = db.prepare(&insert_sql())?;
+        bind(&mut statement, record)?;
+        statement.raw_execute().map(drop)
+    }
+
+    fn ids(db: &Connection) -> Vec<String> {
+        let sql = format!("SELECT {} FROM requests ORDER BY seq", select_list(db).unwrap());
+        let mut statement = db.prepare(&sql).unwrap();
+        let rows = statement.query_map([], read).unwrap();
+        rows.map(|row| row.unwrap().id).collect()
+    }
+
+    #[test]
+    fn an_older_file_is_brought_up_to_date_with_its_rows() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("requests.db");
+        let mut db = open_write(&path).unwrap();
+        assert_eq!(user_version(&db).unwrap(), MIGRATIONS.len());
+        insert(&db, &full(1)).unwrap();
+        let newer = [MIGRATIONS, &[LATER]].concat();
+        migrate(&mut db, &newer).unwrap();
+        assert_eq!(user_version(&db).unwrap(), newer.len());
+        let seam: String = db.query_row("SELECT seam FROM requests", [], |row| row.get(0)).unwrap();
+        assert_eq!(seam, "none");
+        migrate(&mut db, &newer).unwrap();
+        // This version's code goes on writing to and reading from the newer file.
+        drop(db);
+        let db = open_write(&path).unwrap();
+        assert_eq!(user_version(&db).unwrap(), newer.len());
+        insert(&db, &full(2)).unwrap();
+        assert_eq!(ids(&open_read(&path).unwrap()), ["req-1", "req-2"]);
+    }
+
+    #[test]
+    fn a_step_that_fails_leaves_the_version_and_the_rows() {
+        let mut db = Connection::open_in_memory().unwrap();
+        migrate(&mut db, MIGRATIONS).unwrap();
+        insert(&db, &full(1)).unwrap();
+        let broken = [MIGRATIONS, &["CREATE TABLE more (x); CREATE TABLE more (x)"]].concat();
+        assert!(migrate(&mut db, &broken).is_err());
+        assert_eq!(user_version(&db).unwrap(), MIGRATIONS.len());
+        let left: i64 = db
+            .query_row("SELECT count(*) FROM sqlite_schema WHERE name = 'more'", [], |row| {
+                row.get(0)
+            })
+            .unwrap();
+        assert_eq!((left, ids(&db)), (0, vec!["req-1".to_owned()]));
+    }
+
+    #[test]
+    fn two_processes_migrate_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("requests.db");
+        let newer = [MIGRATIONS, &[LATER]].concat();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| migrate(&mut open_write(&path).unwrap(), &newer).unwrap());
+            }
+        });
+        let db = open_write(&path).unwrap();
+        assert_eq!(user_version(&db).unwrap(), newer.len());
+    }
+
+    #[test]
+    fn what_an_older_file_lacks_reads_as_unknown() {
+        let db = Connection::open_in_memory().unwrap();
+        db.execute_batch("CREATE TABLE requests (seq INTEGER PRIMARY KEY, id TEXT, status INTEGER)")
+            .unwrap();
+        db.execute("INSERT INTO requests (id, status) VALUES ('old', 200)", [])
+            .unwrap();
+        let sql = format!("SELECT {} FROM requests", select_list(&db).unwrap());
+        let row = db.query_row(&sql, [], read).unwrap();
+        assert_eq!(
+            row,
+            Record {
+                id: "old".to_owned(),
+                status: 200,
+                ..Record::default()
+            }
+        );
+    }
+
+    #[test]
+    fn the_time_range_has_an_index() {
+        let mut db = Connection::open_in_memory().unwrap();
+        migrate(&mut db, MIGRATIONS).unwrap();
+        let sql = "EXPLAIN QUERY PLAN SELECT * FROM requests WHERE started_us >= 1 AND started_us < 2";
+        let plan: String = db.query_row(sql, [], |row| row.get(3)).unwrap();
+        assert!(plan.contains("USING INDEX requests_by_start"), "{plan}");
+    }
 }
