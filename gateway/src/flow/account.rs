@@ -34,6 +34,9 @@ pub struct Account {
     meter: Meter,
     books: Books,
     end: End,
+    has_token: bool,
+    /// Only a first attempt says how fast an engine is.
+    first_attempt: bool,
     /// The gauge of running requests.
     _in_flight: Option<InFlight>,
 }
@@ -52,7 +55,7 @@ impl Account {
         let started = Timestamp::now().checked_sub(accepted.elapsed()).unwrap_or(Timestamp::UNIX_EPOCH);
         let record =
             Record { id: id.to_owned(), started, key_name: key_name.to_owned(), endpoint: endpoint.as_str(), ..Record::default() };
-        Account { record, accepted, meter: Meter::new(), books, end: End::Open, _in_flight: None }
+        Account { record, accepted, meter: Meter::new(Duration::ZERO), books, end: End::Open, has_token: false, first_attempt: false, _in_flight: None }
     }
 
     /// What the body said.
@@ -84,19 +87,20 @@ impl Account {
         self.tried(tried);
         self.record.simulated = live.in_flight.replica().simulated;
         self.record.status = 200;
-        // Only a first attempt says how fast an engine is.
-        self.meter.dispatched(self.since_accepted(live.dispatched), tried.count == 1);
+        self.meter.dispatched(self.since_accepted(live.dispatched));
+        self.first_attempt = tried.count == 1;
     }
 
     /// Bytes came from upstream.
     pub fn heard(&mut self, at: Instant, facts: &Facts) {
         let at = self.since_accepted(at);
-        self.meter.heard(at, facts.upstream_chunks);
+        self.meter.tokens(at, facts.tokens_in_last_push);
+        self.has_token |= facts.tokens_in_last_push > 0;
     }
 
     /// A token has come from upstream.
     pub fn has_token(&self) -> bool {
-        self.meter.has_token()
+        self.has_token
     }
 
     /// Reasoning, text or a call is on its way to the client.
@@ -180,10 +184,10 @@ impl Drop for Account {
         if self.end == End::Open {
             record.cancelled = true;
         }
-        let measured = self.meter.summary();
+        let measured = self.meter.timings(record.completion_tokens.filter(|_| !record.tokens_estimated));
         record.duration = self.accepted.elapsed();
         if record.stream {
-            record.ttft_engine = measured.ttft_engine;
+            record.ttft_engine = measured.ttft_engine.filter(|_| self.first_attempt);
             record.ttft_client = measured.ttft_client;
             record.itl_p50 = measured.itl_p50;
             record.itl_p99 = measured.itl_p99;

@@ -110,6 +110,7 @@ impl Flow {
         config: &FlowConfig,
         account: &mut Account,
     ) -> Result<(Arc<Exchange>, Registered), Fault> {
+        let key_name = call.key_name();
         let identity = call.identity.as_deref();
         let grants = identity.map_or(Grants::default(), granted);
         let ask = ask::read(&call.endpoint, call.body, &config.ask, &grants)?;
@@ -125,7 +126,7 @@ impl Flow {
         let headers = &call.head.headers;
         let session = session::key(|name| headers.get(name).and_then(|value| value.to_str().ok()), &ask.session);
         account.planned(backend, &session);
-        let registered = self.registry.register(&call.id, &call.key_name());
+        let registered = self.registry.register(&call.id, &key_name);
         let exchange = Exchange {
             wishes: wishes(&ask, headers, identity, config),
             own_id: ids::request_id(),

@@ -71,7 +71,7 @@ pub fn answer(ask: &Ask, wishes: &Wishes, replica: &Replica) -> AnswerPlan {
     let tools = tools(ask, wishes, replica.tool_setup());
     AnswerPlan {
         surface: if chat { Surface::Chat } else { Surface::Completions },
-        reasoning: if chat && wishes.reasoning { ReasoningPlan::Qwen3(thinking(ask)) } else { ReasoningPlan::Off },
+        reasoning: if chat && wishes.reasoning { ReasoningPlan::Qwen3 { thinking: thinking(ask), opener: replica.opener() } } else { ReasoningPlan::Off },
         tools: match (tools, &wishes.tools) {
             (Tools::Scan, Some(set)) => ToolPlan::Scan { tools: set.clone(), bare: bare(ask) },
             (Tools::Guided, Some(set)) => ToolPlan::Scan { tools: set.clone(), bare: Bare::Calls },
@@ -79,6 +79,7 @@ pub fn answer(ask: &Ask, wishes: &Wishes, replica: &Replica) -> AnswerPlan {
             _ => ToolPlan::Off,
         },
         parallel_tool_calls: ask.parallel_tool_calls,
+        named_function: matches!(ask.tool_choice, ToolChoice::Named(_)),
         include_usage: ask.include_usage,
         show_verdicts: wishes.show_verdicts,
         names: wishes.names,
@@ -94,6 +95,7 @@ pub fn unknown(wishes: &Wishes) -> AnswerPlan {
         reasoning: ReasoningPlan::Off,
         tools: ToolPlan::Off,
         parallel_tool_calls: true,
+        named_function: false,
         include_usage: false,
         show_verdicts: false,
         names: wishes.names,

@@ -101,7 +101,7 @@ impl Voice {
     /// Who opens think blocks, if this choice showed it.
     pub(super) fn opener_seen(&self) -> Option<Opener> {
         let splitter = self.splitter.as_ref().filter(|_| self.source == Source::OneField);
-        splitter.and_then(Splitter::seen)
+        splitter.and_then(|splitter| splitter.learn(self.finish == Some(Finish::Stop)))
     }
 
     /// It is a message, not a row of deltas.
