@@ -28,6 +28,7 @@ use self::said::Said;
 pub use self::step::{AskAgain, Facts, Finish, Frame, Judged, Shows, Step};
 use self::voice::Voice;
 use crate::protocol::chat::{self, CHOICES_LIMIT, Chunk, Edits, Malformed, Span, quote, unquote};
+use crate::protocol::completions;
 use crate::protocol::fault::{Fault, FaultKind};
 use crate::protocol::sse::{DONE, Decoder, EVENT_LIMIT_BYTES, Event};
 use crate::protocol::usage::{self, Usage};
@@ -330,7 +331,7 @@ impl Turn {
             self.edits.set(place, b"null");
         }
         if usage.reasoning_tokens.is_none() && self.plan.surface == Surface::Chat {
-            let reasoning_tokens = self.shares.estimate(usage.completion_tokens.unwrap_or_default());
+            let reasoning_tokens = self.shares.estimate(usage.completion_tokens.unwrap_or_default(), self.whole);
             usage.reasoning_tokens = Some(reasoning_tokens);
             usage.estimated = true;
             if sends {
@@ -396,8 +397,12 @@ impl Shares {
         }
     }
 
-    /// The reasoning part of `completion_tokens`, rounded.
-    fn estimate(&self, completion_tokens: u64) -> u64 {
+    /// The reasoning part of `completion_tokens`. A chunk is a token unless there are far fewer chunks than tokens; a few
+    /// tokens less have no chunk of their own (vLLM's parsers swallow tags).
+    fn estimate(&self, completion_tokens: u64, whole: bool) -> u64 {
+        if !whole && completion_tokens < self.all.saturating_mul(2) {
+            return self.reasoning.min(completion_tokens);
+        }
         let rounded = completion_tokens.saturating_mul(self.reasoning).saturating_add(self.all / 2);
         rounded.checked_div(self.all).unwrap_or_default().min(completion_tokens)
     }
@@ -405,7 +410,7 @@ impl Shares {
 
 /// A choice of `/v1/completions` passes; its end is noted.
 fn completion(text: &str, choice: &chat::Choice, upstream: Option<Finish>, voice: &mut Voice, facts: &mut Facts) -> Weight {
-    let token = choice.text.is_some_and(|place| place.of(text) != "\"\"");
+    let token = completions::has_text(text, choice);
     facts.finish.extend(upstream.clone());
     voice.finish = upstream;
     Weight { keeps: true, token, shows: if token { Shows::Token } else { Shows::Nothing } }

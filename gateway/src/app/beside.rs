@@ -106,13 +106,15 @@ impl Beside {
             let (live, flow, keys) = (self.live.clone(), self.flow.clone(), self.keys.clone());
             move || {
                 live.reload();
-                keys.reload();
+                if let Err(error) = keys.reload() {
+                    tracing::error!(%error, "the keys stay as they were");
+                }
                 let config = live.get();
                 flow.config.store(Arc::new(build::flow(&config)));
                 flow.registry.set_limit(config.limits.requests);
             }
         };
-        let files = self.live.source().file().map(std::path::Path::to_path_buf).into_iter().chain(self.keys.file());
+        let files = self.live.source().file().map(std::path::Path::to_path_buf).into_iter().chain([self.keys.path().to_path_buf()]);
         let hangup = reload.clone();
         tokio::spawn(async move {
             if let Err(error) = on_hangup(hangup).await {

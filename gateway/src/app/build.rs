@@ -2,13 +2,12 @@
 
 use http::HeaderValue;
 use sluice_policy::profile::{Profile, builtin};
-use sluice_policy::protocol::ask::{AskLimits, Grants};
-use sluice_policy::turn::ReasoningNames as Names;
+use sluice_policy::protocol::ask::AskLimits;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{BackendConfig, Config, LauncherKind, ReasoningForm, ReasoningNames, ToolParsing};
-use crate::flow::FlowConfig;
+use crate::config::{BackendConfig, Config, LauncherKind, ReasoningForm, ToolParsing};
+use crate::flow::{self, FlowConfig};
 use crate::flow::exchange::ExchangeLimits;
 use crate::simulator::SIMULATED_SUFFIX;
 use crate::supervisor::{ExternalConfig, LauncherConfig, ProcessConfig, ReplicaKey, ReplicaSpec, SimulatedConfig};
@@ -50,7 +49,6 @@ pub fn flow(config: &Config) -> FlowConfig {
             grammar_bytes: usize_of(limits.grammar_bytes),
             ..AskLimits::default()
         },
-        grants: Grants::default(),
         exchange: ExchangeLimits {
             attempts: config.upstream.attempts.max(1),
             connect: config.upstream.connect,
@@ -61,16 +59,9 @@ pub fn flow(config: &Config) -> FlowConfig {
             head_after: config.server.head_after,
             answer_bytes: usize_of(limits.body_bytes),
         },
-        names: match config.reasoning.names {
-            ReasoningNames::Both => Names::Both,
-            ReasoningNames::Reasoning => Names::Reasoning,
-            ReasoningNames::ReasoningContent => Names::ReasoningContent,
-            ReasoningNames::Inline => Names::Inline,
-        },
+        names: flow::names(config.reasoning.names),
         reasoning: config.reasoning.form == ReasoningForm::Qwen3,
         engine_parsing: config.tools.parsing == ToolParsing::Engine,
-        event_bytes: usize_of(limits.sse_event_bytes),
-        held_call_bytes: usize_of(limits.held_call_bytes),
     }
 }
 

@@ -33,6 +33,10 @@ pub struct LimitsConfig {
     /// less; above: 503. See [`LimitsConfig::buffered`].
     #[serde(with = "size")]
     pub buffered_bytes: u64,
+    /// Requests at once, from their head to the end of their answer. Default 10,000; above: 503.
+    pub requests: usize,
+    /// Client connections at once. Default 20,000; above, a new one is closed.
+    pub connections: usize,
     /// One event of an upstream's stream. Default 16 MiB; above, the answer fails with an error event.
     #[serde(with = "size")]
     pub sse_event_bytes: u64,
@@ -60,6 +64,8 @@ impl Default for LimitsConfig {
             body_time: Duration::from_secs(60),
             json_depth: 128,
             buffered_bytes: 0,
+            requests: 10_000,
+            connections: 20_000,
             sse_event_bytes: 16 << 20,
             held_call_bytes: 4 << 20,
             n: 16,

@@ -19,6 +19,10 @@ pub struct UpstreamConfig {
     /// here makes requests fail on connections that are already gone.
     #[serde(with = "duration")]
     pub idle: Duration,
+    /// Time for a whole answer's head, and for the first token of a stream: the engine may queue and prefill for long.
+    /// Default 30 min. (What notices a hung engine sooner is its progress, not this limit.)
+    #[serde(with = "duration")]
+    pub answer: Duration,
     /// A stream that has begun and sends nothing for this long is given up. Default 60 s.
     #[serde(with = "duration")]
     pub stall: Duration,
@@ -36,6 +40,7 @@ impl Default for UpstreamConfig {
             connect: Duration::from_secs(2),
             attempts: 3,
             idle: Duration::from_secs(4),
+            answer: Duration::from_secs(30 * 60),
             stall: Duration::from_secs(60),
             probe: Duration::from_secs(2),
             load_bound: 1.25,

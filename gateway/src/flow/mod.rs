@@ -41,6 +41,8 @@ use self::attempt::{Live, Tried};
 use self::exchange::{Exchange, ExchangeLimits};
 use self::plan::Wishes;
 use self::registry::{Registered, Registry};
+use crate::config;
+use crate::downstream::keys::{Grant, KeyId};
 use crate::downstream::layers::Call;
 use crate::downstream::reply::{Reply, ReplyBody, json};
 use crate::upstream::{Fleet, Replica};
@@ -53,8 +55,6 @@ const FORWARDED: [HeaderName; 2] = [HeaderName::from_static("traceparent"), Head
 pub struct FlowConfig {
     /// Bounds of a request.
     pub ask: AskLimits,
-    /// What every key may send.
-    pub grants: Grants,
     /// Bounds of the way through the replicas.
     pub exchange: ExchangeLimits,
     /// Names of reasoning.
@@ -110,11 +110,13 @@ impl Flow {
         config: &FlowConfig,
         account: &mut Account,
     ) -> Result<(Arc<Exchange>, Registered), Fault> {
-        let ask = ask::read(&call.endpoint, call.body, &config.ask, &config.grants)?;
+        let identity = call.identity.as_deref();
+        let grants = identity.map_or(Grants::default(), granted);
+        let ask = ask::read(&call.endpoint, call.body, &config.ask, &grants)?;
         account.asked(ask.stream, ask.body.len());
         let fleet = self.fleet.load();
         let backend = fleet.backend(ask.model.as_deref()).ok_or_else(|| model_unknown(&fleet, ask.model.as_deref()))?;
-        if let Some(identity) = &call.identity
+        if let Some(identity) = identity
             && !identity.may_use(&backend.model())
         {
             let message = format!("This key may not use the model `{}`.", backend.model());
@@ -125,7 +127,7 @@ impl Flow {
         account.planned(backend, &session);
         let registered = self.registry.register(&call.id, &call.key_name());
         let exchange = Exchange {
-            wishes: wishes(&ask, headers, config),
+            wishes: wishes(&ask, headers, identity, config),
             own_id: ids::request_id(),
             id: call.id,
             backend: backend.clone(),
@@ -142,14 +144,37 @@ impl Flow {
     }
 }
 
-fn wishes(ask: &ask::Ask, headers: &HeaderMap, config: &FlowConfig) -> Wishes {
+fn wishes(ask: &ask::Ask, headers: &HeaderMap, identity: Option<&KeyId>, config: &FlowConfig) -> Wishes {
     Wishes {
         tools: ask.tools.as_ref().and_then(|raw| ToolSet::parse(raw).ok()).map(Arc::new),
         engine_parsing: config.engine_parsing,
         reasoning: config.reasoning,
-        names: config.names,
+        names: identity.and_then(|identity| identity.reasoning).map_or(config.names, names),
         show_verdicts: headers.get("x-sluice-verdicts").is_some_and(|value| value == "1"),
         id_seed: ids::random(),
+    }
+}
+
+/// What this key may send that is refused by default (B4).
+fn granted(identity: &KeyId) -> Grants {
+    let has = |grant| identity.grants.contains(&grant);
+    Grants {
+        remote_media: has(Grant::RemoteMedia),
+        kv_transfer: has(Grant::KvTransfer),
+        prompt_embeds: has(Grant::PromptEmbeds),
+        chat_template: has(Grant::ChatTemplate),
+        vllm_xargs: has(Grant::VllmXargs),
+        logits_processors: has(Grant::LogitsProcessors),
+    }
+}
+
+/// The configured names of reasoning as the stages know them.
+pub fn names(configured: config::ReasoningNames) -> ReasoningNames {
+    match configured {
+        config::ReasoningNames::Both => ReasoningNames::Both,
+        config::ReasoningNames::Reasoning => ReasoningNames::Reasoning,
+        config::ReasoningNames::ReasoningContent => ReasoningNames::ReasoningContent,
+        config::ReasoningNames::Inline => ReasoningNames::Inline,
     }
 }
 

@@ -359,7 +359,9 @@ impl<'a> Cursor<'a> {
     fn quote_or_backslash(&self, mut at: usize) -> Result<usize, SkimError> {
         let mut rest = self.text.as_bytes().get(at..).unwrap_or_default();
         for _ in 0..SHORT_STRING_WORDS {
-            let Some((word, tail)) = rest.split_first_chunk::<8>() else { break };
+            let Some((word, tail)) = rest.split_first_chunk::<8>() else {
+                break;
+            };
             let word = u64::from_le_bytes(*word);
             let hits = bytes_equal(word, b'"') | bytes_equal(word, b'\\');
             if hits != 0 {
@@ -370,7 +372,10 @@ impl<'a> Cursor<'a> {
         }
         match memchr2(b'"', b'\\', rest) {
             Some(found) => Ok(at + found),
-            None => Err(SkimError::Syntax { at: self.text.len(), expected: "the end of a string" }),
+            None => Err(SkimError::Syntax {
+                at: self.text.len(),
+                expected: "the end of a string",
+            }),
         }
     }
 
@@ -379,10 +384,19 @@ impl<'a> Cursor<'a> {
     fn escape(&self, at: usize) -> Result<usize, SkimError> {
         match self.byte(at + 1) {
             Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Ok(at + 2),
-            Some(b'u') if self.text.as_bytes().get(at + 2..at + 6).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) => {
+            Some(b'u')
+                if self
+                    .text
+                    .as_bytes()
+                    .get(at + 2..at + 6)
+                    .is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) =>
+            {
                 Ok(at + 6)
             }
-            _ => Err(SkimError::Syntax { at, expected: "a valid escape" }),
+            _ => Err(SkimError::Syntax {
+                at,
+                expected: "a valid escape",
+            }),
         }
     }
 
@@ -669,7 +683,15 @@ pub(crate) mod tests {
             assert_eq!(check(document.as_bytes()), wanted, "{document:?}");
         }
         assert_eq!(check(b"\"ab\xff\""), Err(SkimError::NotUtf8 { at: 3 }));
-        assert_eq!(check("{}".encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>().as_slice()), syntax(1, "a key"));
+        assert_eq!(
+            check(
+                "{}".encode_utf16()
+                    .flat_map(u16::to_le_bytes)
+                    .collect::<Vec<_>>()
+                    .as_slice()
+            ),
+            syntax(1, "a key")
+        );
         let long = "1".repeat(NUMBER_LIMIT_BYTES + 1);
         assert_eq!(check(long.as_bytes()), Err(SkimError::Number { at: 0 }));
         assert_eq!(check(&long.as_bytes()[1..]), Ok(()));
@@ -679,9 +701,15 @@ pub(crate) mod tests {
     fn depth_is_counted_wherever_it_grows() {
         let nested = |levels: usize| "[{\"a\":".repeat(levels / 2) + "1" + &"}]".repeat(levels / 2);
         assert_eq!(check(nested(128).as_bytes()), Ok(()));
-        assert_eq!(check(nested(130).as_bytes()), Err(SkimError::Depth { at: 64 * 6, limit: 128 }));
+        assert_eq!(
+            check(nested(130).as_bytes()),
+            Err(SkimError::Depth { at: 64 * 6, limit: 128 })
+        );
         // An endless bracket costs no more than the limit.
-        assert_eq!(check("[".repeat(1_000_000).as_bytes()), Err(SkimError::Depth { at: 128, limit: 128 }));
+        assert_eq!(
+            check("[".repeat(1_000_000).as_bytes()),
+            Err(SkimError::Depth { at: 128, limit: 128 })
+        );
         // The caller's own levels and skipped ones add up.
         let mut cursor = Cursor::new(br#"{"a":[[1]]}"#, 2).unwrap();
         let deep = cursor.members(|cursor, _| cursor.items(|_, _| Ok::<(), SkimError>(())).map(drop));
@@ -767,10 +795,15 @@ pub(crate) mod tests {
     pub(crate) fn json() -> impl Strategy<Value = String> {
         let white = "[ \n\r\t]{0,2}";
         let string = r#""([ -!#-\[\]-~éüß漢😀]|\\[bfnrt/"\\]|\\u[0-9a-fA-F]{4}){0,12}""#;
-        let leaf = prop_oneof!["null|true|false", "-?(0|[1-9][0-9]{0,3})(\\.[0-9]{1,3})?([eE][+-]?[0-9]{1,2})?", string];
+        let leaf = prop_oneof![
+            "null|true|false",
+            "-?(0|[1-9][0-9]{0,3})(\\.[0-9]{1,3})?([eE][+-]?[0-9]{1,2})?",
+            string
+        ];
         leaf.prop_recursive(4, 40, 6, move |inner| {
             let spaced = (white, inner, white).prop_map(|(left, value, right)| format!("{left}{value}{right}"));
-            let member = (white, string, white, spaced.clone()).prop_map(|(a, key, b, value)| format!("{a}{key}{b}:{value}"));
+            let member =
+                (white, string, white, spaced.clone()).prop_map(|(a, key, b, value)| format!("{a}{key}{b}:{value}"));
             prop_oneof![
                 (prop::collection::vec(spaced, 0..6)).prop_map(|items| format!("[{}]", items.join(","))),
                 (prop::collection::vec(member, 0..6)).prop_map(|members| format!("{{{}}}", members.join(","))),

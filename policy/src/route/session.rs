@@ -149,3 +149,166 @@ fn hasher(source: SessionSource) -> impl Hasher {
 pub(crate) fn conversation_hasher() -> impl Hasher {
     FixedState::with_seed(SEED).build_hasher()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body(key: Option<(SessionSource, &str)>, user: Option<&str>, conversation_hash: u64) -> BodySession {
+        BodySession {
+            key: key.map(|(source, text)| (source, text.to_owned())),
+            user: user.map(str::to_owned),
+            conversation_hash,
+        }
+    }
+
+    fn of(headers: &[(&str, &'static str)], body: &BodySession) -> SessionKey {
+        key(
+            |name| {
+                headers
+                    .iter()
+                    .find(|(known, _)| *known == name)
+                    .map(|(_, value)| *value)
+            },
+            body,
+        )
+    }
+
+    #[test]
+    fn b32_each_rung_beats_those_below_it() {
+        let below = body(Some((SessionSource::SessionId, "body")), Some("user"), 7);
+        for (rung, (name, source)) in HEADERS.iter().enumerate() {
+            let headers: Vec<_> = HEADERS[rung..].iter().map(|(name, _)| (*name, "header")).collect();
+            let found = of(&headers, &below);
+            assert_eq!(found.source, *source, "{name}");
+            assert_eq!(
+                found,
+                of(&[(*name, "header")], &body(None, None, 0)),
+                "nothing below {name} counts"
+            );
+        }
+        assert_eq!(of(&[], &below).source, SessionSource::SessionId);
+        assert_eq!(
+            of(&[], &body(None, Some("user"), 7)).source,
+            SessionSource::ConversationHash
+        );
+    }
+
+    #[test]
+    fn b32_the_order_is_that_of_the_rule() {
+        let names: Vec<_> = HEADERS.iter().map(|(name, _)| *name).collect();
+        assert_eq!(
+            names,
+            [
+                "x-session-id",
+                "x-session-affinity",
+                "x-claude-code-session-id",
+                "session-id",
+                "session_id",
+                "x-opencode-session",
+                "x-amp-thread-id",
+                "x-litellm-session-id"
+            ]
+        );
+        use SessionSource::*;
+        let body = [
+            SessionId,
+            PromptCacheKey,
+            Conversation,
+            PreviousResponseId,
+            MetadataSessionId,
+            ConversationHash,
+        ];
+        assert!(body.is_sorted(), "the body reader keeps the smallest");
+    }
+
+    #[test]
+    fn b32_request_and_trace_ids_are_not_looked_at() {
+        let asked = std::cell::RefCell::new(Vec::new());
+        key(
+            |name| {
+                asked.borrow_mut().push(name.to_owned());
+                None
+            },
+            &body(None, None, 1),
+        );
+        let asked = asked.into_inner();
+        assert_eq!(asked.len(), HEADERS.len());
+        for id in [
+            "x-request-id",
+            "traceparent",
+            "x-trace-id",
+            "x-correlation-id",
+            "x-litellm-call-id",
+        ] {
+            assert!(!asked.contains(&id.to_owned()));
+        }
+    }
+
+    #[test]
+    fn values_are_trimmed_and_bounded() {
+        let none = body(None, None, 1);
+        let plain = of(&[("x-session-id", "abc")], &none);
+        assert_eq!(of(&[("x-session-id", "  abc\t")], &none), plain);
+        assert_eq!(
+            of(&[("x-session-id", "  "), ("session-id", "x")], &none).source,
+            SessionSource::DashedHeader
+        );
+        let long: &'static str = "x".repeat(1000).leak();
+        assert_eq!(
+            of(&[("x-session-id", long)], &none),
+            of(&[("x-session-id", &long[..SESSION_VALUE_LIMIT_BYTES])], &none)
+        );
+        assert_ne!(
+            of(&[("x-session-id", long)], &none),
+            of(&[("x-session-id", &long[..255])], &none)
+        );
+        // An empty value in the body is no session either.
+        assert_eq!(
+            of(&[], &body(Some((SessionSource::SessionId, " ")), None, 1)).source,
+            SessionSource::ConversationHash
+        );
+    }
+
+    #[test]
+    fn user_only_breaks_ties() {
+        let hash = |user, conversation| of(&[], &body(None, user, conversation)).hash;
+        assert_ne!(hash(Some("a"), 1), hash(Some("b"), 1));
+        assert_ne!(hash(Some("a"), 1), hash(None, 1));
+        assert_ne!(
+            hash(Some("a"), 1),
+            hash(Some("a"), 2),
+            "one user has many conversations"
+        );
+        let session = |user| of(&[], &body(Some((SessionSource::SessionId, "s")), user, 1));
+        assert_eq!(session(Some("a")), session(Some("b")), "a named session has no ties");
+    }
+
+    #[test]
+    fn equal_words_on_two_rungs_do_not_meet() {
+        let none = body(None, None, 1);
+        let mut hashes: Vec<u64> = HEADERS
+            .iter()
+            .map(|(name, _)| of(&[(*name, "same")], &none).hash)
+            .collect();
+        for source in [
+            SessionSource::SessionId,
+            SessionSource::Conversation,
+            SessionSource::PreviousResponseId,
+        ] {
+            hashes.push(of(&[], &body(Some((source, "same")), None, 1)).hash);
+        }
+        hashes.sort_unstable();
+        hashes.dedup();
+        assert_eq!(hashes.len(), HEADERS.len() + 3);
+    }
+
+    /// A literal on purpose: if it changes, every session moves once at the upgrade; say so in the change log.
+    #[test]
+    fn hashes_are_the_same_in_every_process() {
+        let found = of(&[("x-session-id", "agent-1")], &body(None, None, 0));
+        assert_eq!(format!("{:016x}", found.hash), "b2bba91a574a6068");
+        let found = of(&[], &body(None, Some("u"), 42));
+        assert_eq!(format!("{:016x}", found.hash), "efc09cecd2b3953d");
+    }
+}

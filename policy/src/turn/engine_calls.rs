@@ -39,7 +39,8 @@ impl EngineCalls {
             match known.copied() {
                 Some((_, None)) => Ok(()),
                 Some((_, Some(ours))) => more(array, call, ours, said),
-                None if self.begun.len() >= CALLS_LIMIT => Err(Malformed { at: call.place.start }),
+                // Without a name it can't become a call: 0.12 loses it when the choices of `n` call at once.
+                None if call.name.is_none() || self.begun.len() >= CALLS_LIMIT => Err(Malformed { at: call.place.start }),
                 None => {
                     let ours = (*numbering.shown < numbering.limit).then_some(*numbering.shown);
                     self.begun.push((index, ours));
@@ -56,7 +57,7 @@ impl EngineCalls {
 fn first(array: &str, call: CallDelta, ours: u32, numbering: &Numbering<'_>, said: &mut Said) -> Result<(), Malformed> {
     let whole = numbering.whole;
     let indexed = whole || call.index == Some(ours);
-    if indexed && call.id.is_some() && call.name.is_some() && call.arguments.is_some() {
+    if indexed && call.id.is_some() && call.arguments.is_some() {
         said.next_call().extend_from_slice(call.place.of(array).as_bytes());
         return Ok(());
     }
@@ -147,6 +148,15 @@ mod tests {
                 "",
             ],
         );
+    }
+
+    #[test]
+    fn a_call_without_a_name_is_refused() {
+        let mut shown = 0;
+        let mut numbering = Numbering { shown: &mut shown, limit: 9, id_seed: 1, choice: 0, whole: false };
+        let array = r#"[{"index":0,"id":"a","type":"function","function":{"arguments":"{"}}]"#;
+        assert!(EngineCalls::default().take_over(array, &mut numbering, &mut Said::default()).is_err());
+        assert_eq!(shown, 0);
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub struct AnswerPlan {
     pub tools: ToolPlan,
     /// False: only the first call of a choice is shown.
     pub parallel_tool_calls: bool,
+    /// `tool_choice` names a function: its call finishes with `stop`, as OpenAI's does (B28).
+    pub named_function: bool,
     /// The client asked for usage in its stream. It is always asked for upstream.
     pub include_usage: bool,
     /// The client asked for `x_sluice.verdicts` (B29).
@@ -56,14 +58,15 @@ pub enum ReasoningPlan {
 pub enum ToolPlan {
     /// Nobody: no tools, or the client's own `tool_choice: "none"`.
     Off,
-    /// The scanner, in the text.
+    /// The scanner, in the text. Calls that vLLM found are taken over as well, so that this serves a replica with parsers
+    /// too: what its parsers miss is found here.
     Scan {
         /// The request's tools.
         tools: Arc<ToolSet>,
         /// Whether an answer that is nothing but JSON may be a call.
         bare: Bare,
     },
-    /// vLLM; its calls are taken over.
+    /// vLLM alone (`[tools] parsing = "engine"`); its calls are taken over.
     Engine,
 }
 

@@ -28,6 +28,9 @@ pub(super) struct Voice {
     calls_counted: u32,
     call_limit: u32,
     id_seed: u64,
+    named_function: bool,
+    /// The scanner found a call that was shown.
+    found_calls: bool,
     /// The text is a whole message, not a delta.
     whole: bool,
     /// How the splitter starts; `None` leaves think tags alone.
@@ -75,6 +78,8 @@ impl Voice {
             calls_counted: 0,
             call_limit: if plan.parallel_tool_calls { u32::MAX } else { 1 },
             id_seed: plan.id_seed,
+            named_function: plan.named_function,
+            found_calls: false,
             whole,
             thinking: thinking(plan),
             tools,
@@ -148,7 +153,7 @@ impl Voice {
         let cut = upstream == Finish::Length;
         self.sort_pieces(cut, said);
         let finish = match upstream {
-            Finish::Stop if self.scanner.is_some() && self.calls_shown > 0 => Finish::ToolCalls,
+            Finish::Stop if self.found_calls && !self.named_function => Finish::ToolCalls,
             upstream => upstream,
         };
         self.finish = Some(finish.clone());
@@ -266,6 +271,7 @@ impl Voice {
         let id = call_id(self.id_seed, self.index, self.calls_shown);
         said.add_call((!self.whole).then_some(self.calls_shown), &id, &call.name, &call.arguments);
         self.calls_shown += 1;
+        self.found_calls = true;
         self.judge(call.name, call.verdict);
     }
 

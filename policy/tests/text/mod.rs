@@ -20,7 +20,7 @@ pub enum Shown {
     },
 }
 
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Setup {
     pub thinking: Thinking,
     pub opener: Opener,
@@ -67,7 +67,7 @@ impl Stages {
 
     pub fn push(&mut self, text: &str) {
         self.pushes += 1;
-        if self.pushes % 2 == 0 {
+        if self.pushes.is_multiple_of(2) {
             match self.splitter.pass(text) {
                 Some(Channel::Reasoning) => return self.show(Shown::Reasoning(text.to_owned())),
                 Some(Channel::Content) => return self.content(text),
@@ -104,7 +104,7 @@ impl Stages {
         let Some(scanner) = &mut self.scanner else {
             return self.show(Shown::Text(text.to_owned()));
         };
-        if self.pushes % 2 == 0 && scanner.pass(text) {
+        if self.pushes.is_multiple_of(2) && scanner.pass(text) {
             return self.show(Shown::Text(text.to_owned()));
         }
         let mut pieces = Vec::new();
@@ -172,7 +172,7 @@ pub fn same_at_every_split(setup: &Setup, text: &str, id: &str) -> Vec<Shown> {
     for round in 0..200 {
         let mut pieces: Vec<String> = vec![String::new()];
         for c in text.chars() {
-            if random.next() % 7 == 0 {
+            if random.next().is_multiple_of(7) {
                 pieces.push(String::new());
             }
             pieces.last_mut().unwrap().push(c);

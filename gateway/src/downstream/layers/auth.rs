@@ -1,5 +1,6 @@
 //! Who asks (B2): the key is checked before a byte of the body is read.
 
+use jiff::Timestamp;
 use pingora_limits::rate::Rate;
 use sluice_policy::protocol::ask::Endpoint;
 use sluice_policy::protocol::fault::{Fault, FaultKind};
@@ -11,7 +12,7 @@ use tower::{Layer, Service};
 
 use super::Call;
 use super::trace::{Either, refuse};
-use crate::downstream::keys::{KeyRing, KeyVerdict};
+use crate::downstream::keys::{KeyId, KeyRing, KeyVerdict};
 use crate::downstream::listener::Peer;
 use crate::downstream::reply::Reply;
 
@@ -62,7 +63,7 @@ where
         }
         match judge(&self.keys, &call) {
             Ok(identity) => {
-                call.identity = identity;
+                call.identity = Some(identity);
                 Either::Left(self.inner.call(call))
             }
             Err(fault) => refuse(fault),
@@ -70,16 +71,16 @@ where
     }
 }
 
-fn judge<B>(keys: &KeyRing, call: &Call<B>) -> Result<Option<Arc<super::KeyId>>, Fault> {
+fn judge<B>(keys: &KeyRing, call: &Call<B>) -> Result<Arc<KeyId>, Fault> {
     let address = call.head.extensions.get::<Peer>().and_then(|peer| peer.0).map(|address| address.ip());
-    let authorization = call.head.headers.get(http::header::AUTHORIZATION).map(|value| value.as_bytes());
-    let api_key = matches!(call.endpoint, Endpoint::Messages | Endpoint::CountTokens)
-        .then(|| call.head.headers.get("x-api-key").map(|value| value.as_bytes()))
-        .flatten();
-    let verdict = keys.judge(authorization, api_key);
+    let header = |name: &str| call.head.headers.get(name).map(|value| value.as_bytes());
+    let now = Timestamp::now();
+    let verdict = match header("x-api-key") {
+        Some(key) if matches!(call.endpoint, Endpoint::Messages | Endpoint::CountTokens) => keys.check_key(key, now),
+        _ => keys.check(header("authorization"), now),
+    };
     let fault = match verdict {
-        KeyVerdict::Accepted(identity) => return Ok(Some(identity)),
-        KeyVerdict::Open => return Ok(None),
+        KeyVerdict::Accepted(identity) => return Ok(identity),
         KeyVerdict::Missing => Fault::new(
             FaultKind::KeyMissing,
             "You didn't provide an API key. Send it in the Authorization header: `Authorization: Bearer YOUR_KEY`.",

@@ -297,8 +297,16 @@ mod tests {
             ("{ }", vec![set("a", "1")], r#"{"a":1 }"#),
             (r#" { "a" : 1 , "b" : 2 } "#, vec![gone("a")], r#" { "b" : 2 } "#),
             (r#" { "a" : 1 , "b" : 2 } "#, vec![gone("b")], r#" { "a" : 1 } "#),
-            (r#" { "a" : 1 } "#, vec![set("a", "9"), set("b", "2")], r#" { "a" : 9,"b":2 } "#),
-            (r#"{"a":1,"x":0}"#, vec![set("a", "2"), set("a", "3")], r#"{"a":3,"x":0}"#),
+            (
+                r#" { "a" : 1 } "#,
+                vec![set("a", "9"), set("b", "2")],
+                r#" { "a" : 9,"b":2 } "#,
+            ),
+            (
+                r#"{"a":1,"x":0}"#,
+                vec![set("a", "2"), set("a", "3")],
+                r#"{"a":3,"x":0}"#,
+            ),
             (r#"{"a":1}"#, vec![set("a", "2"), gone("a")], "{}"),
             (r#"{"a":1}"#, vec![gone("a"), set("a", "2")], r#"{"a":2}"#),
             (r#"{"\u0061":1,"b":2}"#, vec![gone("a")], r#"{"b":2}"#),
@@ -316,8 +324,16 @@ mod tests {
         let usage = || set_in("stream_options", "include_usage", "true");
         for (body, edits, wanted) in [
             ("{}", vec![usage()], r#"{"stream_options":{"include_usage":true}}"#),
-            (r#"{"stream_options":null}"#, vec![usage()], r#"{"stream_options":{"include_usage":true}}"#),
-            (r#"{"stream_options":{}}"#, vec![usage()], r#"{"stream_options":{"include_usage":true}}"#),
+            (
+                r#"{"stream_options":null}"#,
+                vec![usage()],
+                r#"{"stream_options":{"include_usage":true}}"#,
+            ),
+            (
+                r#"{"stream_options":{}}"#,
+                vec![usage()],
+                r#"{"stream_options":{"include_usage":true}}"#,
+            ),
             (
                 r#"{"stream_options":{"include_usage":false, "z":1},"a":1}"#,
                 vec![usage()],
@@ -330,14 +346,26 @@ mod tests {
             ),
             (
                 "{}",
-                vec![usage(), set_in("stream_options", "b", "1"), set_in("stream_options", "include_usage", "false")],
+                vec![
+                    usage(),
+                    set_in("stream_options", "b", "1"),
+                    set_in("stream_options", "include_usage", "false"),
+                ],
                 r#"{"stream_options":{"include_usage":false,"b":1}}"#,
             ),
             // What isn't an object stays, for vLLM to refuse.
             (r#"{"stream_options":[1]}"#, vec![usage()], r#"{"stream_options":[1]}"#),
             // An edit of the whole member beats those within it.
-            (r#"{"stream_options":{}}"#, vec![set("stream_options", "{}"), usage()], r#"{"stream_options":{}}"#),
-            (r#"{"stream_options":{}}"#, vec![usage(), Edit::Remove("stream_options")], "{}"),
+            (
+                r#"{"stream_options":{}}"#,
+                vec![set("stream_options", "{}"), usage()],
+                r#"{"stream_options":{}}"#,
+            ),
+            (
+                r#"{"stream_options":{}}"#,
+                vec![usage(), Edit::Remove("stream_options")],
+                "{}",
+            ),
         ] {
             assert_eq!(edited(body, &edits), wanted, "{body} {edits:?}");
         }
@@ -347,7 +375,10 @@ mod tests {
     fn priority_is_the_gateways() {
         assert_eq!(edited(r#"{"priority":-5,"a":1}"#, &[]), r#"{"a":1}"#);
         assert_eq!(edited(r#"{"a":1,"prior\u0069ty":-5}"#, &[]), r#"{"a":1}"#);
-        assert_eq!(edited(r#"{"priority":-5}"#, &[set("priority", "2")]), r#"{"priority":2}"#);
+        assert_eq!(
+            edited(r#"{"priority":-5}"#, &[set("priority", "2")]),
+            r#"{"priority":2}"#
+        );
         assert_eq!(edited(r#"{"a":{"priority":1}}"#, &[]), r#"{"a":{"priority":1}}"#);
     }
 
@@ -363,7 +394,11 @@ mod tests {
     /// Where the slices of an edited body lie in the received one; others are new.
     fn slices(ask: &Ask, segments: &[Bytes]) -> usize {
         let body = ask.body.as_ptr_range();
-        segments.iter().filter(|segment| body.contains(&segment.as_ptr())).map(Bytes::len).sum()
+        segments
+            .iter()
+            .filter(|segment| body.contains(&segment.as_ptr()))
+            .map(Bytes::len)
+            .sum()
     }
 
     #[test]
@@ -376,7 +411,10 @@ mod tests {
             Edit::Remove("stream"),
         ]);
         let copied = segments.concat().len() - slices(&ask, &segments);
-        assert_eq!(copied, "\"b\"".len() + ",\"stream_options\":{\"include_usage\":true}".len());
+        assert_eq!(
+            copied,
+            "\"b\"".len() + ",\"stream_options\":{\"include_usage\":true}".len()
+        );
     }
 
     const KEYS: [&str; 6] = ["a", "b", "stream_options", "q", "model2", "z"];
@@ -394,14 +432,19 @@ mod tests {
     /// A member's text: key (sometimes escaped) and value, with white space.
     fn body() -> impl Strategy<Value = Vec<(String, bool, String)>> {
         let value = crate::protocol::skim::tests::json();
-        let objects = prop::collection::btree_map(prop::sample::select(&KEYS[..]), "1|null|\\{\\}", 0..4).prop_map(|map| {
-            let members: Vec<String> = map.iter().map(|(key, value)| format!(" \"{key}\" : {value}")).collect();
-            format!("{{{} }}", members.join(","))
-        });
+        let objects =
+            prop::collection::btree_map(prop::sample::select(&KEYS[..]), "1|null|\\{\\}", 0..4).prop_map(|map| {
+                let members: Vec<String> = map.iter().map(|(key, value)| format!(" \"{key}\" : {value}")).collect();
+                format!("{{{} }}", members.join(","))
+            });
         let key = prop_oneof![prop::sample::select(&KEYS[..]).prop_map(str::to_owned), "[C-P]{1,3}"];
         let value = prop_oneof![2 => value, 1 => objects, 1 => Just("null".to_owned())];
         prop::collection::btree_map(key, (any::<bool>(), value), 0..8)
-            .prop_map(|map| map.into_iter().map(|(key, (escaped, value))| (key, escaped, value)).collect::<Vec<_>>())
+            .prop_map(|map| {
+                map.into_iter()
+                    .map(|(key, (escaped, value))| (key, escaped, value))
+                    .collect::<Vec<_>>()
+            })
             .prop_shuffle()
     }
 

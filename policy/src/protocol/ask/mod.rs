@@ -263,3 +263,6 @@ impl Seen {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -201,11 +201,11 @@ fn decoded(id: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(id.len());
     let mut rest = id.as_bytes();
     while let Some((&byte, tail)) = rest.split_first() {
-        let hex = (byte == b'%')
-            .then(|| tail.get(..2))
-            .flatten()
-            .and_then(|hex| std::str::from_utf8(hex).ok());
-        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+        // Signs are no hex digits, though `from_str_radix` takes them.
+        let hex = tail
+            .get(..2)
+            .filter(|hex| byte == b'%' && hex.iter().all(u8::is_ascii_hexdigit));
+        match hex.and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()) {
             Some(value) => {
                 bytes.push(value);
                 rest = tail.get(2..).unwrap_or_default();
@@ -224,4 +224,183 @@ fn decoded(id: &str) -> Option<String> {
 /// The path for a message: bounded, without its query (it may hold a key).
 fn shown(path: &str) -> &str {
     clip(path.split(['?', '#']).next().unwrap_or_default(), 200)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(method: &str, path: &str) -> (u16, String) {
+        let fault = route(method, path).expect_err(path);
+        (fault.status(), fault.message)
+    }
+
+    #[test]
+    fn b1_the_allowlist() {
+        let id = |id: &str| id.to_owned();
+        for (method, path, wanted) in [
+            ("POST", "/v1/chat/completions", Endpoint::ChatCompletions),
+            ("POST", "/v1/completions", Endpoint::Completions),
+            ("GET", "/v1/models", Endpoint::Models),
+            ("GET", "/v1/models/qwen3", Endpoint::Model(id("qwen3"))),
+            (
+                "GET",
+                "/v1/models/Qwen/Qwen3-32B-AWQ",
+                Endpoint::Model(id("Qwen/Qwen3-32B-AWQ")),
+            ),
+            (
+                "GET",
+                "/v1/models/Qwen%2fQwen3-32B-AWQ",
+                Endpoint::Model(id("Qwen/Qwen3-32B-AWQ")),
+            ),
+            ("GET", "/v1/models/a%", Endpoint::Model(id("a%"))),
+            ("GET", "/v1/models/a%+1%zz%4", Endpoint::Model(id("a%+1%zz%4"))),
+            ("POST", "/v1/responses", Endpoint::Responses),
+            ("POST", "/v1/messages", Endpoint::Messages),
+            ("POST", "/v1/messages/count_tokens", Endpoint::CountTokens),
+            ("POST", "/v1/embeddings", Endpoint::Embeddings),
+            ("POST", "/rerank", Endpoint::Rerank),
+            ("POST", "/v1/rerank", Endpoint::Rerank),
+            ("POST", "/score", Endpoint::Score),
+            ("POST", "/v1/score", Endpoint::Score),
+            ("POST", "/tokenize", Endpoint::Tokenize),
+            ("POST", "/detokenize", Endpoint::Detokenize),
+            ("POST", "/v1/requests/abc-1/cancel", Endpoint::Cancel(id("abc-1"))),
+            ("GET", "/health", Endpoint::Health),
+            ("HEAD", "/health", Endpoint::Health),
+            ("GET", "/ping", Endpoint::Ping),
+            ("POST", "/ping", Endpoint::Ping),
+            ("GET", "/version", Endpoint::Version),
+            // Careless joins, and queries.
+            ("POST", "/v1/chat/completions/", Endpoint::ChatCompletions),
+            ("POST", "/v1//chat/completions", Endpoint::ChatCompletions),
+            ("POST", "//v1///chat/completions//", Endpoint::ChatCompletions),
+            ("POST", "/v1/chat/completions?api-version=1", Endpoint::ChatCompletions),
+            ("GET", "/v1/models/?limit=2", Endpoint::Models),
+        ] {
+            assert_eq!(route(method, path).as_ref(), Ok(&wanted), "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn b1_everything_else_is_404() {
+        for path in [
+            "/",
+            "",
+            "/v1",
+            "/v1/",
+            "/v1/chat",
+            "/v1/chat/completions/x",
+            "/V1/chat/completions",
+            "/v1/audio/transcriptions",
+            "/v2/rerank",
+            "/v1/models/%0d%0aset-cookie:x",
+            "/v1/models/%ff",
+            "/v1/requests/cancel",
+            "/v1/responses/resp_1",
+            "/v1/chat/completions/render",
+            "/metrics",
+            "/docs",
+            "/openapi.json",
+            "/invocations",
+            // vLLM's control routes, as deep as they are: like any unknown path.
+            "/sleep",
+            "/wake_up",
+            "/is_sleeping",
+            "/pause",
+            "/resume",
+            "/abort_requests",
+            "/collective_rpc",
+            "/update_weights",
+            "/init_weight_transfer_engine",
+            "/reset_prefix_cache",
+            "/reset_mm_cache",
+            "/v1/load_lora_adapter",
+            "/v1/unload_lora_adapter",
+            "/scale_elastic_ep",
+            "/start_profile",
+            "/server_info",
+            "/../v1/models",
+            "/v1/%2e%2e/sleep",
+        ] {
+            for method in ["GET", "POST", "OPTIONS"] {
+                let (status, message) = refused(method, path);
+                assert_eq!(status, 404, "{path}");
+                assert!(
+                    message.starts_with(&format!("Unknown request URL: {method} ")),
+                    "{message}"
+                );
+                assert!(!message.contains("base_url"), "{message}");
+            }
+        }
+    }
+
+    #[test]
+    fn b1_a_base_url_without_v1_is_told() {
+        for path in [
+            "/chat/completions",
+            "/completions",
+            "/models",
+            "//responses/",
+            "/messages",
+            "/embeddings?x=1",
+        ] {
+            let (status, message) = refused("POST", path);
+            assert_eq!(status, 404);
+            assert!(message.ends_with("base_url must end in /v1."), "{message}");
+        }
+        let (_, message) = refused("POST", "/v1/v1/chat/completions");
+        assert!(
+            message.ends_with("base_url must end once in /v1: the path is /v1/chat/completions."),
+            "{message}"
+        );
+        let (_, message) = refused("POST", "/v1/tokenize");
+        assert!(
+            message.ends_with("base_url must end without /v1 for this route: the path is /tokenize."),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn b1_another_method_is_405_and_says_which() {
+        for (method, path, uses) in [
+            ("GET", "/v1/chat/completions", "POST"),
+            ("HEAD", "/v1/chat/completions", "POST"),
+            ("POST", "/v1/models", "GET"),
+            ("DELETE", "/v1/models/x", "GET"),
+            ("PUT", "/ping", "GET or POST"),
+            ("OPTIONS", "/v1/chat/completions", "POST"),
+        ] {
+            let fault = route(method, path).expect_err(path);
+            assert_eq!(fault.kind, FaultKind::MethodNotAllowed);
+            assert_eq!(fault.message, format!("Not allowed to {method} on {path}; use {uses}."));
+        }
+        // The caller's own answer to OPTIONS.
+        let endpoint = find("OPTIONS", "/v1/chat/completions/").unwrap();
+        assert_eq!(endpoint.methods(), ["POST"]);
+    }
+
+    #[test]
+    fn refusals_are_bounded_and_hide_the_query() {
+        let (_, message) = refused("POST", &format!("/{}", "x".repeat(5000)));
+        assert!(message.len() < 300, "{message}");
+        let (_, message) = refused(&"M".repeat(500), &format!("/é{}?key=sk-secret", "é".repeat(500)));
+        assert!(message.len() < 300 && !message.contains("secret"), "{message}");
+    }
+
+    #[test]
+    fn each_endpoint_knows_its_own() {
+        for endpoint in [Endpoint::Health, Endpoint::Ping] {
+            assert!(endpoint.is_open() && !endpoint.has_body() && !endpoint.has_pipeline());
+        }
+        for endpoint in [Endpoint::Messages, Endpoint::CountTokens] {
+            assert_eq!(endpoint.shape(), ErrorShape::Anthropic);
+            assert!(endpoint.has_body() && !endpoint.has_pipeline() && !endpoint.is_open());
+        }
+        for endpoint in [Endpoint::ChatCompletions, Endpoint::Completions] {
+            assert!(endpoint.has_pipeline() && endpoint.has_body());
+        }
+        assert!(!Endpoint::Cancel("x".into()).has_body());
+        assert!(!Endpoint::Models.has_body());
+    }
 }

@@ -17,13 +17,12 @@
 //! | vLLM failed | 500, 502, 503, 504 | `upstream_…` | yes |
 //! | we set vLLM up wrongly | 502 | `upstream_misconfigured` | no |
 
+mod upstream;
+
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-
-/// Longest message taken over from an upstream, in bytes: old vLLM versions quote the whole request in it.
-const UPSTREAM_MESSAGE_LIMIT_BYTES: usize = 8 * 1024;
 
 /// `Retry-After` where a cause knows no better one.
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
@@ -227,47 +226,6 @@ impl Fault {
             }}),
         }
     }
-
-    /// What vLLM answered instead of a 200, as the client gets it (B5).
-    ///
-    /// The client's own mistakes keep vLLM's message in our shape, server paths stripped. What says that *we* are misconfigured
-    /// (401, 403, any redirect, 405, a 404 without an error object) becomes [`FaultKind::UpstreamMisconfigured`] without vLLM's
-    /// words; the caller logs replica and setting. Everything else is a failure that another replica may mend.
-    pub fn from_upstream(status: u16, body: &[u8]) -> Fault {
-        let said = Said::read(body);
-        let kind = match status {
-            400 if said.is_context_overflow() => FaultKind::ContextLength,
-            400 => FaultKind::BadRequest,
-            404 if said.structured && said.names_model() => FaultKind::ModelUnknown,
-            404 if said.structured => FaultKind::ObjectUnknown,
-            413 => FaultKind::BodyTooLarge,
-            422 => FaultKind::Unprocessable,
-            300..=399 | 401 | 403 | 404 | 405 => return Fault::misconfigured(status),
-            _ => FaultKind::UpstreamFailed(status),
-        };
-        let message = said
-            .message
-            .unwrap_or_else(|| format!("The model server answered {status} without a message."));
-        Fault {
-            param: said.param,
-            ..Fault::new(kind, message)
-        }
-    }
-
-    /// An error object that came *inside* a stream, after a 200 (an engine that dies says so this way). Its own `code` is its
-    /// status; without a usable one it is a 500.
-    pub fn from_upstream_event(data: &[u8]) -> Fault {
-        let status = Said::read(data).status.unwrap_or(500);
-        Fault::from_upstream(status, data)
-    }
-
-    fn misconfigured(status: u16) -> Fault {
-        let message = format!(
-            "The model server refused this gateway ({status}). This is a fault in the gateway's settings for that server, not in your \
-             request; its operator has been told."
-        );
-        Fault::new(FaultKind::UpstreamMisconfigured, message)
-    }
 }
 
 impl FaultKind {
@@ -409,126 +367,170 @@ impl FaultKind {
     }
 }
 
-/// What can be read out of an upstream's error body, whatever its shape.
-#[derive(Default)]
-struct Said {
-    /// Whether there was an error *object*: vLLM's handlers write one, its router and its key check don't.
-    structured: bool,
-    message: Option<String>,
-    param: Option<String>,
-    status: Option<u16>,
-    kind: String,
-}
-
-impl Said {
-    fn read(body: &[u8]) -> Said {
-        let Ok(Value::Object(top)) = serde_json::from_slice::<Value>(body) else {
-            return Said {
-                message: plain_text(body),
-                ..Said::default()
-            };
-        };
-        // vLLM before 0.10 and its neighbours put the fields at the top level, beside `"object":"error"`.
-        let flat =
-            top.get("object").is_some_and(|object| object == "error") || top.get("type").is_some_and(|t| t == "error");
-        match top.get("error") {
-            Some(Value::Object(error)) => Said::of(error),
-            Some(Value::String(text)) => Said {
-                message: Some(presentable(text)),
-                ..Said::default()
-            },
-            _ if flat => Said::of(&top),
-            _ => Said {
-                message: top.get("detail").and_then(Value::as_str).map(presentable),
-                ..Said::default()
-            },
-        }
-    }
-
-    fn of(error: &serde_json::Map<String, Value>) -> Said {
-        let text = |key: &str| error.get(key).and_then(Value::as_str);
-        Said {
-            structured: true,
-            message: text("message").filter(|message| !message.is_empty()).map(presentable),
-            param: text("param").map(|param| clip(param.strip_prefix("body.").unwrap_or(param), 256).to_owned()),
-            status: error
-                .get("code")
-                .and_then(Value::as_u64)
-                .and_then(|code| u16::try_from(code).ok()),
-            kind: text("type").unwrap_or_default().to_owned(),
-        }
-    }
-
-    fn names_model(&self) -> bool {
-        let message = self.message.as_deref().unwrap_or_default();
-        self.param.as_deref() == Some("model") || (self.kind == "NotFoundError" && message.starts_with("The model "))
-    }
-
-    /// Whether a shorter conversation would have been accepted. A `max_tokens` that alone exceeds the context isn't that: an agent
-    /// that compacts its history on `context_length_exceeded` would do so for ever.
-    fn is_context_overflow(&self) -> bool {
-        let message = self.message.as_deref().unwrap_or_default();
-        let context = number_after(message, "maximum context length is ");
-        let output = number_after(message, "is too large: ");
-        match (context, output) {
-            (Some(context), Some(output)) => output <= context,
-            (Some(_), None) => true,
-            (None, _) => message.contains("longer than the maximum model length"),
-        }
-    }
-}
-
-fn number_after(text: &str, words: &str) -> Option<u64> {
-    let (_, rest) = text.split_once(words)?;
-    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-    rest.get(..digits)?.parse().ok()
-}
-
-/// A short plain-text body is a message (`Internal Server Error`); a page of HTML isn't.
-fn plain_text(body: &[u8]) -> Option<String> {
-    let text = std::str::from_utf8(body).ok()?.trim();
-    let short = !text.is_empty() && text.len() <= 512 && !text.starts_with(['<', '{', '[']);
-    short.then(|| presentable(text))
-}
-
-/// The message without the server's paths (vLLM 0.12 appends the frame that raised it), and bounded.
-fn presentable(message: &str) -> String {
-    // The frame is `\n\n  File "…", line N, in f\n    POST … [the same error again]`; newlines of quoted values are escaped there.
-    let frame = message.match_indices('\n').find(|(at, _)| {
-        message
-            .get(*at..)
-            .is_some_and(|rest| rest.trim_start().starts_with("File \"") && rest.contains("\", line "))
-    });
-    let shown = message
-        .get(..frame.map_or(message.len(), |(at, _)| at))
-        .unwrap_or(message)
-        .trim_end();
-    without_paths(clip(shown, UPSTREAM_MESSAGE_LIMIT_BYTES))
-}
-
-/// Replaces what looks like a path of the server's file system by `[path]`.
-fn without_paths(text: &str) -> String {
-    const ROOTS: [&str; 12] = [
-        "/app/", "/data/", "/etc/", "/home/", "/mnt/", "/opt/", "/proc/", "/root/", "/srv/", "/tmp/", "/usr/", "/var/",
-    ];
-    let is_end = |c: char| c.is_whitespace() || "\"'`,;:()[]{}<>=".contains(c);
-    let mut shown = String::with_capacity(text.len());
-    for token in text.split_inclusive(is_end) {
-        let word = token.trim_end_matches(is_end);
-        let private = ROOTS.iter().any(|root| word.starts_with(root))
-            || word.contains("/site-packages/")
-            || word.contains("/dist-packages/");
-        if private {
-            shown.push_str("[path]");
-            shown.push_str(token.get(word.len()..).unwrap_or_default());
-        } else {
-            shown.push_str(token);
-        }
-    }
-    shown
-}
-
 /// The longest head of `text` within `limit` bytes that ends at a character.
 pub(crate) fn clip(text: &str, limit: usize) -> &str {
     text.get(..text.floor_char_boundary(limit)).unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// One line of the table, out of the body that the client gets.
+    pub(super) fn line(fault: &Fault) -> String {
+        let body: Value = serde_json::from_slice(&fault.body(ErrorShape::OpenAi)).unwrap();
+        let error = body["error"].as_object().unwrap();
+        assert_eq!(error.keys().collect::<Vec<_>>(), ["message", "type", "param", "code"]);
+        let word = |key: &str| error[key].as_str().unwrap_or("-").to_owned();
+        format!("{} {} {} {}", fault.status(), word("type"), word("code"), word("param"))
+    }
+
+    /// Every kind: the compiler holds this list complete through the match of `name`, this test through its length.
+    const ALL: [FaultKind; 35] = {
+        use FaultKind::*;
+        [
+            KeyMissing,
+            KeyMalformed,
+            KeyRejected,
+            KeyForbidden,
+            LoginsLimited,
+            KeyLimited,
+            RouteUnknown,
+            MethodNotAllowed,
+            ModelUnknown,
+            ObjectUnknown,
+            HeadersTooLarge,
+            BodyTooLarge,
+            BodyTimeout,
+            BodyEncoded,
+            BadRequest,
+            FieldNotPermitted,
+            Unprocessable,
+            ContextLength,
+            Cancelled,
+            ClientGone,
+            ClientStalled,
+            Capacity,
+            BuffersFull,
+            Draining,
+            NoReplica,
+            UpstreamMisconfigured,
+            UpstreamUnreachable,
+            UpstreamFailed(500),
+            UpstreamBroke,
+            UpstreamStalled,
+            UpstreamTimeout,
+            UpstreamGarbled,
+            NotContinuable,
+            Poison,
+            Internal,
+        ]
+    };
+
+    #[test]
+    fn the_table_of_kinds() {
+        let mut table = String::new();
+        for kind in ALL {
+            let retry = kind.should_retry().map_or("-".to_owned(), |retry| retry.to_string());
+            table.push_str(&format!(
+                "{} {} {} {} {} retry={retry} again={}\n",
+                kind.name(),
+                kind.status(),
+                kind.error_type(),
+                kind.anthropic_type(),
+                kind.side().as_str(),
+                kind.retryable(),
+            ));
+        }
+        insta::assert_snapshot!(table);
+    }
+
+    #[test]
+    fn names_are_unique_and_codes_follow() {
+        let mut names: Vec<_> = ALL.iter().map(|kind| kind.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+        for kind in ALL {
+            let plain = matches!(kind, FaultKind::BadRequest | FaultKind::Unprocessable);
+            assert_eq!(kind.code(), (!plain).then(|| kind.name()));
+        }
+    }
+
+    #[test]
+    fn b2_the_three_ways_of_a_bad_key_are_told_apart() {
+        let kinds = [FaultKind::KeyMissing, FaultKind::KeyMalformed, FaultKind::KeyRejected];
+        let codes: Vec<_> = kinds
+            .iter()
+            .map(|kind| (kind.status(), kind.code().unwrap(), kind.should_retry()))
+            .collect();
+        assert_eq!(
+            codes,
+            [
+                (401, "missing_api_key", None),
+                (401, "invalid_authorization", None),
+                (401, "invalid_api_key", None)
+            ]
+        );
+    }
+
+    #[test]
+    fn b5_retry_after_comes_with_429_and_503() {
+        for kind in ALL {
+            let fault = Fault::new(kind, "x");
+            let wanted = matches!(kind.status(), 429 | 503);
+            assert_eq!(fault.retry_after.is_some(), wanted, "{kind:?}");
+            assert_eq!(kind.should_retry() == Some(true), wanted, "{kind:?}");
+        }
+        let after = |duration| {
+            Fault::new(FaultKind::KeyLimited, "x")
+                .with_retry_after(duration)
+                .retry_after_s()
+        };
+        assert_eq!(after(Duration::ZERO), Some(1));
+        assert_eq!(after(Duration::from_millis(1)), Some(1));
+        assert_eq!(after(Duration::from_millis(2001)), Some(3));
+        assert_eq!(after(Duration::from_secs(30)), Some(30));
+    }
+
+    #[test]
+    fn b5_unknown_models_list_what_there_is() {
+        let fault = Fault::model_unknown("gpt-\"4\"", ["qwen3", "embed"]);
+        assert_eq!(line(&fault), "404 invalid_request_error model_not_found model");
+        assert_eq!(
+            fault.message,
+            "The model `gpt-\"4\"` does not exist. Models served here: `qwen3`, `embed`."
+        );
+        assert!(Fault::model_unknown(&"é".repeat(10_000), []).message.len() < 400);
+    }
+
+    #[test]
+    fn bodies_in_both_dialects() {
+        let fault = Fault::bad_request("a\"b", "line\nquote\" back\\ \u{1} 漢");
+        let body = fault.body(ErrorShape::OpenAi);
+        assert_eq!(
+            std::str::from_utf8(&body).unwrap(),
+            "{\"error\":{\"message\":\"line\\nquote\\\" back\\\\ \\u0001 漢\",\"type\":\"invalid_request_error\",\"param\":\"a\\\"b\",\"code\":null}}"
+        );
+        let body = Fault::new(FaultKind::Capacity, "full").body(ErrorShape::Anthropic);
+        assert_eq!(
+            body,
+            r#"{"type":"error","error":{"type":"overloaded_error","message":"full"}}"#
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn an_event_is_one_data_line(message in "(?s).{0,60}", param in proptest::option::of("\\PC{0,10}")) {
+            let fault = Fault { param, ..Fault::new(FaultKind::UpstreamBroke, message) };
+            let event = fault.event();
+            let text = std::str::from_utf8(&event).unwrap();
+            let line = text.strip_prefix("data: ").unwrap().strip_suffix("\n\n").unwrap();
+            prop_assert!(!line.contains(['\n', '\r']));
+            let value: Value = serde_json::from_str(line).unwrap();
+            prop_assert_eq!(value["error"]["message"].as_str(), Some(fault.message.as_str()));
+        }
+    }
 }
