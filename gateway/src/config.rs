@@ -15,7 +15,7 @@ pub use self::{
     backend::{BackendConfig, LauncherKind, ReplicaConfig, SimulatedGpu},
     error::{ConfigError, Place, Problem},
     limits::LimitsConfig,
-    live::{Live, Reload},
+    live::{Live, Reload, on_hangup},
     log::{LogConfig, LogFormat},
     reasoning::{ReasoningConfig, ReasoningForm, ReasoningNames, ThinkOpener},
     records::RecordsConfig,
@@ -23,6 +23,7 @@ pub use self::{
     source::{Origin, Overrides, Source},
     tools::{ToolParsing, ToolsConfig},
     upstream::UpstreamConfig,
+    watch::Watch,
 };
 
 mod admin;

@@ -37,8 +37,8 @@ const FIRST_NAME: &str = "first";
 /// Whose key it is and what it may do; what a request carries along.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyId {
-    /// Name in records and metrics. `env` for the key of the environment, `-` where no key is asked for.
-    pub name: String,
+    /// Name in records and metrics; `env` for the key of the environment.
+    pub name: Arc<str>,
     /// Model ids that it may use; empty = all.
     pub models: Vec<String>,
     /// What it may send that is refused by default (B4).
@@ -55,7 +55,7 @@ impl KeyId {
 
     fn unlimited(name: &str) -> Self {
         Self {
-            name: name.to_owned(),
+            name: name.into(),
             models: Vec::new(),
             grants: Vec::new(),
             reasoning: None,
@@ -74,6 +74,8 @@ pub enum KeyVerdict {
     NotAccepted,
     /// It may go on.
     Accepted(Arc<KeyId>),
+    /// No key that is known, and the configuration lets everybody in.
+    Open,
 }
 
 /// All keys.
@@ -83,8 +85,8 @@ pub struct KeyRing {
     /// The key of the environment; read once, a process's environment doesn't change.
     env: Option<Key>,
     keys: ArcSwap<Vec<Key>>,
-    /// Set if everybody may ask: whom a request without a key belongs to.
-    anybody: Option<Arc<KeyId>>,
+    /// Everybody may ask, `[auth] allow_no_key`.
+    open: bool,
 }
 
 #[derive(Clone)]
@@ -126,10 +128,10 @@ impl KeyRing {
     ) -> Result<Opened, KeyFileError> {
         let path = config.key_path(state_folder);
         let env = env_key(&config.key_env, env);
-        let anybody = config.allow_no_key.then(|| Arc::new(KeyId::unlimited("-")));
+        let open = config.allow_no_key;
         let mut file = KeyFile::read(&path)?;
         let mut first = None;
-        if env.is_none() && anybody.is_none() {
+        if env.is_none() && !open {
             match &file {
                 Some(file) if file.keys().is_empty() => return Err(KeyFileError::NoKey(path)),
                 Some(_) => {}
@@ -140,15 +142,7 @@ impl KeyRing {
             }
         }
         let keys = file.as_ref().map(keys_of).unwrap_or_default();
-        Ok(Opened {
-            ring: Self {
-                path,
-                env,
-                keys: ArcSwap::from_pointee(keys),
-                anybody,
-            },
-            first,
-        })
+        Ok(Opened { ring: Self { path, env, keys: ArcSwap::from_pointee(keys), open }, first })
     }
 
     /// Reads the key file again; a request that is running keeps the key it came with. Returns the number of keys in the file.
@@ -171,16 +165,28 @@ impl KeyRing {
         &self.path
     }
 
-    /// Judges the value of an `Authorization` header.
-    pub fn check(&self, authorization: Option<&[u8]>, now: Timestamp) -> KeyVerdict {
-        let verdict = match authorization {
-            None => KeyVerdict::Missing,
-            Some(value) => bearer(value).map_or(KeyVerdict::NotBearer, |key| self.check_key(key, now)),
-        };
-        self.or_anybody(verdict)
+    /// Judges what a request presents now: the value of `Authorization`, and of Anthropic's `x-api-key` where that counts. With
+    /// both it is enough that one is accepted; otherwise the `Authorization` is what is complained of.
+    pub fn judge(&self, authorization: Option<&[u8]>, api_key: Option<&[u8]>) -> KeyVerdict {
+        let now = Timestamp::now();
+        match (api_key.map(|key| self.check_key(key, now)), authorization) {
+            (Some(KeyVerdict::NotAccepted), Some(value)) => self.check(Some(value), now),
+            (Some(verdict), _) => verdict,
+            (None, value) => self.check(value, now),
+        }
     }
 
-    /// Judges a bare key, the value of Anthropic's `x-api-key`.
+    /// Judges the value of an `Authorization` header at `now`.
+    pub fn check(&self, authorization: Option<&[u8]>, now: Timestamp) -> KeyVerdict {
+        match authorization.map(bearer) {
+            Some(Some(key)) => self.check_key(key, now),
+            _ if self.open => KeyVerdict::Open,
+            Some(None) => KeyVerdict::NotBearer,
+            None => KeyVerdict::Missing,
+        }
+    }
+
+    /// Judges a bare key at `now`.
     pub fn check_key(&self, presented: &[u8], now: Timestamp) -> KeyVerdict {
         let digest: Digest = Sha256::digest(presented).into();
         let keys = self.keys.load();
@@ -194,14 +200,10 @@ impl KeyRing {
         let key = found
             .checked_sub(1)
             .and_then(|index| all().nth(usize::try_from(index).ok()?));
-        self.or_anybody(key.map_or(KeyVerdict::NotAccepted, |key| KeyVerdict::Accepted(Arc::clone(&key.id))))
-    }
-
-    fn or_anybody(&self, verdict: KeyVerdict) -> KeyVerdict {
-        match (&self.anybody, verdict) {
-            (_, KeyVerdict::Accepted(id)) => KeyVerdict::Accepted(id),
-            (Some(anybody), _) => KeyVerdict::Accepted(Arc::clone(anybody)),
-            (None, verdict) => verdict,
+        match key {
+            Some(key) => KeyVerdict::Accepted(Arc::clone(&key.id)),
+            None if self.open => KeyVerdict::Open,
+            None => KeyVerdict::NotAccepted,
         }
     }
 }
@@ -230,7 +232,7 @@ fn keys_of(file: &KeyFile) -> Vec<Key> {
         digest: entry.digest(),
         expires: entry.expires(),
         id: Arc::new(KeyId {
-            name: entry.name.clone(),
+            name: entry.name.as_str().into(),
             models: entry.models.clone(),
             grants: entry.grants.clone(),
             reasoning: entry.reasoning,

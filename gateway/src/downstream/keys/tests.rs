@@ -38,7 +38,7 @@ fn authorization(secret: &Secret) -> Vec<u8> {
 
 fn name(verdict: KeyVerdict) -> String {
     match verdict {
-        KeyVerdict::Accepted(id) => id.name.clone(),
+        KeyVerdict::Accepted(id) => id.name.to_string(),
         other => format!("{other:?}"),
     }
 }
@@ -201,8 +201,8 @@ fn without_any_key_nothing_starts_but_by_the_config_s_word() {
     };
     let opened = KeyRing::open(&open, folder.path(), no_env).unwrap();
     assert!(opened.first.is_none());
-    assert_eq!(name(opened.ring.check(None, now())), "-");
-    assert_eq!(name(opened.ring.check(Some(&authorization(&secrets[0])), now())), "-");
+    assert_eq!(name(opened.ring.check(None, now())), "Open");
+    assert_eq!(name(opened.ring.check(Some(&authorization(&secrets[0])), now())), "Open");
     // A key that is known still says whose request it is.
     let secret = KeyFile::add(opened.ring.path(), &new_key("agent"), now()).unwrap();
     opened.ring.reload().unwrap();
@@ -292,4 +292,25 @@ fn a_name_is_unique_and_plain_and_an_unknown_one_is_answered_with_the_known() {
     };
     assert!(matches!(KeyFile::add(&path, &far, now()), Err(KeyFileError::Expiry)));
     assert_eq!(KeyFile::read(&path).unwrap().unwrap().keys().len(), 1);
+}
+
+#[test]
+fn anthropic_s_header_is_judged_beside_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ring, secrets) = ring(folder.path(), &[new_key("agent")]);
+    let key = secrets[0].reveal().as_bytes();
+    let bearer = authorization(&secrets[0]);
+    let bearer = bearer.as_slice();
+    for (authorization, api_key, expect) in [
+        (None, Some(key), "agent"),
+        (Some(bearer), None, "agent"),
+        (Some(bearer), Some(b"sk-stale".as_slice()), "agent"),
+        (Some(b"Bearer sk-stale".as_slice()), Some(key), "agent"),
+        (None, None, "Missing"),
+        (None, Some(b"sk-stale"), "NotAccepted"),
+        (Some(b"Bearer sk-stale"), Some(b"sk-stale"), "NotAccepted"),
+        (Some(b"Basic x"), Some(b"sk-stale"), "NotBearer"),
+    ] {
+        assert_eq!(name(ring.judge(authorization, api_key)), expect);
+    }
 }
