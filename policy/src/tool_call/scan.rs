@@ -244,8 +244,7 @@ impl Scanner {
         let behind = info.get(line..).unwrap_or_default();
         let body = behind.trim_start_matches(space);
         let body_at = text.len() - body.len();
-        if line > INFO_LIMIT || info.get(..line).is_some_and(|info| info.contains('`')) || body_at - start > LEAD_LIMIT
-        {
+        if line > INFO_LIMIT || !info.get(..line).is_some_and(is_language) || body_at - start > LEAD_LIMIT {
             return Next::AsText;
         }
         match body.as_bytes().first() {
@@ -452,6 +451,13 @@ enum Next {
     Wait,
     Go(State),
     AsText,
+}
+
+/// The first line of a fence may name a language, and nothing else.
+fn is_language(info: &str) -> bool {
+    info.trim_matches(space)
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'+' | b'.'))
 }
 
 fn json_at(from: usize, fenced: bool) -> State {
