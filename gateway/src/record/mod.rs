@@ -10,6 +10,7 @@ pub mod print;
 pub mod query;
 mod retention;
 mod schema;
+mod stats;
 mod writer;
 
 use std::path::{Path, PathBuf};

@@ -62,6 +62,19 @@ pub(super) fn full(number: u64) -> Record {
     }
 }
 
+/// Writes records without a [`Recorder`].
+pub(super) fn store(path: &Path, records: impl IntoIterator<Item = Record>) {
+    let mut db = schema::open_write(path).unwrap();
+    let transaction = db.transaction().unwrap();
+    let mut insert = transaction.prepare(&schema::insert_sql()).unwrap();
+    for record in records {
+        schema::bind(&mut insert, &record).unwrap();
+        insert.raw_execute().unwrap();
+    }
+    drop(insert);
+    transaction.commit().unwrap();
+}
+
 fn as_row(record: Record) -> query::Row {
     Record {
         endpoint: record.endpoint.to_owned(),
