@@ -120,6 +120,12 @@ impl Meter {
         }
     }
 
+    /// The gaps between tokens by length: each bucket that has any, with the length that stands for it.
+    pub fn gaps(&self) -> impl Iterator<Item = (Duration, u64)> + '_ {
+        let counted = self.gaps.iter().enumerate().filter(|(_, count)| **count > 0);
+        counted.map(|(at, count)| (middle(at), u64::from(*count)))
+    }
+
     /// The nearest-rank percentile: the smallest gap such that `share` of all gaps are no longer.
     fn percentile(&self, share: f64) -> Option<Duration> {
         let all: u64 = self.gaps.iter().map(|count| u64::from(*count)).sum();

@@ -8,7 +8,7 @@ use sluice_policy::meter::Meter;
 use sluice_policy::protocol::ask::Endpoint;
 use sluice_policy::protocol::fault::{Fault, FaultKind};
 use sluice_policy::route::session::SessionKey;
-use sluice_policy::turn::Facts;
+use sluice_policy::turn::{Facts, Judged};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -35,6 +35,7 @@ pub struct Account {
     books: Books,
     end: End,
     has_token: bool,
+    judged: Vec<Judged>,
     /// Only a first attempt says how fast an engine is.
     first_attempt: bool,
     /// The gauge of running requests.
@@ -55,7 +56,7 @@ impl Account {
         let started = Timestamp::now().checked_sub(accepted.elapsed()).unwrap_or(Timestamp::UNIX_EPOCH);
         let record =
             Record { id: id.to_owned(), started, key_name: key_name.to_owned(), endpoint: endpoint.as_str(), ..Record::default() };
-        Account { record, accepted, meter: Meter::new(Duration::ZERO), books, end: End::Open, has_token: false, first_attempt: false, _in_flight: None }
+        Account { record, accepted, meter: Meter::new(Duration::ZERO), books, end: End::Open, has_token: false, judged: Vec::new(), first_attempt: false, _in_flight: None }
     }
 
     /// What the body said.
@@ -164,6 +165,7 @@ impl Account {
         record.tokens_estimated = facts.usage.estimated;
         record.tool_calls = facts.tool_calls;
         record.finish = facts.finish.first().map(|finish| finish.as_str().to_owned());
+        self.judged.clone_from(&facts.verdicts);
     }
 
     fn since_accepted(&self, at: Instant) -> Duration {
@@ -194,6 +196,12 @@ impl Drop for Account {
             record.itl_max = measured.itl_max;
             record.tpot = measured.tpot;
             record.tokens_per_s = measured.tokens_per_s;
+        }
+        if record.stream {
+            self.books.metrics.observe_gaps(&record.model, &record.replica, self.meter.gaps());
+        }
+        for judged in &self.judged {
+            self.books.metrics.tool_call(&record.model, &judged.tool, judged.verdict.name());
         }
         self.books.metrics.observe(&record);
         self.books.recorder.submit(record);

@@ -15,6 +15,19 @@ pub enum Verdict {
     Refused(Reason),
 }
 
+impl Verdict {
+    /// Label of records and metrics: a closed set.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Verdict::Passed => "passed",
+            Verdict::PassedUnchecked => "passed_unchecked",
+            Verdict::Repaired(_) => "repaired",
+            Verdict::Reasked(_) => "reasked",
+            Verdict::Refused(_) => "refused",
+        }
+    }
+}
+
 /// One edit of a repair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
