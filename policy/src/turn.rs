@@ -311,9 +311,6 @@ impl Turn {
         }
         let token = has_text(text, choice);
         self.shares.add(text, choice, said, self.whole, token);
-        if self.plan.names == ReasoningNames::Inline {
-            voice.inline(said);
-        }
         let kept = self.body.write(text, choice, voice, said, &self.plan, &mut self.edits)?;
         voice.introduced = true;
         voice.content_shown |= !said.content.is_empty();
@@ -390,10 +387,10 @@ impl Shares {
         if whole {
             let places = [choice.content, choice.reasoning.or(choice.reasoning_content), choice.tool_calls];
             self.all += places.into_iter().flatten().map(|place| place.of(text).len() as u64).sum::<u64>();
-            self.reasoning += said.reasoning.len() as u64;
+            self.reasoning += said.reasoned_bytes as u64;
         } else if token {
             self.all += 1;
-            self.reasoning += u64::from(!said.reasoning.is_empty());
+            self.reasoning += u64::from(said.reasoned_bytes > 0);
         }
     }
 

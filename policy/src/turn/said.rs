@@ -9,6 +9,8 @@ pub(super) struct Said {
     pub(super) content: String,
     /// Elements of `tool_calls`, comma separated.
     pub(super) calls: Vec<u8>,
+    /// How much of it was reasoning, wherever it was written.
+    pub(super) reasoned_bytes: usize,
 }
 
 impl Said {
@@ -16,6 +18,7 @@ impl Said {
         self.reasoning.clear();
         self.content.clear();
         self.calls.clear();
+        self.reasoned_bytes = 0;
     }
 
     pub(super) fn is_empty(&self) -> bool {

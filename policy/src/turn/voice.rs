@@ -40,7 +40,9 @@ pub(super) struct Voice {
     source: Source,
     scanner: Option<Scanner>,
     engine: EngineCalls,
-    /// With [`ReasoningNames::Inline`]: a `<think>` was written that isn't closed.
+    /// Reasoning is put back into the content, with its tags.
+    inline: bool,
+    /// With `inline`: a `<think>` was written that isn't closed.
     inline_open: bool,
     parts: Vec<Part>,
     pieces: Vec<Piece>,
@@ -87,6 +89,7 @@ impl Voice {
             source: Source::Fresh,
             scanner,
             engine: EngineCalls::default(),
+            inline: plan.names == ReasoningNames::Inline,
             inline_open: false,
             parts: Vec::new(),
             pieces: Vec::new(),
@@ -137,6 +140,9 @@ impl Voice {
                 whole: self.whole,
             };
             self.engine.take_over(array.of(text), &mut numbering, said)?;
+            if !said.calls.is_empty() {
+                self.close_inline(said);
+            }
         }
         Ok(())
     }
@@ -160,27 +166,9 @@ impl Voice {
         finish
     }
 
-    /// Puts reasoning back into the content, if the client wants it so. Call it once per chunk, after all stages.
-    pub(super) fn inline(&mut self, said: &mut Said) {
-        let mut content = String::new();
-        if !said.reasoning.is_empty() {
-            if !std::mem::replace(&mut self.inline_open, true) {
-                content.push_str("<think>\n");
-            }
-            content.push_str(&said.reasoning);
-            said.reasoning.clear();
-        }
-        if self.inline_open && (!said.content.is_empty() || !said.calls.is_empty()) {
-            self.inline_open = false;
-            content.push_str("</think>\n\n");
-        }
-        said.content.insert_str(0, &content);
-    }
-
     fn hear_reasoning(&mut self, text: &str, said: &mut Said) {
         if self.thinking.is_none() {
-            said.reasoning.push_str(text);
-            return;
+            return self.reason(text, said);
         }
         match self.source {
             Source::Fresh => self.splitter = Some(Splitter::new(Thinking::On, Opener::Prompt, self.tools.clone())),
@@ -215,7 +203,7 @@ impl Voice {
     fn split(&mut self, text: &str, said: &mut Said) {
         let Some(splitter) = &mut self.splitter else { return };
         match splitter.pass(text) {
-            Some(Channel::Reasoning) => said.reasoning.push_str(text),
+            Some(Channel::Reasoning) => self.reason(text, said),
             Some(Channel::Content) => self.say(text, said),
             None => {
                 splitter.push(text, &mut self.parts);
@@ -228,7 +216,7 @@ impl Voice {
         let mut parts = std::mem::take(&mut self.parts);
         for part in parts.drain(..) {
             match part {
-                Part::Reasoning(text) => said.reasoning.push_str(&text),
+                Part::Reasoning(text) => self.reason(&text, said),
                 Part::Content(text) => self.say(&text, said),
             }
         }
@@ -237,12 +225,37 @@ impl Voice {
 
     /// Content on its way through the scanner.
     fn say(&mut self, text: &str, said: &mut Said) {
-        let Some(scanner) = &mut self.scanner else { return said.content.push_str(text) };
-        if scanner.pass(text) {
-            said.content.push_str(text);
-        } else {
+        let passes = self.scanner.as_mut().is_none_or(|scanner| scanner.pass(text));
+        if passes {
+            return self.tell(text, said);
+        }
+        if let Some(scanner) = &mut self.scanner {
             scanner.push(text, &mut self.pieces);
-            self.sort_pieces(false, said);
+        }
+        self.sort_pieces(false, said);
+    }
+
+    /// Reasoning on its way to the client.
+    fn reason(&mut self, text: &str, said: &mut Said) {
+        said.reasoned_bytes += text.len();
+        if !self.inline {
+            return said.reasoning.push_str(text);
+        }
+        if !std::mem::replace(&mut self.inline_open, true) {
+            said.content.push_str("<think>\n");
+        }
+        said.content.push_str(text);
+    }
+
+    /// Content on its way to the client.
+    fn tell(&mut self, text: &str, said: &mut Said) {
+        self.close_inline(said);
+        said.content.push_str(text);
+    }
+
+    fn close_inline(&mut self, said: &mut Said) {
+        if std::mem::take(&mut self.inline_open) {
+            said.content.push_str("</think>\n\n");
         }
     }
 
@@ -250,12 +263,12 @@ impl Voice {
         let mut pieces = std::mem::take(&mut self.pieces);
         for piece in pieces.drain(..) {
             match piece {
-                Piece::Text(text) => said.content.push_str(&text),
+                Piece::Text(text) => self.tell(&text, said),
                 Piece::Call(call) => self.show_call(call, said),
                 Piece::Invalid { raw, reason } => {
                     // Cut off by length: half a call helps nobody, the finish says what happened (B28).
                     if !(cut && reason == Reason::Cut) {
-                        said.content.push_str(&raw);
+                        self.tell(&raw, said);
                     }
                     self.judge(String::new(), Verdict::Refused(reason));
                 }
@@ -268,6 +281,7 @@ impl Voice {
         if self.calls_shown >= self.call_limit {
             return;
         }
+        self.close_inline(said);
         let id = call_id(self.id_seed, self.index, self.calls_shown);
         said.add_call((!self.whole).then_some(self.calls_shown), &id, &call.name, &call.arguments);
         self.calls_shown += 1;

@@ -155,7 +155,6 @@ pub(crate) fn spoilt(set: &str, case: &str) -> Option<&'static str> {
         "tool_empty_args" | "tool_auto_logprobs" if set == "parsers-v0.12" => "{} is streamed as nothing",
         "tool_char_tokens" if set == "parsers-v0.12" => "white space stays in the arguments",
         "tool_in_think" if set == "parsers" => "0.32 makes a thought a call and drops what follows",
-        "tool_in_think_unterminated" if set == "parsers-v0.12" => "0.12 puts the reasoning of a whole answer into content",
         "tool_length_cut" => "half a call is streamed; 0.12 even says tool_calls",
         "tool_n2" if set == "parsers-v0.12" => "the choices share one parser and lose a name",
         "tool_named" | "tool_named_nothink" | "tool_required" | "tool_required_nothink" | "tool_required_two_nothink"
