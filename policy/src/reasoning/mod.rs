@@ -100,6 +100,8 @@ pub struct Splitter {
     looked: usize,
     /// Where in `held` the calls begin that end what was read of a block.
     calls: Option<usize>,
+    /// Where in `held` the last call began.
+    call: usize,
     /// A tag was just taken out: white space behind it is markup too.
     behind_tag: bool,
     /// Some reasoning was shown.
@@ -144,6 +146,7 @@ impl Splitter {
             held: String::new(),
             looked: 0,
             calls: None,
+            call: 0,
             behind_tag: false,
             reasoned: false,
             closed: false,
@@ -185,9 +188,11 @@ impl Splitter {
         matches!(self.state, State::Block)
     }
 
-    /// Who opens the block, if this answer showed it: worth remembering for the model's next answer.
-    pub fn seen(&self) -> Option<Opener> {
-        self.seen
+    /// Who opens the block, as this answer shows: worth remembering for the model's next one. Call it at the end; an answer
+    /// without any tag that `stopped` by itself (not by length) comes from a prompt that opens nothing.
+    pub fn learn(&self, stopped: bool) -> Option<Opener> {
+        let untagged = stopped && !self.closed && !self.reasoned;
+        self.seen.or(untagged.then_some(Opener::Model))
     }
 
     /// Takes the next text of the choice.
@@ -257,6 +262,7 @@ impl Splitter {
             }
         }
         self.calls = self.calls.map(|calls| calls - from);
+        self.call = self.call.saturating_sub(from);
         self.looked = at - from;
         from
     }
@@ -273,6 +279,7 @@ impl Splitter {
         {
             self.show(Channel::Content, text.get(*from..upto), out);
             (*from, self.calls, self.state) = (upto, None, State::Content);
+            self.watch.thought = false;
         }
         match sight {
             Sight::Wait => {
@@ -284,9 +291,13 @@ impl Splitter {
                 return false;
             }
             Sight::CallOpens(start) if self.state != State::Content => {
+                self.call = start;
                 self.calls.get_or_insert(start);
             }
             Sight::CallEnds(_, End::NotACall | End::TooLong) => self.calls = None,
+            Sight::CallEnds(_, End::Bad { back: Some(back), .. }) if self.state != State::Content => {
+                *at = self.call + back;
+            }
             Sight::CallOpens(_) | Sight::CallEnds(..) => {}
             Sight::ThinkOpen if self.state == State::Block => self.watch.skip(at),
             Sight::ThinkOpen => {
@@ -340,6 +351,7 @@ impl Splitter {
             _ => match self.opener {
                 Opener::Prompt => {
                     *from = *at;
+                    self.watch.thought = true;
                     self.state = State::Block;
                 }
                 Opener::Model | Opener::Unknown { hold: 0 } => self.start(State::Content, at, *from),
@@ -360,6 +372,7 @@ impl Splitter {
         // behind a later opening tag white space is kept: it parts the two texts
         self.behind_tag = !self.reasoned;
         self.calls = None;
+        self.watch.thought = true;
         self.state = State::Block;
     }
 
@@ -382,6 +395,7 @@ impl Splitter {
             };
         }
         self.watch.marks = std::mem::take(&mut self.aside);
+        self.watch.thought = false;
         *at += THINK_CLOSE.len();
         *from = *at;
         (self.closed, self.behind_tag) = (true, true);

@@ -35,6 +35,8 @@ pub(crate) struct Block {
     wrong: usize,
     /// Opened by `<function=…>` itself.
     bare: bool,
+    /// Inside a think block: `</think>` outside strings and values ends this block too.
+    thought: bool,
     fenced: bool,
 }
 
@@ -53,7 +55,7 @@ pub(crate) struct Function {
 pub(crate) enum End {
     /// By its closing tag, which is taken.
     Closed,
-    /// By the next opening tag, which is not taken.
+    /// By the next opening tag, or by the end of the think block around it, which is not taken.
     Reopened,
     /// By the end of the answer, behind a complete call.
     Finished,
@@ -110,6 +112,7 @@ impl Block {
             surplus: None,
             wrong: 0,
             bare: false,
+            thought: false,
             fenced: false,
         }
     }
@@ -122,6 +125,11 @@ impl Block {
         };
         block.function(name);
         block
+    }
+
+    /// Inside a think block, or not.
+    pub(crate) fn thought(self, thought: bool) -> Self {
+        Block { thought, ..self }
     }
 
     /// Takes text from `at` on and moves it; `None`: all of it, but for what may be a partial tag.
@@ -199,7 +207,7 @@ impl Block {
             },
             State::Json { .. } => self.json(rest),
             State::After => self.after(rest, first),
-            State::Surplus | State::Broken => self.to_end(rest),
+            State::Surplus | State::Broken => self.until_tag(rest),
             State::Between | State::AfterFunction => self.markup(rest),
             State::Value { .. } => self.parameter(rest),
         }
@@ -272,6 +280,9 @@ impl Block {
                 Tag::CallClose { len } if shut.is_none_or(|(other, _)| Some(other) != string) => {
                     *shut = string.map(|string| (string, self.seen + len));
                 }
+                Tag::ThinkClose if self.thought && shut.is_none_or(|(other, _)| Some(other) != string) => {
+                    *shut = string.map(|string| (string, self.seen));
+                }
                 _ => {}
             }
         }
@@ -305,6 +316,7 @@ impl Block {
                 Tag::Partial => Took::Wait,
                 Tag::CallClose { len } => Took::End(len, End::Closed),
                 Tag::CallOpen { .. } => Took::End(0, End::Reopened),
+                Tag::ThinkClose if self.thought => Took::End(0, End::Reopened),
                 _ => self.surplus(),
             },
             _ => self.surplus(),
@@ -317,7 +329,7 @@ impl Block {
     }
 
     /// Looks for the tag that ends a block whose text doesn't fit.
-    fn to_end(&mut self, rest: &str) -> Took {
+    fn until_tag(&mut self, rest: &str) -> Took {
         match memchr(b'<', rest.as_bytes()) {
             None => return Took::Bytes(rest.len()),
             Some(0) => {}
@@ -333,6 +345,7 @@ impl Block {
             Tag::CallClose { len } => Took::End(len, if surplus { End::Closed } else { bad }),
             Tag::CallOpen { .. } => Took::End(0, if surplus { End::Reopened } else { bad }),
             Tag::FunctionClose { len } if self.bare => Took::End(len, bad),
+            Tag::ThinkClose if self.thought => Took::End(0, if surplus { End::Reopened } else { bad }),
             _ => Took::Bytes(1),
         }
     }
@@ -370,6 +383,7 @@ impl Block {
             }
             Tag::CallClose { len } if !between => Took::End(len, End::Closed),
             Tag::CallOpen { .. } if !between => Took::End(0, End::Reopened),
+            Tag::ThinkClose if !between && self.thought => Took::End(0, End::Reopened),
             _ => self.broken(0),
         }
     }

@@ -219,7 +219,7 @@ fn arguments_of(value: &str) -> Result<String, Reason> {
         Some(b'{') => Ok(value.to_owned()),
         Some(b'n') => Ok("{}".to_owned()),
         Some(b'"') => {
-            let inner = json::unquote(value).unwrap_or_default();
+            let inner = json::unquote(value).ok_or(Reason::NotAnObject)?;
             let inner = inner.trim_matches(json::space);
             match inner {
                 "" => Ok("{}".to_owned()),

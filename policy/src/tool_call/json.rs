@@ -407,3 +407,96 @@ impl Walk<'_> {
         self.at = self.at.min(self.bytes.len());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde::de::IgnoredAny;
+
+    /// The end of the container at the start of `text`, read in one piece and by byte.
+    fn recognise(text: &str) -> Result<usize, Option<usize>> {
+        let run = |pieces: &[&[u8]]| {
+            let mut json = Json::new();
+            let mut before = 0;
+            for piece in pieces {
+                let (mut at, mut tag) = (0, false);
+                loop {
+                    match json.push(piece.get(at..).unwrap_or_default(), tag) {
+                        Progress::More => break,
+                        Progress::Done(end) => return Ok(before + at + end),
+                        Progress::Bad(bad) => return Err(Some(before + at + bad)),
+                        Progress::TagInString(offset) => (at, tag) = (at + offset, true),
+                    }
+                }
+                before += piece.len();
+            }
+            Err(None)
+        };
+        let whole = run(&[text.as_bytes()]);
+        let bytes: Vec<&[u8]> = text.as_bytes().chunks(1).collect();
+        assert_eq!(run(&bytes), whole, "split matters in {text:?}");
+        whole
+    }
+
+    #[test]
+    fn stops_where_json_does() {
+        for (text, end) in [
+            ("{}", Ok(2)),
+            ("{} x", Ok(2)),
+            ("[1, -0.5e+3, 0, true, null, \"a\"]", Ok(32)),
+            ("{\"a\": {\"b\": []}}}", Ok(16)),
+            ("{\"a\": \"<b> \\u00e9\"}", Ok(19)),
+            ("{\"a\"", Err(None)),
+            ("\"a\"", Err(Some(0))),
+            ("{\"a\": 01}", Err(Some(7))),
+            ("{\"a\": 1,}", Err(Some(8))),
+            ("[1 2]", Err(Some(3))),
+            ("{\"a\": \"\n\"}", Err(Some(7))),
+            ("{\"a\": \"\\x\"}", Err(Some(8))),
+            ("{\"a\": nul}", Err(Some(9))),
+            ("[}", Err(Some(1))),
+        ] {
+            assert_eq!(recognise(text), end, "{text}");
+        }
+        let deep = format!("{}{}", "[".repeat(DEPTH_LIMIT), "]".repeat(DEPTH_LIMIT));
+        assert_eq!(recognise(&deep), Ok(2 * DEPTH_LIMIT));
+        assert_eq!(recognise(&format!("[{deep}]")), Err(Some(DEPTH_LIMIT)));
+    }
+
+    #[test]
+    fn members_are_spans() {
+        let text = r#" { "a" : {"x": [1, "}"]} , "b\"":"\\", "c":-1.5e3 }"#;
+        let found: Vec<(&str, &str)> = members(text)
+            .into_iter()
+            .map(|member| (&text[member.key], &text[member.value]))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("\"a\"", r#"{"x": [1, "}"]}"#),
+                (r#""b\"""#, r#""\\""#),
+                ("\"c\"", "-1.5e3")
+            ]
+        );
+        assert_eq!(elements(r#"[1, {"a": "]"} , "x"]"#).len(), 3);
+        assert!(members("[1]").is_empty() && elements("[ ]").is_empty() && members("").is_empty());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// As strict as serde_json, and of the same mind where the value ends.
+        #[test]
+        fn agrees_with_serde_json(parts in prop::collection::vec(prop::sample::select(vec![
+            "{", "}", "[", "]", ",", ":", "\"", "\"a\"", "\"a\":", "1", "-", "0", ".", "e", "+", "true", "null", "fals", " ", "\n", "\\",
+            "\\n", "\\u00e9", "é", "<", "{}", "[1,2]", "{\"a\":1}",
+        ]), 0..12)) {
+            let text = parts.concat();
+            let mut stream = serde_json::Deserializer::from_str(&text).into_iter::<IgnoredAny>();
+            let theirs = stream.next().is_some_and(|value| value.is_ok()).then(|| stream.byte_offset());
+            let begins = text.trim_start().starts_with(['{', '[']);
+            prop_assert_eq!(recognise(&text).ok(), theirs.filter(|_| begins), "{}", text);
+        }
+    }
+}

@@ -22,6 +22,8 @@ use std::sync::Arc;
 const LEAD_LIMIT: usize = 4096;
 /// Longest first line of a fence that may hold a call.
 const INFO_LIMIT: usize = 32;
+/// What begins and ends a fence.
+const FENCE: &str = "```";
 /// Bytes within which a bare JSON answer must look like a call.
 const LOOK_LIMIT: usize = 512;
 
@@ -156,6 +158,9 @@ impl Scanner {
             State::Lead | State::Fence { .. } | State::Json { .. } => kept = self.as_text(&held, out),
         }
         let rest = held.get(kept..).unwrap_or_default();
+        if self.fenced && self.behind_markup && rest == FENCE {
+            return;
+        }
         match self.watch.finish() {
             Some((block, end)) => self.end_call(rest, &block, end, out),
             None => show(rest, out),
@@ -224,9 +229,9 @@ impl Scanner {
     /// Behind "```", a first line, white space: a call's tag drops the fence, JSON may be a bare call.
     fn fence(&mut self, text: &str, start: usize, at: &mut usize, from: &mut usize) -> Next {
         let rest = text.get(start..).unwrap_or_default();
-        let info = match rest.strip_prefix("```") {
+        let info = match rest.strip_prefix(FENCE) {
             Some(info) => info,
-            None if "```".starts_with(rest) => return Next::Wait,
+            None if FENCE.starts_with(rest) => return Next::Wait,
             None => return Next::AsText,
         };
         let Some(line) = info.find('\n') else {
@@ -239,8 +244,7 @@ impl Scanner {
         let behind = info.get(line..).unwrap_or_default();
         let body = behind.trim_start_matches(space);
         let body_at = text.len() - body.len();
-        if line > INFO_LIMIT || info.get(..line).is_some_and(|info| info.contains('`')) || body_at - start > LEAD_LIMIT
-        {
+        if line > INFO_LIMIT || !info.get(..line).is_some_and(is_language) || body_at - start > LEAD_LIMIT {
             return Next::AsText;
         }
         match body.as_bytes().first() {
@@ -317,9 +321,9 @@ impl Scanner {
         }
         *at = text.len();
         if fenced && !rest.is_empty() {
-            rest = match rest.strip_prefix("```") {
+            rest = match rest.strip_prefix(FENCE) {
                 Some(rest) => rest.trim_start_matches(space),
-                None if "```".starts_with(rest) => "",
+                None if FENCE.starts_with(rest) => "",
                 None => return Next::AsText,
             };
         }
@@ -356,12 +360,13 @@ impl Scanner {
                 let body = text.get(*at..).unwrap_or_default().trim_start_matches(space);
                 *at = text.len() - body.len();
                 from = *at;
-                if body.is_empty() || (self.fenced && body.len() < 3 && "```".starts_with(body)) {
+                if body.is_empty() || (self.fenced && FENCE.starts_with(body)) {
                     return from;
                 }
-                if self.fenced && body.starts_with("```") {
+                // a fence that opens another block of code follows with its language
+                if self.fenced && body.strip_prefix(FENCE).is_some_and(|behind| behind.starts_with(space)) {
                     self.fenced = false;
-                    *at += 3;
+                    *at += FENCE.len();
                     continue;
                 }
                 self.behind_markup = false;
@@ -413,8 +418,9 @@ impl Scanner {
             End::Bad { at, .. } => out.push(invalid(Reason::BadJson { at })),
             End::TooLong => out.push(invalid(Reason::TooLong)),
         }
-        self.behind_call = true;
-        self.behind_markup = true;
+        // what is shown as text keeps the white space behind it
+        let called = matches!(out.last(), Some(Piece::Call(_)));
+        (self.behind_call, self.behind_markup) = (called, called);
     }
 
     fn calls(&mut self, raw: &str, block: &Block, end: &End, out: &mut Vec<Piece>) {
@@ -445,6 +451,13 @@ enum Next {
     Wait,
     Go(State),
     AsText,
+}
+
+/// The first line of a fence may name a language, and nothing else.
+fn is_language(info: &str) -> bool {
+    info.trim_matches(space)
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'+' | b'.'))
 }
 
 fn json_at(from: usize, fenced: bool) -> State {

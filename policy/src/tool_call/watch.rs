@@ -34,6 +34,8 @@ pub(crate) struct Watch {
     block: Option<Block>,
     tools: Option<Arc<ToolSet>>,
     think: bool,
+    /// Inside a think block.
+    pub(crate) thought: bool,
 }
 
 impl Watch {
@@ -44,6 +46,7 @@ impl Watch {
             block: None,
             tools: tools.filter(|tools| !tools.is_empty()),
             think,
+            thought: false,
         }
     }
 
@@ -95,18 +98,20 @@ impl Watch {
             if rest.is_empty() {
                 return Sight::Wait;
             }
-            if self.marks.literal() {
+            // the end of a block counts anywhere: a stray quote must not make reasoning of the whole answer
+            let quoted = self.marks.literal();
+            if quoted && !self.thought {
                 self.skip(at);
                 continue;
             }
-            let tag = if self.tools.is_some() {
+            let tag = if self.tools.is_some() && !quoted {
                 Tag::read(rest)
             } else {
                 Tag::think(rest)
             };
             match tag {
                 Tag::Partial => return Sight::Wait,
-                Tag::ThinkOpen if self.think => return Sight::ThinkOpen,
+                Tag::ThinkOpen if self.think && !quoted => return Sight::ThinkOpen,
                 Tag::ThinkClose if self.think => return Sight::ThinkClose,
                 Tag::CallClose { len } => return Sight::CallClose(len),
                 Tag::CallOpen { len, name } => return self.open(at, len, Block::tagged(len, name)),
@@ -139,7 +144,7 @@ impl Watch {
 
     fn open(&mut self, at: &mut usize, len: usize, block: Block) -> Sight {
         let start = *at;
-        self.block = Some(block);
+        self.block = Some(block.thought(self.thought));
         *at += len;
         Sight::CallOpens(start)
     }
