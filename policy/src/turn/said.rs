@@ -90,7 +90,10 @@ mod tests {
                 for call in 0..20 {
                     let id = call_id(seed, choice, call);
                     assert_eq!(id.len(), 29);
-                    assert!(id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-'));
+                    assert!(
+                        id.bytes()
+                            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+                    );
                     assert!(ids.insert(id));
                 }
             }

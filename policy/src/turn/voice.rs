@@ -101,10 +101,15 @@ impl Voice {
         self.calls_shown - std::mem::replace(&mut self.calls_counted, self.calls_shown)
     }
 
-    /// Who opens think blocks, if this choice showed it.
-    pub(super) fn opener_seen(&self) -> Option<Opener> {
+    /// Who opens think blocks, if this choice, ended as `upstream` says, showed it.
+    pub(super) fn learn_opener(&self, upstream: &Finish) -> Option<Opener> {
         let splitter = self.splitter.as_ref().filter(|_| self.source == Source::OneField);
-        splitter.and_then(Splitter::seen)
+        splitter.and_then(|splitter| splitter.learn(*upstream == Finish::Stop))
+    }
+
+    /// A call is held back now.
+    pub(super) fn holds_call(&self) -> bool {
+        self.scanner.as_ref().is_some_and(Scanner::in_call)
     }
 
     /// It is a message, not a row of deltas.
@@ -113,12 +118,7 @@ impl Voice {
     }
 
     /// Takes what `choice` (of the chunk `text`) says; the finish comes afterwards by [`finish`](Self::finish).
-    pub(super) fn hear(
-        &mut self,
-        text: &str,
-        choice: &chat::Choice,
-        said: &mut Said,
-    ) -> Result<(), Malformed> {
+    pub(super) fn hear(&mut self, text: &str, choice: &chat::Choice, said: &mut Said) -> Result<(), Malformed> {
         if let Some(token) = choice.reasoning.or(choice.reasoning_content) {
             let reasoning = unquote(token.of(text))?;
             if !reasoning.is_empty() {
@@ -179,11 +179,15 @@ impl Voice {
         let in_block = self.splitter.as_ref().is_some_and(Splitter::in_block);
         let was_closed = self.source == Source::Reasoning { closed: true };
         // White space alone doesn't enter the block yet.
-        self.source = Source::Reasoning { closed: was_closed || !(in_block || text.trim().is_empty()) };
+        self.source = Source::Reasoning {
+            closed: was_closed || !(in_block || text.trim().is_empty()),
+        };
     }
 
     fn hear_content(&mut self, text: &str, said: &mut Said) {
-        let Some((thinking, opener)) = self.thinking else { return self.say(text, said) };
+        let Some((thinking, opener)) = self.thinking else {
+            return self.say(text, said);
+        };
         match self.source {
             Source::Fresh => {
                 self.splitter = Some(Splitter::new(thinking, opener, self.tools.clone()));
@@ -283,7 +287,12 @@ impl Voice {
         }
         self.close_inline(said);
         let id = call_id(self.id_seed, self.index, self.calls_shown);
-        said.add_call((!self.whole).then_some(self.calls_shown), &id, &call.name, &call.arguments);
+        said.add_call(
+            (!self.whole).then_some(self.calls_shown),
+            &id,
+            &call.name,
+            &call.arguments,
+        );
         self.calls_shown += 1;
         self.found_calls = true;
         self.judge(call.name, call.verdict);

