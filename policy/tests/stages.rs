@@ -389,6 +389,14 @@ fn calls_stand_anywhere() {
             format!("{object}\n</tool_call>"),
             vec![call("now", "{}", &format!("{object}\n</tool_call>"))],
         ),
+        (
+            "{\"type\": \"function\", \"function\": {\"name\": \"now\"}}".to_owned(),
+            vec![call(
+                "now",
+                "{}",
+                "{\"type\": \"function\", \"function\": {\"name\": \"now\"}}",
+            )],
+        ),
         (format!("[{object}]"), vec![call("now", "{}", &format!("[{object}]"))]),
     ] {
         assert_eq!(same_at_every_split(&setup, &source, &source), shown, "{source:?}");
@@ -407,6 +415,10 @@ fn what_is_no_call_stays_text_byte_for_byte() {
         "{\"text\": \"use <tool_call>{\\\"name\\\": \\\"now\\\"}</tool_call> here\"}",
         "{\"name\": \"Bob\", \"arguments\": {}}",
         "{\"answer\": 42}",
+        "{\"id\": 42, \"name\": \"now\"}",
+        "{\"type\": \"Feature\", \"name\": \"now\"}",
+        "<tool_call>\nfoo(1)",
+        "<tool_call> nea",
         "{\"name\": \"now\", \"arguments\": {}} is what I would send.",
         "I would send {\"name\": \"now\", \"arguments\": {}}",
         "```json\n{\"name\": \"now\", \"arguments\": {}}\n```\nDone.",

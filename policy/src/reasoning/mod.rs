@@ -49,7 +49,7 @@ pub enum Opener {
     },
 }
 
-/// Default of [`Opener::Unknown`]: more than most reasoning, and no more than a second or two of a whole answer's text.
+/// Default of [`Opener::Unknown`]: some 16,000 tokens, more than most reasoning.
 pub const OPENER_HOLD: usize = 64 << 10;
 /// Longest white space that is held at the start of an answer.
 const LEAD_LIMIT: usize = 4096;
@@ -156,7 +156,7 @@ impl Splitter {
     }
 
     /// May `text` pass as it is, and whereto? If so it counts as pushed, and the caller shows it unchanged. If not, push it.
-    /// Costs one search and no allocation.
+    /// Costs a SIMD search or two and no allocation.
     pub fn pass(&mut self, text: &str) -> Option<Channel> {
         if !self.held.is_empty() || self.behind_tag || self.calls.is_some() {
             return None;
@@ -186,6 +186,11 @@ impl Splitter {
     /// Inside a think block now, as far as is known.
     pub fn in_block(&self) -> bool {
         matches!(self.state, State::Block)
+    }
+
+    /// Who opened the block, as far as this answer shows.
+    pub fn seen(&self) -> Option<Opener> {
+        self.seen
     }
 
     /// Who opens the block, as this answer shows: worth remembering for the model's next one. Call it at the end; an answer
@@ -222,7 +227,8 @@ impl Splitter {
                 self.show(Channel::Content, Some(&held), out);
             }
             State::Block => {
-                let calls = self.calls.take().unwrap_or(held.len());
+                let prose = matches!(self.watch.finish(), Some((_, End::NotACall)));
+                let calls = self.calls.take().filter(|_| !prose).unwrap_or(held.len());
                 self.show(Channel::Reasoning, held.get(..calls), out);
                 self.show(Channel::Content, held.get(calls..), out);
             }
