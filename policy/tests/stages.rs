@@ -112,7 +112,7 @@ fn an_answer_teaches_who_opens() {
         ("</think>b", true, Some(Opener::Prompt)),
         ("b", true, Some(Opener::Model)),
         ("b", false, None), // cut: may have been reasoning
-        ("b <think> c", true, Some(Opener::Model)),
+        ("b <think>c", true, Some(Opener::Model)),
     ] {
         let mut splitter = Splitter::new(Thinking::On, Opener::default(), None);
         let mut out = Vec::new();
@@ -177,6 +177,12 @@ fn blocks_in_every_form() {
             vec![text("```\na\n```\n"), reasoning("b"), text("c")],
         ),
         ("<thi", vec![text("<thi")]),
+        ("a <think>\nb", vec![text("a "), reasoning("b")]),
+        ("a <think>b</think>c", vec![text("a "), reasoning("b"), text("c")]),
+        ("a\n<think> b", vec![text("a\n"), reasoning("b")]),
+        ("a <think> b", vec![text("a <think> b")]),
+        ("a (<think>) b", vec![text("a (<think>) b")]),
+        ("a <think>", vec![text("a <think>")]),
         ("<think>a</thin", vec![reasoning("a</thin")]),
     ] {
         assert_eq!(same_at_every_split(&setup, source, source), shown, "{source:?}");

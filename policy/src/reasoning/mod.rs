@@ -10,7 +10,8 @@
 //! | `Prompt` (2507, VL thinking) | reasoning up to `</think>`, all of it if that never comes | a partial tag |
 //! | `Unknown { hold }` | reasoning if `</think>` comes, else content | all of it, up to `hold` bytes; then it is content |
 //!
-//! With thinking off it is content at once. A stray first `</think>` is dropped, a later one is text. White space behind a tag
+//! With thinking off it is content at once. A `<think>` in the middle of a line that a space or a punctuation mark follows is
+//! spoken of, and text. A stray first `</think>` is dropped, a later one is text. White space behind a tag
 //! is markup; before the first tag too. A call inside a block is held until it is followed by text (it was thought: reasoning)
 //! or the answer ends, with or without a closing tag (it was meant: it leaves as content, for the scanner). Next: `tool_call`.
 
@@ -285,15 +286,10 @@ impl Splitter {
         {
             self.show(Channel::Content, text.get(*from..upto), out);
             (*from, self.calls, self.state) = (upto, None, State::Content);
-            self.watch.thought = false;
         }
         match sight {
             Sight::Wait => {
-                let upto = self.calls.unwrap_or(*at);
-                if let Some(channel) = self.channel() {
-                    self.show(channel, text.get(*from..upto), out);
-                    *from = upto;
-                }
+                self.show_decided(text, self.calls.unwrap_or(*at), from, out);
                 return false;
             }
             Sight::CallOpens(start) if self.state != State::Content => {
@@ -306,13 +302,17 @@ impl Splitter {
             }
             Sight::CallOpens(_) | Sight::CallEnds(..) => {}
             Sight::ThinkOpen if self.state == State::Block => self.watch.skip(at),
-            Sight::ThinkOpen => {
-                self.show(Channel::Content, text.get(*from..*at), out);
-                *at += THINK_OPEN.len();
-                *from = *at;
-                self.seen.get_or_insert(Opener::Model);
-                self.open();
-            }
+            Sight::ThinkOpen => match self.opens(text, *at) {
+                Some(true) => {
+                    self.show(Channel::Content, text.get(*from..*at), out);
+                    self.open(at, from);
+                }
+                Some(false) => self.watch.skip(at),
+                None => {
+                    self.show_decided(text, *at, from, out);
+                    return false;
+                }
+            },
             Sight::ThinkClose if self.state == State::Content && self.closed => self.watch.skip(at),
             Sight::ThinkClose => self.close(text, at, from, out),
             Sight::CallClose(_) => self.watch.skip(at),
@@ -320,13 +320,28 @@ impl Splitter {
         true
     }
 
-    /// Where text goes as it comes; `None` while that isn't known.
-    fn channel(&self) -> Option<Channel> {
-        match self.state {
-            State::Block => Some(Channel::Reasoning),
-            State::Content => Some(Channel::Content),
-            State::Lead | State::Undecided { .. } | State::Closed { .. } => None,
+    /// Shows what stands before `upto`, if its place is decided.
+    fn show_decided(&mut self, text: &str, upto: usize, from: &mut usize, out: &mut Vec<Part>) {
+        let channel = match self.state {
+            State::Block => Channel::Reasoning,
+            State::Content => Channel::Content,
+            State::Lead | State::Undecided { .. } | State::Closed { .. } => return,
+        };
+        self.show(channel, text.get(*from..upto), out);
+        *from = upto;
+    }
+
+    /// Whether the `<think>` here opens a block: in the middle of a line, one that a space or a punctuation mark follows is spoken of.
+    fn opens(&self, text: &str, at: usize) -> Option<bool> {
+        if self.watch.marks.at_line_start() {
+            return Some(true);
         }
+        let behind = text.get(at + THINK_OPEN.len()..).unwrap_or_default();
+        let next = behind.chars().next()?;
+        Some(!matches!(
+            next,
+            ' ' | ',' | '.' | ';' | ':' | '!' | '?' | ')' | ']' | '}' | '"' | '\''
+        ))
     }
 
     /// White space at the start, then a tag or text; false: more text is needed.
@@ -341,12 +356,7 @@ impl Splitter {
         match tag {
             Tag::Partial => return false,
             Tag::ThinkOpen => {
-                *at += THINK_OPEN.len();
-                *from = *at;
-                if self.opener != Opener::Prompt {
-                    self.seen = Some(Opener::Model);
-                }
-                self.open();
+                self.open(at, from);
             }
             Tag::ThinkClose => {
                 *at += THINK_CLOSE.len();
@@ -373,7 +383,12 @@ impl Splitter {
         *at = from;
     }
 
-    fn open(&mut self) {
+    fn open(&mut self, at: &mut usize, from: &mut usize) {
+        *at += THINK_OPEN.len();
+        *from = *at;
+        if self.opener != Opener::Prompt {
+            self.seen.get_or_insert(Opener::Model);
+        }
         self.aside = std::mem::take(&mut self.watch.marks);
         // behind a later opening tag white space is kept: it parts the two texts
         self.behind_tag = !self.reasoned;
@@ -401,6 +416,7 @@ impl Splitter {
             };
         }
         self.watch.marks = std::mem::take(&mut self.aside);
+        self.watch.marks.after_markup();
         self.watch.thought = false;
         *at += THINK_CLOSE.len();
         *from = *at;

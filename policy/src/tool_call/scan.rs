@@ -120,9 +120,9 @@ impl Scanner {
         self.held.len()
     }
 
-    /// Inside a call (for the time that calls are held, `tool_hold`).
+    /// Inside a call, or what may be a bare one (for the time that calls are held, `tool_hold`).
     pub fn in_call(&self) -> bool {
-        self.watch.in_call()
+        self.watch.in_call() || matches!(self.state, State::Json { .. } | State::JsonDone { .. })
     }
 
     /// Takes the next piece of the choice's content.
