@@ -242,13 +242,13 @@ fn connection_limits(live: &Arc<Live>) -> Arc<dyn Fn() -> ConnectionLimits + Sen
 
 /// A simulated replica is a simulator on a loopback port of its own, reached like any other replica.
 fn simulate() -> StartSimulation {
-    Arc::new(|spec, _config| {
+    Arc::new(|spec, config| {
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let model = spec.model.trim_end_matches(crate::simulator::SIMULATED_SUFFIX).to_owned();
-        let simulator = Simulator::new(SimConfig { model, ..SimConfig::default() })
+        let simulator = Simulator::new(SimConfig { model, gpu: config.gpu, ..SimConfig::default() })
             .map_err(std::io::Error::other)?;
         let task = tokio::spawn(async move { simulator.serve(listener, std::future::pending()).await });
         Ok(Simulation { address, task })

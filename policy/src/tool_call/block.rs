@@ -7,8 +7,10 @@
 
 use super::json::{Json, Progress, space};
 use super::tag::{Tag, floor};
+use super::tools::ToolSet;
 use memchr::memchr;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Longest call that is held, tags included.
 pub const CALL_LIMIT: usize = 4 << 20;
@@ -20,6 +22,7 @@ const LOOK_AHEAD: usize = 64;
 /// A call block that is being read.
 #[derive(Debug, Clone)]
 pub(crate) struct Block {
+    tools: Arc<ToolSet>,
     state: State,
     /// Bytes taken, the opening tag included.
     seen: usize,
@@ -77,8 +80,8 @@ enum State {
     Ticks(usize),
     /// The rest of a fence's first line.
     Info(usize),
-    /// A word: a function if `(` follows.
-    Word(usize),
+    /// A word: a call written as code if it is a declared name and `(` follows, else prose.
+    Word(String),
     Json {
         json: Json,
         from: usize,
@@ -102,8 +105,9 @@ enum State {
 
 impl Block {
     /// Behind `<tool_call>`, whose tag has `len` bytes.
-    pub(crate) fn tagged(len: usize, named: Option<String>) -> Self {
+    pub(crate) fn tagged(len: usize, named: Option<String>, tools: Arc<ToolSet>) -> Self {
         Block {
+            tools,
             state: State::Lead,
             seen: len,
             named,
@@ -118,10 +122,10 @@ impl Block {
     }
 
     /// Behind a `<function=NAME>` that no `<tool_call>` holds.
-    pub(crate) fn bare(len: usize, name: String) -> Self {
+    pub(crate) fn bare(len: usize, name: String, tools: Arc<ToolSet>) -> Self {
         let mut block = Block {
             bare: true,
-            ..Block::tagged(len, None)
+            ..Block::tagged(len, None, tools)
         };
         block.function(name);
         block
@@ -159,6 +163,7 @@ impl Block {
                 at: self.wrong,
                 back: None,
             },
+            State::Word(_) | State::Ticks(_) => End::NotACall,
             _ => End::Cut,
         }
     }
@@ -197,12 +202,12 @@ impl Block {
                     _ => Took::Bytes(first.len_utf8()),
                 }
             }
-            State::Word(count) => match first {
-                'a'..='z' | 'A'..='Z' | '0'..='9' | '_' | '-' | '.' if *count < WORD_LIMIT => {
-                    *count += 1;
+            State::Word(word) => match first {
+                'a'..='z' | 'A'..='Z' | '0'..='9' | '_' | '-' | '.' if word.len() < WORD_LIMIT => {
+                    word.push(first);
                     Took::Bytes(1)
                 }
-                '(' => self.broken(0),
+                '(' if self.tools.find(word).is_some() => self.broken(0),
                 _ => Took::End(0, End::NotACall),
             },
             State::Json { .. } => self.json(rest),
@@ -250,7 +255,7 @@ impl Block {
             '{' | '[' => self.value(),
             '`' => self.to(State::Ticks(0), 0),
             '"' | '\'' => self.broken(0),
-            'a'..='z' | 'A'..='Z' | '_' => self.to(State::Word(0), 0),
+            'a'..='z' | 'A'..='Z' | '_' => self.to(State::Word(String::new()), 0),
             '<' => match Tag::read(rest) {
                 Tag::Partial => Took::Wait,
                 Tag::CallOpen { len, name } => {
