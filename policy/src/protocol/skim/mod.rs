@@ -230,6 +230,26 @@ impl<'a> Cursor<'a> {
     pub fn skip(&mut self) -> Result<Range<usize>, SkimError> {
         self.white();
         let start = self.at;
+        match self.kind()? {
+            Kind::Object | Kind::Array => self.skip_nested()?,
+            scalar => self.skip_scalar(scalar)?,
+        }
+        Ok(start..self.at)
+    }
+
+    fn skip_scalar(&mut self, kind: Kind) -> Result<(), SkimError> {
+        match kind {
+            Kind::String => self.string().map(drop),
+            Kind::Number => self.number(),
+            Kind::Bool if self.peek() == Some(b't') => self.literal("true"),
+            Kind::Bool => self.literal("false"),
+            Kind::Null => self.literal("null"),
+            Kind::Object | Kind::Array => self.skip_nested(),
+        }
+    }
+
+    /// Skips an object or array with all that is in it, without recursion.
+    fn skip_nested(&mut self) -> Result<(), SkimError> {
         let mut levels = Levels::default();
         let outer = self.depth;
         loop {
@@ -249,16 +269,12 @@ impl<'a> Cursor<'a> {
                         continue;
                     }
                 }
-                Kind::String => drop(self.string()?),
-                Kind::Number => self.number()?,
-                Kind::Bool if self.peek() == Some(b't') => self.literal("true")?,
-                Kind::Bool => self.literal("false")?,
-                Kind::Null => self.literal("null")?,
+                scalar => self.skip_scalar(scalar)?,
             }
             // After a value: up through the levels that end here, then to the next value.
             loop {
                 if self.depth == outer {
-                    return Ok(start..self.at);
+                    return Ok(());
                 }
                 let in_object = levels.is_object(self.depth - outer);
                 let more = match in_object {
