@@ -184,6 +184,50 @@ fn values_that_the_gateway_needs_must_be_what_they_are() {
     }
 }
 
+/// Whatever was sent to a real vLLM for the recordings is read here, and sent on as it came.
+#[test]
+fn recorded_requests_are_read_and_forwarded_as_they_are() {
+    let mut seen = 0;
+    for folder in ["raw", "parsers", "parsers-v0.12"] {
+        for entry in std::fs::read_dir(crate::protocol::fault::tests::recordings().join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            if !path.to_string_lossy().ends_with(".request.json") {
+                continue;
+            }
+            let request: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            let line = (request["method"].as_str().unwrap(), request["path"].as_str().unwrap());
+            let Ok(endpoint) = route(line.0, line.1) else { continue };
+            if !endpoint.has_body() || !request["body"].is_object() {
+                continue;
+            }
+            seen += 1;
+            let mut wanted = request["body"].clone();
+            let text = serde_json::to_string_pretty(&wanted).unwrap();
+            let grants = Grants {
+                vllm_xargs: true,
+                ..Grants::default()
+            };
+            let ask = read_as(&endpoint, &text, &grants).unwrap_or_else(|fault| panic!("{path:?}: {}", fault.message));
+            wanted.as_object_mut().unwrap().shift_remove("priority");
+            let sent = ask.upstream_body(&[]).concat();
+            assert_eq!(serde_json::from_slice::<Value>(&sent).unwrap(), wanted, "{path:?}");
+            assert_eq!(ask.stream, wanted["stream"] == true, "{path:?}");
+            assert_eq!(u64::from(ask.n), wanted["n"].as_u64().unwrap_or(1).max(1), "{path:?}");
+            assert_eq!(
+                ask.messages as usize,
+                wanted["messages"].as_array().map_or(0, Vec::len),
+                "{path:?}"
+            );
+            assert_eq!(
+                ask.tool_count as usize,
+                wanted["tools"].as_array().map_or(0, Vec::len),
+                "{path:?}"
+            );
+        }
+    }
+    assert!(seen > 300, "only {seen} recorded requests found");
+}
+
 #[test]
 fn tool_choice_in_each_form() {
     let named = |name: &str| ToolChoice::Named(name.to_owned());
