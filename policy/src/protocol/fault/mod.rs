@@ -1,10 +1,10 @@
-//! Every error that a client can see: a [`Fault`] goes in, status, headers, body or stream event come out.
+//! Every error that a client can see: a `Fault` goes in, status, headers, body or stream event come out.
 //!
 //! Kinds are by cause, so that each caller says what happened and this file alone says how it looks (B5): OpenAI's
 //! `{"error":{"message","type","param","code"}}`, Anthropic's shape where its dialect is spoken, the same object as a stream
-//! event once a head has been sent. [`Fault::from_upstream`] reads what vLLM answered: its words are kept where the client is
+//! event once a head has been sent. `Fault::from_upstream` reads what vLLM answered: its words are kept where the client is
 //! at fault, its status is not where we are. This room never logs: a message may quote a prompt, so records and metrics use
-//! [`FaultKind::name`].
+//! `FaultKind::name`.
 //!
 //! | cause | status | `code` | ask again? |
 //! | --- | --- | --- | --- |

@@ -1,8 +1,8 @@
 //! A bounded, copy-free walk over JSON text: bytes in, spans of keys and values out.
 //!
-//! A [`Cursor`] goes over a document once, front to back. The caller enters the objects and arrays that it wants to read with
-//! [`Cursor::members`] and [`Cursor::items`]; everything else is skipped, and what is skipped is checked all the same: brackets,
-//! commas, colons, literals, number shapes, escapes, control characters, UTF-8. A walk that ends well ([`Cursor::end`]) has seen
+//! A `Cursor` goes over a document once, front to back. The caller enters the objects and arrays that it wants to read with
+//! `Cursor::members` and `Cursor::items`; everything else is skipped, and what is skipped is checked all the same: brackets,
+//! commas, colons, literals, number shapes, escapes, control characters, UTF-8. A walk that ends well (`Cursor::end`) has seen
 //! valid JSON. Nothing recurses by the data's depth, nothing is allocated, and depth is bounded while it is counted.
 //!
 //! Cost: UTF-8 and control characters are looked for once, vectorised, over the whole document; strings are then skipped by words
