@@ -1,9 +1,9 @@
 //! The histogram of gaps between tokens, `sluice_inter_token_seconds`.
 //!
 //! Problem: every gap must count once (a histogram of each stream's p50 or p99 would answer no question), but a stream has
-//! thousands of them, the meter keeps them in buckets only, and OpenTelemetry's histogram takes one value at a time.
-//! Rule: the meter's buckets are added here in one go when a stream ends; a bucket counts where its own upper bound lies,
-//! so a gap is off by the width of the meter's bucket at most. The sum is that of the same bounds.
+//! thousands of them, the meter keeps them in narrow buckets only, and OpenTelemetry's histogram takes one value at a time.
+//! Rule: when a stream ends, the meter's buckets are added here in one go, each with the length that stands for it. A gap is
+//! so off by half the width of the meter's bucket at most (5 %), and so is the sum.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

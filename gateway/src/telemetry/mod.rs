@@ -110,7 +110,7 @@ impl Metrics {
     }
 
     /// Counts the gaps between the tokens of a finished stream: each item is a length and how many gaps had it, as the
-    /// meter's buckets tell (their upper bounds). Call it once for each stream, beside [`Self::observe`].
+    /// meter's buckets tell. Call it once for each stream, beside [`Self::observe`].
     pub fn observe_gaps(&self, model: &str, replica: &str, gaps: impl IntoIterator<Item = (Duration, u64)>) {
         let state = &*self.inner.state;
         let series = state.replica(&state.model(model), replica);

@@ -82,10 +82,9 @@ fn sample(line: &str) -> (String, Vec<(String, String)>, f64) {
         name.chars().all(legal) && !name.starts_with(|c: char| c.is_ascii_digit()),
         "{line}"
     );
-    let (labels, rest) = if rest.starts_with('{') {
-        self::labels(line, &rest[1..])
-    } else {
-        (Vec::new(), rest)
+    let (labels, rest) = match rest.strip_prefix('{') {
+        Some(behind) => labels(line, behind),
+        None => (Vec::new(), rest),
     };
     let value = rest.strip_prefix(' ').expect(line);
     assert!(!value.contains(' '), "no timestamps: {line}");
@@ -408,7 +407,7 @@ fn labels_are_bounded_and_escaped() {
         model: hostile.to_owned(),
         ..record()
     });
-    for number in 0..300 {
+    for number in 0..150 {
         let name = format!("name-{number}");
         let (error, side) = (Some(name.clone()), Some("upstream"));
         metrics.observe(&Record {
@@ -451,7 +450,7 @@ fn labels_are_bounded_and_escaped() {
     let requests = &scraped["sluice_requests_total"].samples["sluice_requests_total"];
     assert_eq!(
         requests.iter().map(|(_, value)| value).sum::<f64>(),
-        901.0,
+        451.0,
         "every request is counted somewhere"
     );
 }
