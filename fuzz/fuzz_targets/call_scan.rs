@@ -40,7 +40,9 @@ fuzz_target!(|input: &[u8]| {
             Piece::Call(call) => &call.raw,
             Piece::Invalid { raw, .. } => raw,
         };
-        let at = rest.find(raw.as_str()).expect("a piece is a piece of the text, in order");
+        let at = rest
+            .find(raw.as_str())
+            .expect("a piece is a piece of the text, in order");
         let (between, after) = rest.split_at(at);
         assert!(is_markup(between), "text is lost: {between:?}");
         rest = &after[raw.len()..];

@@ -25,11 +25,16 @@ fuzz_target!(|input: &[u8]| {
     let mut rest = stream.strip_prefix(BOM).unwrap_or(stream);
     for event in &whole {
         let raw = event.raw.strip_prefix(BOM).unwrap_or(&event.raw);
-        rest = without_blank_lines(rest).strip_prefix(raw).expect("an event's bytes are those received, in order");
+        rest = without_blank_lines(rest)
+            .strip_prefix(raw)
+            .expect("an event's bytes are those received, in order");
     }
     if ended.is_ok() {
         assert_eq!(complete, complete_in_parts);
-        assert!(!complete || without_blank_lines(rest).is_empty(), "bytes are left although no event is cut off");
+        assert!(
+            !complete || without_blank_lines(rest).is_empty(),
+            "bytes are left although no event is cut off"
+        );
     }
 });
 
