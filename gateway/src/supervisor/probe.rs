@@ -91,7 +91,7 @@ impl Target {
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         Ok(Target {
             host,
-            port: uri.port_u16().unwrap_or(80),
+            port,
             prefix,
         })
     }
