@@ -20,7 +20,7 @@ pub use self::{
     reasoning::{ReasoningConfig, ReasoningForm, ReasoningNames, ThinkOpener},
     records::RecordsConfig,
     server::{ServerConfig, TlsConfig},
-    source::{Origin, Overrides, Source},
+    source::{BackendOverride, Origin, Overrides, Source},
     tools::{ToolParsing, ToolsConfig},
     upstream::UpstreamConfig,
     watch::Watch,

@@ -17,8 +17,9 @@ pub struct ReasoningConfig {
 }
 
 /// How a model marks its reasoning.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[clap(rename_all = "snake_case")]
 pub enum ReasoningForm {
     /// `<think>…</think>`, in all the forms of B15.
     #[default]
@@ -28,8 +29,9 @@ pub enum ReasoningForm {
 }
 
 /// Who writes the opening tag.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[clap(rename_all = "snake_case")]
 pub enum ThinkOpener {
     /// Found out from the answer.
     #[default]
@@ -41,8 +43,9 @@ pub enum ThinkOpener {
 }
 
 /// The names under which a client gets reasoning.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[clap(rename_all = "snake_case")]
 pub enum ReasoningNames {
     /// `reasoning` and `reasoning_content`.
     #[default]
