@@ -59,7 +59,7 @@ impl From<Exit> for ExitCode {
 
 /// Sluice: a streaming, OpenAI-compatible gateway in front of vLLM.
 #[derive(Debug, Parser)]
-#[command(name = "sluice", version, about, max_term_width = 100, arg_required_else_help = true, after_help = EXAMPLES)]
+#[command(name = "sluice", version, max_term_width = 100, arg_required_else_help = true, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

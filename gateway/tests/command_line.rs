@@ -154,7 +154,7 @@ fn keys_are_made_listed_and_revoked() {
         "{table}"
     );
     assert!(
-        lines[1].contains("small  remote_media") && lines[2].contains("never"),
+        lines[1].ends_with("small   remote_media") && lines[2].contains("never"),
         "{table}"
     );
     assert!(!table.contains("sha256") && !table.contains("sk-sluice"), "{table}");

@@ -44,8 +44,10 @@ Examples:
   sluice parse --tools tools.json --chunks < answer.txt
   sluice parse --jsonl --tools tools.json < texts.jsonl
 
-A line for --jsonl: {\"id\": \"a\", \"text\": \"…\"}, and if wanted \"tools\": [OpenAI's], \"thinking\": true or false (as
-enable_thinking), \"chunks\": [\"pieces\", \"of\", \"it\"], or several ways of cutting, {\"a\": [\"…\"], \"b\": [\"…\"]}: a line each.")]
+A line for --jsonl is {\"id\": \"a\", \"text\": \"…\"}, and if wanted
+  \"tools\": […]                        in the place of --tools
+  \"thinking\": true or false           what the request says in enable_thinking
+  \"chunks\": [\"pieces\", \"of it\"]     in the place of --chunks; {\"a\": […], \"b\": […]} gives a line for each")]
 pub(super) struct ParseArgs {
     /// Text, or lines of JSON [default: standard input]
     #[arg(value_name = "PATH")]

@@ -18,9 +18,10 @@ Examples:
   sluice serve
   sluice serve --config /etc/sluice/config.toml
   sluice serve --backend http://127.0.0.1:8000
-  VLLM_KEY=… sluice serve --backend http://10.0.0.7:8000 --backend-key-env VLLM_KEY --listen 0.0.0.0:5002
+  sluice serve --backend http://10.0.0.7:8000 --backend-key-env VLLM_KEY --listen 0.0.0.0:5002
 
-SIGHUP reloads the configuration; so does changing it. Clients need a key: VLLM_MEDIUM_API_KEY, or `sluice key new`.")]
+The configuration is reloaded when it changes and at SIGHUP.
+Clients need a key: that of VLLM_MEDIUM_API_KEY, or one of `sluice key new`.")]
 pub(super) struct ServeArgs {
     #[command(flatten)]
     config: ConfigArgs,

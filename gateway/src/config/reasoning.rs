@@ -21,7 +21,7 @@ pub struct ReasoningConfig {
 #[serde(rename_all = "snake_case")]
 #[clap(rename_all = "snake_case")]
 pub enum ReasoningForm {
-    /// `<think>…</think>`, in all the forms of B15.
+    /// `<think>…</think>`.
     #[default]
     Qwen3,
     /// The models don't reason, or nobody wants it apart.
@@ -33,12 +33,12 @@ pub enum ReasoningForm {
 #[serde(rename_all = "snake_case")]
 #[clap(rename_all = "snake_case")]
 pub enum ThinkOpener {
-    /// Found out from the answer.
+    /// Found out from each answer; one without tags is held back meanwhile.
     #[default]
     Auto,
-    /// The model, if it thinks at all.
+    /// The model, if it thinks at all (hybrid Qwen3).
     Model,
-    /// The chat template: the answer begins inside the block.
+    /// The chat template: each answer begins inside the block (2507 and VL thinking models).
     Prompt,
 }
 
