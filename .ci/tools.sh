@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What ./run, ./test and .ci/run need on a machine, and where it comes from. Sourced, never run.
 #
 # Debian packages are installed when this is root or sudo asks no password; else the exact command is printed and the
@@ -31,7 +32,7 @@ packages_for() {
 need_build() {
     if ! command -v cargo > /dev/null && [ -x "$HOME/.cargo/bin/cargo" ]; then PATH=$HOME/.cargo/bin:$PATH; fi
     command -v cargo > /dev/null || stop "no cargo. Install Rust from https://rustup.rs; the version is pinned in rust-toolchain.toml."
-    packages_for 'echo "int main(void) { return 0; }" | cc -x c - -o /dev/null && c++ --version && make --version' build-essential
+    packages_for 'echo "#include <stdio.h>" | cc -x c -fsyntax-only - && c++ --version && make --version' build-essential
     packages_for 'cmake --version' cmake
 }
 

@@ -1,7 +1,7 @@
 //! The scanner of tool calls: any text, cut anywhere.
 //!
 //! Holds: no panic; the same text and calls however the text is cut; each piece is a piece of the text, in order; what is left
-//! out between them is white space or a fence; a call's arguments are a JSON object and its name is declared.
+//! out between them is white space, a fence or a tag; a call's arguments are a JSON object and its name is declared.
 #![no_main]
 
 use std::sync::{Arc, LazyLock};
@@ -40,7 +40,9 @@ fuzz_target!(|input: &[u8]| {
             Piece::Call(call) => &call.raw,
             Piece::Invalid { raw, .. } => raw,
         };
-        let at = rest.find(raw.as_str()).expect("a piece is a piece of the text, in order");
+        let at = rest
+            .find(raw.as_str())
+            .expect("a piece is a piece of the text, in order");
         let (between, after) = rest.split_at(at);
         assert!(is_markup(between), "text is lost: {between:?}");
         rest = &after[raw.len()..];
@@ -80,6 +82,14 @@ fn merged(pieces: &[Piece]) -> Vec<Piece> {
     out
 }
 
+/// White space, tags, or the line of a fence: nothing that a reader would miss.
 fn is_markup(text: &str) -> bool {
-    text.trim().is_empty() || text.contains("```")
+    let mut rest = text;
+    let mut outside = String::new();
+    while let Some((before, after)) = rest.split_once('<') {
+        outside += before;
+        rest = after.split_once('>').map_or("", |(_, behind)| behind);
+    }
+    outside += rest;
+    outside.trim().is_empty() || outside.contains("```")
 }

@@ -9,16 +9,17 @@ use std::{fs::File, io::Read, path::Path};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::record::RecordConfig;
+
 pub use self::{
     admin::AdminConfig,
     auth::AuthConfig,
-    backend::{BackendConfig, LauncherKind, ReplicaConfig, SimulatedGpu},
+    backend::{BackendConfig, LauncherKind, ReplicaConfig},
     error::{ConfigError, Place, Problem},
     limits::LimitsConfig,
     live::{Live, Reload, on_hangup},
     log::{LogConfig, LogFormat},
     reasoning::{ReasoningConfig, ReasoningForm, ReasoningNames, ThinkOpener},
-    records::RecordsConfig,
     server::{ServerConfig, TlsConfig},
     source::{BackendOverride, Origin, Overrides, Source},
     tools::{ToolParsing, ToolsConfig},
@@ -39,7 +40,6 @@ pub mod live;
 mod log;
 mod reading;
 mod reasoning;
-mod records;
 mod server;
 /// Sizes with their unit.
 pub mod size;
@@ -70,7 +70,7 @@ pub struct Config {
     /// The operators' side.
     pub admin: AdminConfig,
     /// What is kept of requests.
-    pub records: RecordsConfig,
+    pub records: RecordConfig,
     /// What goes to standard error.
     pub log: LogConfig,
     /// What becomes of `<think>`.

@@ -14,7 +14,8 @@ use super::build;
 use super::drain::Drain;
 use super::greeting;
 use crate::admin::{self, AdminState};
-use crate::config::{Live, Watch, on_hangup};
+use crate::config::live::on_hangup;
+use crate::config::{Live, Watch};
 use crate::downstream::endpoints;
 use crate::downstream::keys::KeyRing;
 use crate::flow::Flow;
@@ -192,6 +193,10 @@ async fn learn(backend: &Arc<Backend>, replica: &Arc<Replica>) {
             }
             Err(error) => tracing::warn!(replica = %replica.name, %error, "the replica did not list its models"),
         }
+    }
+    match probe::opener(replica, &replica.model()).await {
+        Ok(opener) => replica.set_opener(opener),
+        Err(error) => tracing::debug!(replica = %replica.name, %error, "who opens think blocks will be learned from answers"),
     }
     let replica = replica.clone();
     // Requests need not wait for it: until it is known the replica is taken for one that gives raw text.

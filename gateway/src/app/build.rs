@@ -3,10 +3,11 @@
 use http::HeaderValue;
 use sluice_policy::profile::{Profile, builtin};
 use sluice_policy::protocol::ask::AskLimits;
+use sluice_policy::reasoning::Opener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{BackendConfig, Config, LauncherKind, ReasoningForm, ToolParsing};
+use crate::config::{BackendConfig, Config, LauncherKind, ReasoningForm, ThinkOpener, ToolParsing};
 use crate::flow::{self, FlowConfig};
 use crate::flow::exchange::ExchangeLimits;
 use crate::simulator::SIMULATED_SUFFIX;
@@ -61,6 +62,11 @@ pub fn flow(config: &Config) -> FlowConfig {
         },
         names: flow::names(config.reasoning.names),
         reasoning: config.reasoning.form == ReasoningForm::Qwen3,
+        opener: match config.reasoning.opener {
+            ThinkOpener::Auto => None,
+            ThinkOpener::Model => Some(Opener::Model),
+            ThinkOpener::Prompt => Some(Opener::Prompt),
+        },
         engine_parsing: config.tools.parsing == ToolParsing::Engine,
     }
 }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::supervisor::SimulatedGpu;
+
 /// A served model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -81,18 +83,6 @@ pub enum LauncherKind {
     Process,
     /// Nobody: answers are made up inside Sluice and say so.
     Simulated,
-}
-
-/// Whose prefill and decode rates a simulated replica has.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum SimulatedGpu {
-    /// One H100 with 80 GB.
-    #[default]
-    #[serde(rename = "h100")]
-    H100,
-    /// Two RTX 4090.
-    #[serde(rename = "rtx4090x2")]
-    Rtx4090x2,
 }
 
 impl ReplicaConfig {

@@ -17,7 +17,6 @@ use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
 use sluice_policy::protocol::fault::{ErrorShape, Fault, FaultKind};
 use std::convert::Infallible;
-use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -117,10 +116,9 @@ impl<S: Serve> Listener<S> {
     }
 
     async fn plain(&self, mut stream: Stream, peer: Peer, limits: ConnectionLimits, shutdown: &ShutdownWatch) {
-        let mut draining = shutdown.clone();
         let sniffed = tokio::select! {
             sniffed = tokio::time::timeout(limits.header_time, sniff(&mut stream)) => sniffed,
-            _ = draining.wait_for(|draining| *draining) => return,
+            () = draining(shutdown) => return,
         };
         let Ok(Ok((first, is_h2))) = sniffed else { return };
         let transport = Transport::new(stream, first, limits.write_stall);
@@ -142,10 +140,9 @@ impl<S: Serve> Listener<S> {
             .max_headers(limits.header_count * HEAD_SLACK)
             .half_close(false)
             .serve_connection(TokioIo::new(transport), self.per_request(peer));
-        let mut draining = shutdown.clone();
         let outcome = tokio::select! {
             outcome = &mut connection => outcome,
-            _ = draining.wait_for(|draining| *draining) => {
+            () = draining(shutdown) => {
                 Pin::new(&mut connection).graceful_shutdown();
                 (&mut connection).await
             }
@@ -171,10 +168,9 @@ impl<S: Serve> Listener<S> {
             .keep_alive_timeout(limits.write_stall)
             .serve_connection(TokioIo::new(transport), self.per_request(peer));
         let mut connection = pin!(connection);
-        let mut draining = shutdown.clone();
         let _ = tokio::select! {
             outcome = connection.as_mut() => outcome,
-            _ = draining.wait_for(|draining| *draining) => {
+            () = draining(shutdown) => {
                 connection.as_mut().graceful_shutdown();
                 connection.as_mut().await
             }
@@ -209,6 +205,12 @@ impl<S: Serve> hyper::service::Service<Request<Incoming>> for PerRequest<S> {
         request.extensions_mut().insert(self.peer);
         self.service.clone().call(request)
     }
+}
+
+/// Waits until the process is told to end.
+async fn draining(shutdown: &ShutdownWatch) {
+    // The guard that it gives back must not live across an await.
+    drop(shutdown.clone().wait_for(|draining| *draining).await);
 }
 
 /// Reads until the first bytes tell HTTP/2 by prior knowledge from HTTP/1.1.

@@ -8,7 +8,7 @@ use sluice_policy::meter::Meter;
 use sluice_policy::protocol::ask::Endpoint;
 use sluice_policy::protocol::fault::{Fault, FaultKind};
 use sluice_policy::route::session::SessionKey;
-use sluice_policy::turn::Facts;
+use sluice_policy::turn::{Facts, Judged};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -34,6 +34,10 @@ pub struct Account {
     meter: Meter,
     books: Books,
     end: End,
+    has_token: bool,
+    judged: Vec<Judged>,
+    /// Only a first attempt says how fast an engine is.
+    first_attempt: bool,
     /// The gauge of running requests.
     _in_flight: Option<InFlight>,
 }
@@ -52,7 +56,7 @@ impl Account {
         let started = Timestamp::now().checked_sub(accepted.elapsed()).unwrap_or(Timestamp::UNIX_EPOCH);
         let record =
             Record { id: id.to_owned(), started, key_name: key_name.to_owned(), endpoint: endpoint.as_str(), ..Record::default() };
-        Account { record, accepted, meter: Meter::new(), books, end: End::Open, _in_flight: None }
+        Account { record, accepted, meter: Meter::new(Duration::ZERO), books, end: End::Open, has_token: false, judged: Vec::new(), first_attempt: false, _in_flight: None }
     }
 
     /// What the body said.
@@ -84,19 +88,20 @@ impl Account {
         self.tried(tried);
         self.record.simulated = live.in_flight.replica().simulated;
         self.record.status = 200;
-        // Only a first attempt says how fast an engine is.
-        self.meter.dispatched(self.since_accepted(live.dispatched), tried.count == 1);
+        self.meter.dispatched(self.since_accepted(live.dispatched));
+        self.first_attempt = tried.count == 1;
     }
 
     /// Bytes came from upstream.
     pub fn heard(&mut self, at: Instant, facts: &Facts) {
         let at = self.since_accepted(at);
-        self.meter.heard(at, facts.upstream_chunks);
+        self.meter.tokens(at, facts.tokens_in_last_push);
+        self.has_token |= facts.tokens_in_last_push > 0;
     }
 
     /// A token has come from upstream.
     pub fn has_token(&self) -> bool {
-        self.meter.has_token()
+        self.has_token
     }
 
     /// Reasoning, text or a call is on its way to the client.
@@ -160,6 +165,7 @@ impl Account {
         record.tokens_estimated = facts.usage.estimated;
         record.tool_calls = facts.tool_calls;
         record.finish = facts.finish.first().map(|finish| finish.as_str().to_owned());
+        self.judged.clone_from(&facts.verdicts);
     }
 
     fn since_accepted(&self, at: Instant) -> Duration {
@@ -180,16 +186,22 @@ impl Drop for Account {
         if self.end == End::Open {
             record.cancelled = true;
         }
-        let measured = self.meter.summary();
+        let measured = self.meter.timings(record.completion_tokens.filter(|_| !record.tokens_estimated));
         record.duration = self.accepted.elapsed();
         if record.stream {
-            record.ttft_engine = measured.ttft_engine;
+            record.ttft_engine = measured.ttft_engine.filter(|_| self.first_attempt);
             record.ttft_client = measured.ttft_client;
             record.itl_p50 = measured.itl_p50;
             record.itl_p99 = measured.itl_p99;
             record.itl_max = measured.itl_max;
             record.tpot = measured.tpot;
             record.tokens_per_s = measured.tokens_per_s;
+        }
+        if record.stream {
+            self.books.metrics.observe_gaps(&record.model, &record.replica, self.meter.gaps());
+        }
+        for judged in &self.judged {
+            self.books.metrics.tool_call(&record.model, &judged.tool, judged.verdict.name());
         }
         self.books.metrics.observe(&record);
         self.books.recorder.submit(record);

@@ -31,6 +31,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Response, StatusCode};
 use sluice_policy::protocol::ask::{self, AskLimits, Endpoint, Grants};
 use sluice_policy::protocol::fault::{Fault, FaultKind};
+use sluice_policy::reasoning::Opener;
 use sluice_policy::route::session;
 use sluice_policy::tool_call::ToolSet;
 use sluice_policy::turn::ReasoningNames;
@@ -61,6 +62,8 @@ pub struct FlowConfig {
     pub names: ReasoningNames,
     /// Reasoning is split off.
     pub reasoning: bool,
+    /// Who opens think blocks, where the configuration says so.
+    pub opener: Option<Opener>,
     /// All parsing is left to vLLM.
     pub engine_parsing: bool,
 }
@@ -110,6 +113,7 @@ impl Flow {
         config: &FlowConfig,
         account: &mut Account,
     ) -> Result<(Arc<Exchange>, Registered), Fault> {
+        let key_name = call.key_name();
         let identity = call.identity.as_deref();
         let grants = identity.map_or(Grants::default(), granted);
         let ask = ask::read(&call.endpoint, call.body, &config.ask, &grants)?;
@@ -125,7 +129,7 @@ impl Flow {
         let headers = &call.head.headers;
         let session = session::key(|name| headers.get(name).and_then(|value| value.to_str().ok()), &ask.session);
         account.planned(backend, &session);
-        let registered = self.registry.register(&call.id, &call.key_name());
+        let registered = self.registry.register(&call.id, &key_name);
         let exchange = Exchange {
             wishes: wishes(&ask, headers, identity, config),
             own_id: ids::request_id(),
@@ -149,6 +153,7 @@ fn wishes(ask: &ask::Ask, headers: &HeaderMap, identity: Option<&KeyId>, config:
         tools: ask.tools.as_ref().and_then(|raw| ToolSet::parse(raw).ok()).map(Arc::new),
         engine_parsing: config.engine_parsing,
         reasoning: config.reasoning,
+        opener: config.opener,
         names: identity.and_then(|identity| identity.reasoning).map_or(config.names, names),
         show_verdicts: headers.get("x-sluice-verdicts").is_some_and(|value| value == "1"),
         id_seed: ids::random(),
@@ -234,6 +239,9 @@ async fn whole(exchange: Arc<Exchange>, registered: Registered, mut account: Acc
         }
     };
     account.answered(in_flight.replica(), &facts, message.len());
+    if let Some(opener) = facts.opener {
+        in_flight.replica().set_opener(opener);
+    }
     let mut reply = json(StatusCode::OK, message);
     Head::of(Some(in_flight.replica()), &tried).write(reply.headers_mut());
     Ok(reply)

@@ -11,7 +11,7 @@
 use bytes::Bytes;
 use serde_json::value::RawValue;
 use sluice_policy::protocol::ask::{Ask, Edit, Endpoint, ToolChoice};
-use sluice_policy::reasoning::Thinking;
+use sluice_policy::reasoning::{Opener, Thinking};
 use sluice_policy::tool_call::{Bare, ToolSet};
 use sluice_policy::turn::{AnswerPlan, ReasoningNames, ReasoningPlan, Surface, ToolPlan};
 use std::borrow::Cow;
@@ -28,6 +28,8 @@ pub struct Wishes {
     pub engine_parsing: bool,
     /// How reasoning is found.
     pub reasoning: bool,
+    /// Who opens think blocks, where the configuration says so.
+    pub opener: Option<Opener>,
     /// Under which names the client gets it.
     pub names: ReasoningNames,
     /// The client asked for verdicts.
@@ -71,7 +73,7 @@ pub fn answer(ask: &Ask, wishes: &Wishes, replica: &Replica) -> AnswerPlan {
     let tools = tools(ask, wishes, replica.tool_setup());
     AnswerPlan {
         surface: if chat { Surface::Chat } else { Surface::Completions },
-        reasoning: if chat && wishes.reasoning { ReasoningPlan::Qwen3(thinking(ask)) } else { ReasoningPlan::Off },
+        reasoning: if chat && wishes.reasoning { ReasoningPlan::Qwen3 { thinking: thinking(ask), opener: wishes.opener.unwrap_or_else(|| replica.opener()) } } else { ReasoningPlan::Off },
         tools: match (tools, &wishes.tools) {
             (Tools::Scan, Some(set)) => ToolPlan::Scan { tools: set.clone(), bare: bare(ask) },
             (Tools::Guided, Some(set)) => ToolPlan::Scan { tools: set.clone(), bare: Bare::Calls },
@@ -79,6 +81,7 @@ pub fn answer(ask: &Ask, wishes: &Wishes, replica: &Replica) -> AnswerPlan {
             _ => ToolPlan::Off,
         },
         parallel_tool_calls: ask.parallel_tool_calls,
+        named_function: matches!(ask.tool_choice, ToolChoice::Named(_)),
         include_usage: ask.include_usage,
         show_verdicts: wishes.show_verdicts,
         names: wishes.names,
@@ -94,6 +97,7 @@ pub fn unknown(wishes: &Wishes) -> AnswerPlan {
         reasoning: ReasoningPlan::Off,
         tools: ToolPlan::Off,
         parallel_tool_calls: true,
+        named_function: false,
         include_usage: false,
         show_verdicts: false,
         names: wishes.names,

@@ -173,6 +173,9 @@ impl Relay {
                 Step::Done => {
                     self.account.finished(self.turn.facts());
                     if let State::Streaming(live, _) = std::mem::replace(&mut self.state, State::Over) {
+                        if let Some(opener) = self.turn.facts().opener {
+                            live.in_flight.replica().set_opener(opener);
+                        }
                         live.answer.finish_in_background(cx);
                     }
                     return;
@@ -254,6 +257,13 @@ impl Relay {
         let stalled = self.heard + silence;
         let keep_alive = self.exchange.limits.keep_alive;
         if keep_alive.is_zero() { stalled } else { stalled.min(self.sent + keep_alive) }
+    }
+}
+
+/// The client left, or the answer has ended: what was used is in the record either way.
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.account.left(self.turn.facts());
     }
 }
 

@@ -5,11 +5,11 @@
 //! live file. Prompts, answers and keys never enter: a record has names, numbers and codes only. A broken or locked
 //! database never stops serving. The schema is in `schema`, the thread in `writer`, what is thrown away in `retention`.
 
-mod period;
 pub mod print;
 pub mod query;
 mod retention;
 mod schema;
+mod stats;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -141,10 +141,11 @@ pub struct RecordConfig {
     /// The SQLite file; a relative path is taken from the state folder. Default `"requests.db"`. Its mode is 0600.
     pub path: PathBuf,
     /// Rows that started longer ago are deleted. Default `"30d"`.
-    #[serde(with = "period")]
+    #[serde(with = "crate::config::duration")]
     pub max_age: Duration,
     /// Above this size of the file, in bytes, the oldest rows are deleted. Default 1 GiB (some 3 million rows), at least
     /// 1 MiB. The write-ahead log beside it comes on top (a few MiB).
+    #[serde(with = "crate::config::size")]
     pub max_bytes: u64,
     /// Finished requests that may wait for the writer; more are shed and counted. Default 10,000, at least 1.
     pub queue_rows: usize,
@@ -256,7 +257,7 @@ pub fn open(config: &RecordConfig, state_dir: &Path) -> Result<Recorder, RecordE
     })
 }
 
-/// Handle to the writer; clones are cheap. When the last one is dropped, what is queued is written, for 2 s at most.
+/// Handle to the writer; clones are cheap. Dropping the last one blocks until what is queued is written, for 2 s at most.
 #[derive(Clone)]
 pub struct Recorder {
     writer: Option<Arc<writer::Writer>>,

@@ -13,7 +13,7 @@ use super::query::{Group, OTHER_MODELS, Range, Row, Spread, Stats};
 const TABLE: [Column; 11] = [
     Column {
         head: "started (UTC)",
-        width: 19,
+        width: 14,
         left: true,
     },
     Column {
@@ -63,7 +63,7 @@ const TABLE: [Column; 11] = [
     },
     Column {
         head: "end",
-        width: 10,
+        width: 15,
         left: true,
     },
 ];
@@ -172,7 +172,7 @@ fn cells(row: &Row) -> [String; 11] {
         (None, false) => row.finish.clone().unwrap_or_else(dash),
     };
     [
-        row.started.strftime("%Y-%m-%d %H:%M:%S").to_string(),
+        row.started.strftime("%m-%d %H:%M:%S").to_string(),
         row.model.clone(),
         row.replica.clone(),
         row.status.to_string(),
@@ -375,4 +375,247 @@ fn fit(text: &str, width: usize) -> String {
 /// Characters that turn or hide what stands beside them.
 fn is_format(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Record;
+    use super::super::query::Range;
+    use super::*;
+
+    fn at(second: i64) -> jiff::Timestamp {
+        jiff::Timestamp::from_second(1_780_000_000 + second).unwrap()
+    }
+
+    fn row() -> Row {
+        Record {
+            id: "req-1".to_owned(),
+            started: at(0),
+            endpoint: "chat".to_owned(),
+            model: "qwen3".to_owned(),
+            replica: "sim-a".to_owned(),
+            route: "hit".to_owned(),
+            attempts: 1,
+            stream: true,
+            session_hash: Some(0xab),
+            prompt_tokens: Some(131_072),
+            cached_tokens: Some(130_000),
+            completion_tokens: Some(321),
+            ttft_client: Some(Duration::from_micros(41_300)),
+            tokens_per_s: Some(66.52),
+            duration: Duration::from_millis(4_850),
+            finish: Some("tool_calls".to_owned()),
+            status: 200,
+            ..Record::default()
+        }
+    }
+
+    #[test]
+    fn the_table() {
+        let failed = Row {
+            started: at(61),
+            model: "a-model-with-a-long-name".to_owned(),
+            replica: String::new(),
+            prompt_tokens: None,
+            completion_tokens: None,
+            ttft_client: None,
+            tokens_per_s: None,
+            duration: Duration::from_micros(900),
+            finish: None,
+            status: 503,
+            error: Some("capacity".to_owned()),
+            ..row()
+        };
+        let left = Row {
+            cancelled: true,
+            status: 0,
+            duration: Duration::from_secs(3_725),
+            ..row()
+        };
+        insta::assert_snapshot!(table(&[row(), failed, left]), @r"
+        started (UTC)  model             replica    st prompt hit% compl   ttft tok/s  total end
+        05-28 20:26:40 qwen3             sim-a     200   131k   99   321   41ms  66.5  4.85s tool_calls
+        05-28 20:27:41 a-model-with-a-l~ -         503      -    -     -      -     -  900us capacity
+        05-28 20:26:40 qwen3             sim-a       0   131k   99   321   41ms  66.5 62m05s cancelled
+        ");
+    }
+
+    #[test]
+    fn the_json_line_has_every_field_and_says_null_for_unknown() {
+        let value: Value = serde_json::from_str(&json_line(&row())).unwrap();
+        let names = value
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(String::as_str)
+            .collect::<Vec<_>>();
+        let columns = super::super::schema::COLUMNS.map(|column| match column {
+            "started_us" => "started".to_owned(),
+            _ => column
+                .strip_suffix("_us")
+                .map_or(column.to_owned(), |time| format!("{time}_ms")),
+        });
+        assert_eq!(names, columns);
+        assert_eq!(value["ttft_client_ms"], json!(41.3));
+        assert_eq!(value["ttft_engine_ms"], Value::Null);
+        assert_eq!(value["session_hash"], json!("00000000000000ab"));
+        assert_eq!(value["started"], json!("2026-05-28T20:26:40Z"));
+        assert_eq!(
+            json_line(&Row {
+                id: "a\nb".to_owned(),
+                ..row()
+            })
+            .lines()
+            .count(),
+            1
+        );
+    }
+
+    #[test]
+    fn the_figures() {
+        let ms = Duration::from_millis;
+        let ttft = Spread {
+            count: 900,
+            p50: ms(41),
+            p90: ms(66),
+            p99: ms(1_240),
+            max: ms(24_100),
+        };
+        let total = Group {
+            requests: 1_234,
+            cancelled: 3,
+            failed: 12,
+            simulated: 1_234,
+            errors: vec![("upstream_ended".to_owned(), 10), ("status 429".to_owned(), 2)],
+            tool_calls: 456,
+            prompt_tokens: 12_345_678,
+            cached_tokens: 9_876_543,
+            completion_tokens: 98_765,
+            ttft_cold: Some(Spread { p50: ms(1_737), ..ttft }),
+            ttft_warm: Some(ttft),
+            ttft_engine: Some(ttft),
+            tokens_per_s: Some(Spread {
+                count: 900,
+                p50: 66.5,
+                p90: 70.1,
+                p99: 74.99,
+                max: 12_345.0,
+            }),
+            duration: Some(Spread {
+                count: 1_234,
+                p50: ms(4_850),
+                p90: ms(61_000),
+                p99: ms(600_000),
+                max: ms(9_000_000),
+            }),
+            ..Group::default()
+        };
+        let range = Range {
+            since: Some(at(0)),
+            until: None,
+        };
+        let one = Stats {
+            range,
+            models: vec![("qwen3".to_owned(), total.clone())],
+            total: total.clone(),
+        };
+        insta::assert_snapshot!(stats(&one), @r"
+        from 2026-05-28 20:26:40 UTC to now
+
+        all models
+          requests 1234, failed 12, cancelled 3, simulated 1234, tool calls 456
+          tokens: prompt 12.3M, cached 9.9M (80.0 %), completion 98765
+                                      count        p50        p90        p99        max
+          TTFT client, cold             900      1.74s       66ms      1.24s      24.1s
+          TTFT client, warm             900       41ms       66ms      1.24s      24.1s
+          TTFT engine                   900       41ms       66ms      1.24s      24.1s
+          tokens/s                      900       66.5       70.1       75.0      12345
+          duration                     1234      4.85s      61.0s     10m00s      2h30m
+          error upstream_ended                                                       10
+          error status 429                                                            2
+        ");
+        let refused = Group {
+            requests: 2,
+            failed: 2,
+            errors: vec![("no_key".to_owned(), 2)],
+            ..Group::default()
+        };
+        let two = Stats {
+            models: vec![("qwen3".to_owned(), total), (String::new(), refused)],
+            ..one
+        };
+        assert!(stats(&two).contains("\nqwen3\n  requests 1234") && stats(&two).contains("\n(no model)\n  requests 2"));
+        let value: Value = serde_json::from_str(&stats_json(&two)).unwrap();
+        assert_eq!(value["total"]["ttft_client_cold_ms"]["p50"], json!(1737.0));
+        assert_eq!(value["models"][""]["errors"], json!({"no_key": 2}));
+        assert_eq!(value["total"]["ttft_client_unknown_ms"], Value::Null);
+    }
+
+    #[test]
+    fn nothing_is_wider_than_a_hundred_columns_or_writes_to_the_terminal() {
+        let hostile = "\u{1b}]0;owned\u{7}\r\n\u{202e}x".repeat(40);
+        let wild = Row {
+            model: hostile.clone(),
+            replica: hostile.clone(),
+            error: Some(hostile.clone()),
+            prompt_tokens: Some(999_999_999),
+            cached_tokens: Some(999_999_999),
+            completion_tokens: Some(99_999_999),
+            ttft_client: Some(Duration::from_secs(359_999)),
+            duration: Duration::from_secs(359_999),
+            tokens_per_s: Some(99_999.0),
+            status: 599,
+            ..row()
+        };
+        let spread = Spread {
+            count: u64::MAX >> 30,
+            p50: 0.0,
+            p90: 1e6,
+            p99: 1e7,
+            max: 1e7,
+        };
+        let group = Group {
+            errors: vec![(hostile.clone(), 1)],
+            tokens_per_s: Some(spread),
+            requests: 1,
+            ..Group::default()
+        };
+        let models = vec![(hostile.clone(), group.clone()), ("m".to_owned(), group.clone())];
+        let figures = Stats {
+            range: Range::default(),
+            total: group,
+            models,
+        };
+        for text in [table(&[wild]), stats(&figures)] {
+            for line in text.lines() {
+                assert!(line.chars().count() <= 100, "{} columns: {line}", line.chars().count());
+                assert!(!line.chars().any(|c| c.is_control() || c == '\u{202e}'), "{line:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn times_and_counts_are_short() {
+        let shown = [
+            0,
+            7,
+            999,
+            1_000,
+            9_999,
+            41_300,
+            999_499,
+            999_500,
+            9_994_999,
+            24_100_000,
+            725_000_000,
+            12_000_000_000,
+        ];
+        let times = shown.map(|us| time(Duration::from_micros(us)));
+        let wanted = [
+            "0", "7us", "999us", "1.0ms", "10.0ms", "41ms", "999ms", "1.00s", "9.99s", "24.1s", "12m05s", "3h20m",
+        ];
+        assert_eq!(times, wanted);
+        let counts = [0, 99_999, 131_072, 1_234_567, 99_999_999, 123_456_789].map(count);
+        assert_eq!(counts, ["0", "99999", "131k", "1.2M", "100.0M", "123M"]);
+    }
 }

@@ -1,19 +1,18 @@
 //! Questions to the rows: which requests there were ([`list`], [`each`]) and how they did ([`stats`]).
 //!
-//! They open the file for reading only and work on that of a running gateway. Each question is one read transaction, so
-//! its parts agree. Percentiles are exact: SQLite gives the values in order (its sorter spills to disk), and only the
-//! wanted ranks are picked out, so that memory doesn't grow with the rows.
+//! A path and a [`Filter`] or [`Range`] enter, [`Row`]s or [`Stats`] leave. The file is opened for reading only; that of
+//! a running gateway, in another process, is fine. How figures are counted is in `stats`, how all of it is printed in
+//! [`super::print`].
 
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::types::Value;
-use rusqlite::{Connection, params_from_iter};
+use rusqlite::{Connection, OptionalExtension, params_from_iter};
 
-use super::{Record, RecordError, Warmth, schema};
+pub use super::stats::{CODE_LIMIT, Group, MODEL_LIMIT, OTHER_MODELS, Range, Spread, Stats, stats};
+use super::{Record, RecordError, schema};
 
 /// A record as it is read back.
 pub type Row = Record<String>;
@@ -21,17 +20,8 @@ pub type Row = Record<String>;
 /// Rows that [`list`] returns at most; more are to be had with [`each`].
 pub const LIST_LIMIT: usize = 100_000;
 
-/// Models that [`stats`] tells apart, the busiest ones; the rest is one group, [`OTHER_MODELS`].
-pub const MODEL_LIMIT: usize = 100;
-
-/// Name of the group of all models beyond [`MODEL_LIMIT`].
-pub const OTHER_MODELS: &str = "(other models)";
-
-/// Error codes that a group tells apart, the most frequent ones.
-pub const CODE_LIMIT: usize = 50;
-
-/// Names that the counting keeps at once, before the busiest are picked: what clients send must not fill the memory.
-const NAME_LIMIT: usize = 10_000;
+/// Rows that are read at once.
+const PAGE_ROWS: usize = 1_000;
 
 /// Which rows. `Default` is the newest 50.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,13 +59,18 @@ impl Default for Filter {
     }
 }
 
-/// From an instant (included) to another (excluded); either end may be open.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Range {
-    /// Started at this instant or later.
-    pub since: Option<Timestamp>,
-    /// Started before this instant.
-    pub until: Option<Timestamp>,
+impl Filter {
+    fn clause(&self) -> Where {
+        let mut clause = Where::range(self.since, self.until);
+        clause.and("model = ?", self.model.clone());
+        clause.and("key_name = ?", self.key.clone());
+        clause.and("replica = ?", self.replica.clone());
+        clause.and("status = ?", self.status.map(i64::from));
+        if self.errors_only {
+            clause.terms.push(FAILED.to_owned());
+        }
+        clause
+    }
 }
 
 /// The newest rows that fit, oldest first; `limit` counts up to [`LIST_LIMIT`].
@@ -107,90 +102,14 @@ pub fn each(path: &Path, filter: &Filter, visit: impl FnMut(Row) -> ControlFlow<
     })
 }
 
-/// How the requests of a time range did, all together and model by model.
-///
-/// # Errors
-/// As [`list`].
-pub fn stats(path: &Path, range: Range) -> Result<Stats, RecordError> {
-    let mut db = schema::open_read(path)?;
-    gather(&mut db, range).map_err(|cause| RecordError::Database {
-        path: path.to_owned(),
-        cause,
-    })
-}
-
-/// What [`stats`] found.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Stats {
-    /// What was asked for.
-    pub range: Range,
-    /// All requests.
-    pub total: Group,
-    /// By model, the busiest first; an empty name stands for requests that never came to a model.
-    pub models: Vec<(String, Group)>,
-}
-
-/// The figures of some requests.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Group {
-    /// How many there were.
-    pub requests: u64,
-    /// How many of them the client cancelled or left.
-    pub cancelled: u64,
-    /// How many of them failed (see [`Filter::errors_only`]).
-    pub failed: u64,
-    /// How many of them a simulated replica answered.
-    pub simulated: u64,
-    /// Failed ones by code (by status where there is no code), the most frequent first, [`CODE_LIMIT`] at most.
-    pub errors: Vec<(String, u64)>,
-    /// Tool calls that clients were shown.
-    pub tool_calls: u64,
-    /// Sum of the prompt tokens.
-    pub prompt_tokens: u64,
-    /// Sum of the prompt tokens that were in the prefix cache.
-    pub cached_tokens: u64,
-    /// Sum of the completion tokens.
-    pub completion_tokens: u64,
-    /// `ttft_client` of prompts that were mostly not cached.
-    pub ttft_cold: Option<Spread<Duration>>,
-    /// `ttft_client` of prompts that were mostly cached.
-    pub ttft_warm: Option<Spread<Duration>>,
-    /// `ttft_client` where the engine didn't say what was cached.
-    pub ttft_unknown: Option<Spread<Duration>>,
-    /// Dispatched → first upstream token.
-    pub ttft_engine: Option<Spread<Duration>>,
-    /// Tokens a second of each stream.
-    pub tokens_per_s: Option<Spread<f64>>,
-    /// Each stream's 99th percentile of the gaps between its tokens.
-    pub itl_p99: Option<Spread<Duration>>,
-    /// Accepted → last byte.
-    pub duration: Option<Spread<Duration>>,
-}
-
-/// How values are spread. A percentile is the smallest value that at least so many percent of the values don't exceed
-/// (nearest rank): always one that was measured.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Spread<T> {
-    /// How many values there are; never 0.
-    pub count: u64,
-    /// Median.
-    pub p50: T,
-    /// 90 % are not above this.
-    pub p90: T,
-    /// 99 % are not above this.
-    pub p99: T,
-    /// Largest value.
-    pub max: T,
-}
-
 /// One `WHERE` clause and what its question marks stand for.
-struct Where {
+pub(super) struct Where {
     terms: Vec<String>,
-    values: Vec<Value>,
+    pub(super) values: Vec<Value>,
 }
 
 impl Where {
-    fn range(since: Option<Timestamp>, until: Option<Timestamp>) -> Self {
+    pub(super) fn range(since: Option<Timestamp>, until: Option<Timestamp>) -> Self {
         let mut clause = Self {
             terms: Vec::new(),
             values: Vec::new(),
@@ -207,7 +126,7 @@ impl Where {
         }
     }
 
-    fn sql(&self) -> String {
+    pub(super) fn sql(&self) -> String {
         if self.terms.is_empty() {
             "true".to_owned()
         } else {
@@ -217,339 +136,276 @@ impl Where {
 }
 
 /// A cancelled request may have a fault's code beside it (a deadline, a drain): the client's leaving is what counts.
-const FAILED: &str = "(cancelled = 0 AND (error IS NOT NULL OR status >= 400))";
+pub(super) const FAILED: &str = "(cancelled = 0 AND (error IS NOT NULL OR status >= 400))";
 
+/// Page by page, each a short read transaction: whoever stops reading in the middle (a pager) must not hold the file back
+/// from being tidied up.
 fn visit_rows(db: &Connection, filter: &Filter, mut visit: impl FnMut(Row) -> ControlFlow<()>) -> rusqlite::Result<()> {
-    let mut clause = Where::range(filter.since, filter.until);
-    clause.and("model = ?", filter.model.clone());
-    clause.and("key_name = ?", filter.key.clone());
-    clause.and("replica = ?", filter.replica.clone());
-    clause.and("status = ?", filter.status.map(i64::from));
-    if filter.errors_only {
-        clause.terms.push(FAILED.to_owned());
-    }
-    clause
-        .values
-        .push(Value::Integer(i64::try_from(filter.limit).unwrap_or(i64::MAX)));
-    // The inner one finds the newest, the outer one puts them in order.
+    let clause = filter.clause();
+    let Some(newest) = place(db, &clause, 0)? else {
+        return Ok(());
+    };
+    let mut left = filter.limit;
+    let Some(last) = left.checked_sub(1) else { return Ok(()) };
+    let mut from = place(db, &clause, last)?.unwrap_or((i64::MIN, i64::MIN));
     let sql = format!(
-        "SELECT {} FROM requests WHERE seq IN
-            (SELECT seq FROM requests WHERE {} ORDER BY started_us DESC, seq DESC LIMIT ?) ORDER BY started_us, seq",
+        "SELECT {}, seq FROM requests WHERE {} AND (started_us, seq) >= (?, ?) AND (started_us, seq) <= (?, ?)
+            ORDER BY started_us, seq LIMIT ?",
         schema::select_list(db)?,
         clause.sql()
     );
     let mut statement = db.prepare(&sql)?;
-    let mut rows = statement.query(params_from_iter(clause.values))?;
-    while let Some(row) = rows.next()? {
-        if visit(schema::read(row)?).is_break() {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// What percentiles are made of.
-#[derive(Clone, Copy)]
-enum Measure {
-    TtftClient,
-    TtftEngine,
-    TokensPerS,
-    ItlP99,
-    Duration,
-}
-
-impl Measure {
-    const ALL: [Self; 5] = [
-        Self::TtftClient,
-        Self::TtftEngine,
-        Self::TokensPerS,
-        Self::ItlP99,
-        Self::Duration,
-    ];
-
-    fn column(self) -> &'static str {
-        match self {
-            Self::TtftClient => "ttft_client_us",
-            Self::TtftEngine => "ttft_engine_us",
-            Self::TokensPerS => "tokens_per_s",
-            Self::ItlP99 => "itl_p99_us",
-            Self::Duration => "duration_us",
-        }
-    }
-}
-
-fn gather(db: &mut Connection, range: Range) -> rusqlite::Result<Stats> {
-    // One read transaction: the counts and the ranks are of the same rows, whatever the gateway writes meanwhile.
-    let db = db.transaction()?;
-    let clause = Where::range(range.since, range.until);
-    let mut tally = count(&db, &clause)?;
-    for measure in Measure::ALL {
-        rank(&db, &clause, measure, &mut tally)?;
-    }
-    let mut models = tally
-        .models
-        .into_iter()
-        .zip(tally.groups)
-        .map(|(name, group)| (name, group.close()))
-        .collect::<Vec<_>>();
-    models.retain(|(_, group)| group.requests > 0);
-    Ok(Stats {
-        range,
-        total: tally.total.close(),
-        models,
-    })
-}
-
-/// The groups while they are counted.
-struct Tally {
-    total: Counting,
-    /// Names of the groups, the busiest first; the last one is [`OTHER_MODELS`].
-    models: Vec<String>,
-    /// As many as names.
-    groups: Vec<Counting>,
-    index: HashMap<String, usize>,
-}
-
-impl Tally {
-    fn group(&mut self, model: &str) -> Option<&mut Counting> {
-        let other = self.groups.len().saturating_sub(1);
-        let index = self.index.get(model).copied().unwrap_or(other);
-        self.groups.get_mut(index)
-    }
-}
-
-#[derive(Default)]
-struct Counting {
-    group: Group,
-    errors: HashMap<String, u64>,
-    ranks: [Ranks; Slot::COUNT],
-}
-
-/// Which spread of a group a value belongs to.
-#[derive(Clone, Copy)]
-enum Slot {
-    Cold,
-    Warm,
-    Unknown,
-    Engine,
-    TokensPerS,
-    ItlP99,
-    Duration,
-}
-
-impl Slot {
-    const COUNT: usize = 7;
-
-    fn of(measure: Measure, warmth: Warmth) -> Self {
-        match (measure, warmth) {
-            (Measure::TtftClient, Warmth::Cold) => Self::Cold,
-            (Measure::TtftClient, Warmth::Warm) => Self::Warm,
-            (Measure::TtftClient, Warmth::Unknown) => Self::Unknown,
-            (Measure::TtftEngine, _) => Self::Engine,
-            (Measure::TokensPerS, _) => Self::TokensPerS,
-            (Measure::ItlP99, _) => Self::ItlP99,
-            (Measure::Duration, _) => Self::Duration,
-        }
-    }
-}
-
-impl Counting {
-    fn ranks(&mut self, slot: Slot) -> Option<&mut Ranks> {
-        self.ranks.get_mut(slot as usize)
-    }
-
-    fn close(mut self) -> Group {
-        let mut errors = self.errors.drain().collect::<Vec<_>>();
-        errors.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-        errors.truncate(CODE_LIMIT);
-        let [cold, warm, unknown, engine, tokens_per_s, itl_p99, duration] = self.ranks;
-        let micros = |us: f64| Duration::from_micros(us as u64);
-        Group {
-            errors,
-            ttft_cold: cold.spread(micros),
-            ttft_warm: warm.spread(micros),
-            ttft_unknown: unknown.spread(micros),
-            ttft_engine: engine.spread(micros),
-            tokens_per_s: tokens_per_s.spread(|rate| rate),
-            itl_p99: itl_p99.spread(micros),
-            duration: duration.spread(micros),
-            ..self.group
-        }
-    }
-}
-
-/// Picks the wanted ranks out of values that come in order; how many will come is counted before.
-#[derive(Default)]
-struct Ranks {
-    count: u64,
-    seen: u64,
-    picked: [f64; 4],
-}
-
-impl Ranks {
-    /// Parts in hundred of p50, p90, p99 and the largest value.
-    const PERCENT: [u64; 4] = [50, 90, 99, 100];
-
-    fn take(&mut self, value: f64) {
-        self.seen += 1;
-        for (percent, picked) in Self::PERCENT.iter().zip(&mut self.picked) {
-            if self.seen == nearest_rank(*percent, self.count) {
-                *picked = value;
+    while left > 0 {
+        let size = left.min(PAGE_ROWS);
+        let bounds = [
+            from.0,
+            from.1,
+            newest.0,
+            newest.1,
+            i64::try_from(size).unwrap_or(i64::MAX),
+        ]
+        .map(Value::Integer);
+        let values = params_from_iter(clause.values.iter().cloned().chain(bounds));
+        let read = |row: &rusqlite::Row<'_>| Ok((schema::read(row)?, row.get::<_, i64>(schema::COLUMNS.len())?));
+        let page = statement
+            .query_map(values, read)?
+            .collect::<rusqlite::Result<Vec<_>>>()?;
+        let Some((row, seq)) = page.last() else { break };
+        from = (row.started.as_microsecond(), seq.saturating_add(1));
+        left = if page.len() < size { 0 } else { left - size };
+        for (row, _) in page {
+            if visit(row).is_break() {
+                return Ok(());
             }
         }
     }
-
-    fn spread<T>(&self, unit: impl Fn(f64) -> T) -> Option<Spread<T>> {
-        let [p50, p90, p99, max] = self.picked.map(unit);
-        (self.count > 0).then_some(Spread {
-            count: self.count,
-            p50,
-            p90,
-            p99,
-            max,
-        })
-    }
-}
-
-/// Counted from 1: the first position at which `percent` of `count` values are reached.
-fn nearest_rank(percent: u64, count: u64) -> u64 {
-    (percent.saturating_mul(count)).div_ceil(100).max(1)
-}
-
-/// Everything that needs no order, in one pass; then the busiest models get groups of their own.
-fn count(db: &Connection, clause: &Where) -> rusqlite::Result<Tally> {
-    let mut by_model = HashMap::<String, Counting>::new();
-    let mut overflow = Counting::default();
-    let mut total = Counting::default();
-    let sql = format!(
-        "SELECT model, cancelled, {FAILED}, simulated, coalesce(error, 'status ' || status), tool_calls,
-            prompt_tokens, cached_tokens, completion_tokens, {} FROM requests WHERE {}",
-        Measure::ALL
-            .map(|measure| format!("{} IS NOT NULL", measure.column()))
-            .join(", "),
-        clause.sql()
-    );
-    let mut statement = db.prepare(&sql)?;
-    let mut rows = statement.query(params_from_iter(&clause.values))?;
-    while let Some(row) = rows.next()? {
-        let model = row.get_ref(0)?.as_str()?;
-        count_row(&mut total, row)?;
-        if let Some(group) = by_model.get_mut(model) {
-            count_row(group, row)?;
-        } else if by_model.len() < NAME_LIMIT {
-            count_row(by_model.entry(model.to_owned()).or_default(), row)?;
-        } else {
-            count_row(&mut overflow, row)?;
-        }
-    }
-    Ok(busiest(total, by_model, overflow))
-}
-
-fn count_row(into: &mut Counting, row: &rusqlite::Row<'_>) -> rusqlite::Result<()> {
-    let number =
-        |index| Ok::<u64, rusqlite::Error>(u64::try_from(row.get::<_, Option<i64>>(index)?.unwrap_or(0)).unwrap_or(0));
-    let group = &mut into.group;
-    group.requests += 1;
-    group.cancelled += number(1)?;
-    group.simulated += number(3)?;
-    group.tool_calls += number(5)?;
-    group.prompt_tokens += number(6)?;
-    group.cached_tokens += number(7)?;
-    group.completion_tokens += number(8)?;
-    if row.get(2)? {
-        group.failed += 1;
-        let code = row.get_ref(4)?.as_str()?;
-        if let Some(count) = into.errors.get_mut(code) {
-            *count += 1;
-        } else if into.errors.len() < NAME_LIMIT {
-            into.errors.insert(code.to_owned(), 1);
-        }
-    }
-    let warmth = Warmth::of(
-        row.get::<_, Option<i64>>(7)?.map(i64::unsigned_abs),
-        row.get::<_, Option<i64>>(6)?.map(i64::unsigned_abs),
-    );
-    for (index, measure) in Measure::ALL.into_iter().enumerate() {
-        if row.get(9 + index)?
-            && let Some(ranks) = into.ranks(Slot::of(measure, warmth))
-        {
-            ranks.count += 1;
-        }
-    }
     Ok(())
 }
 
-fn busiest(total: Counting, by_model: HashMap<String, Counting>, mut other: Counting) -> Tally {
-    let mut sorted = by_model.into_iter().collect::<Vec<_>>();
-    sorted.sort_by(|a, b| b.1.group.requests.cmp(&a.1.group.requests).then_with(|| a.0.cmp(&b.0)));
-    let rest = sorted.split_off(sorted.len().min(MODEL_LIMIT));
-    rest.into_iter().for_each(|(_, group)| other.merge(group));
-    let (mut models, mut groups) = sorted.into_iter().unzip::<_, _, Vec<_>, Vec<_>>();
-    let index = models
-        .iter()
-        .cloned()
-        .enumerate()
-        .map(|(index, name)| (name, index))
-        .collect();
-    models.push(OTHER_MODELS.to_owned());
-    groups.push(other);
-    Tally {
-        total,
-        models,
-        groups,
-        index,
-    }
-}
-
-impl Counting {
-    fn merge(&mut self, from: Self) {
-        let (into, group) = (&mut self.group, from.group);
-        into.requests += group.requests;
-        into.cancelled += group.cancelled;
-        into.failed += group.failed;
-        into.simulated += group.simulated;
-        into.tool_calls += group.tool_calls;
-        into.prompt_tokens += group.prompt_tokens;
-        into.cached_tokens += group.cached_tokens;
-        into.completion_tokens += group.completion_tokens;
-        for (code, count) in from.errors {
-            *self.errors.entry(code).or_default() += count;
-        }
-        for (into, ranks) in self.ranks.iter_mut().zip(from.ranks) {
-            into.count += ranks.count;
-        }
-    }
-}
-
-/// One pass over one measure's values in order.
-fn rank(db: &Connection, clause: &Where, measure: Measure, tally: &mut Tally) -> rusqlite::Result<()> {
-    let column = measure.column();
+/// Start and number of the row that comes after `newer` newer ones, if there are so many.
+fn place(db: &Connection, clause: &Where, newer: usize) -> rusqlite::Result<Option<(i64, i64)>> {
     let sql = format!(
-        "SELECT model, cached_tokens, prompt_tokens, {column} FROM requests
-            WHERE {} AND {column} IS NOT NULL ORDER BY {column}",
+        "SELECT started_us, seq FROM requests WHERE {} ORDER BY started_us DESC, seq DESC LIMIT 1 OFFSET ?",
         clause.sql()
     );
-    let mut statement = db.prepare(&sql)?;
-    let mut rows = statement.query(params_from_iter(&clause.values))?;
-    while let Some(row) = rows.next()? {
-        let warmth = Warmth::of(
-            row.get::<_, Option<i64>>(1)?.map(i64::unsigned_abs),
-            row.get::<_, Option<i64>>(2)?.map(i64::unsigned_abs),
+    let offset = Value::Integer(i64::try_from(newer).unwrap_or(i64::MAX));
+    let values = params_from_iter(clause.values.iter().cloned().chain([offset]));
+    db.query_row(&sql, values, |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{at, full, store};
+    use super::*;
+
+    #[test]
+    fn pages_meet_without_a_gap_or_a_row_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("requests.db");
+        let rows = PAGE_ROWS as u64 * 2 + 500;
+        // Many rows of one instant, across the page's end: the row's number goes on where the time doesn't.
+        store(
+            &path,
+            (0..rows).map(|number| Record {
+                started: at(number as i64 / 700),
+                ..full(number)
+            }),
         );
-        // Exact up to 2^53 microseconds, 285 years.
-        let value = match row.get_ref(3)? {
-            rusqlite::types::ValueRef::Integer(us) => us as f64,
-            rusqlite::types::ValueRef::Real(value) => value,
-            _ => continue,
-        };
-        let slot = Slot::of(measure, warmth);
-        if let Some(ranks) = tally.total.ranks(slot) {
-            ranks.take(value);
-        }
-        let model = row.get_ref(0)?.as_str()?;
-        if let Some(ranks) = tally.group(model).and_then(|group| group.ranks(slot)) {
-            ranks.take(value);
+        for limit in [
+            1,
+            PAGE_ROWS - 1,
+            PAGE_ROWS,
+            PAGE_ROWS + 1,
+            2 * PAGE_ROWS,
+            2 * PAGE_ROWS + 500,
+            usize::MAX,
+        ] {
+            let listed = list(
+                &path,
+                &Filter {
+                    limit,
+                    ..Filter::default()
+                },
+            )
+            .unwrap();
+            let first = rows.saturating_sub(limit as u64);
+            let wanted = (first..rows).map(|number| format!("req-{number}")).collect::<Vec<_>>();
+            assert_eq!(
+                listed.into_iter().map(|row| row.id).collect::<Vec<_>>(),
+                wanted,
+                "limit {limit}"
+            );
         }
     }
-    Ok(())
+
+    #[test]
+    fn a_reader_that_stops_does_not_hold_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("requests.db");
+        store(&path, (0..PAGE_ROWS as u64 * 2).map(full));
+        let writer = schema::open_write(&path).unwrap();
+        let mut visited = 0;
+        each(
+            &path,
+            &Filter {
+                limit: usize::MAX,
+                ..Filter::default()
+            },
+            |_| {
+                visited += 1;
+                if visited == 1 {
+                    store(&path, (0..100).map(full));
+                    // Busy is 1 when a reader keeps the log from being emptied.
+                    let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+                    assert_eq!(writer.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap(), 0);
+                }
+                ControlFlow::Continue(())
+            },
+        )
+        .unwrap();
+        assert!(visited >= PAGE_ROWS * 2);
+    }
+
+    #[test]
+    fn each_filter_by_itself_and_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("requests.db");
+        let fine = |number| Record {
+            error: None,
+            cancelled: false,
+            ..full(number)
+        };
+        store(
+            &path,
+            [
+                fine(0),
+                Record {
+                    model: "other".to_owned(),
+                    ..fine(1)
+                },
+                Record {
+                    key_name: "ci".to_owned(),
+                    ..fine(2)
+                },
+                Record {
+                    replica: "sim-b".to_owned(),
+                    ..fine(3)
+                },
+                Record { status: 429, ..fine(4) },
+                Record {
+                    error: Some("upstream_ended".to_owned()),
+                    ..fine(5)
+                },
+                Record {
+                    cancelled: true,
+                    error: Some("cancelled".to_owned()),
+                    ..fine(6)
+                },
+            ],
+        );
+        let some = |text: &str| Some(text.to_owned());
+        let all = Filter::default();
+        for (filter, wanted) in [
+            (all.clone(), vec![0, 1, 2, 3, 4, 5, 6]),
+            (
+                Filter {
+                    limit: 2,
+                    ..all.clone()
+                },
+                vec![5, 6],
+            ),
+            (
+                Filter {
+                    limit: 0,
+                    ..all.clone()
+                },
+                vec![],
+            ),
+            (
+                Filter {
+                    since: Some(at(2)),
+                    until: Some(at(5)),
+                    ..all.clone()
+                },
+                vec![2, 3, 4],
+            ),
+            (
+                Filter {
+                    until: Some(at(5)),
+                    limit: 2,
+                    ..all.clone()
+                },
+                vec![3, 4],
+            ),
+            (
+                Filter {
+                    model: some("other"),
+                    ..all.clone()
+                },
+                vec![1],
+            ),
+            (
+                Filter {
+                    key: some("ci"),
+                    ..all.clone()
+                },
+                vec![2],
+            ),
+            (
+                Filter {
+                    replica: some("sim-b"),
+                    ..all.clone()
+                },
+                vec![3],
+            ),
+            (
+                Filter {
+                    status: Some(429),
+                    ..all.clone()
+                },
+                vec![4],
+            ),
+            (
+                Filter {
+                    errors_only: true,
+                    ..all.clone()
+                },
+                vec![4, 5],
+            ),
+            (
+                Filter {
+                    errors_only: true,
+                    status: Some(200),
+                    ..all.clone()
+                },
+                vec![5],
+            ),
+            (
+                Filter {
+                    model: some("x' OR '1'='1"),
+                    ..all.clone()
+                },
+                vec![],
+            ),
+        ] {
+            let rows = list(&path, &filter).unwrap();
+            let numbers = rows
+                .iter()
+                .map(|row| row.id.trim_start_matches("req-").parse().unwrap())
+                .collect::<Vec<u64>>();
+            assert_eq!(numbers, wanted, "{filter:?}");
+        }
+        let mut visited = 0;
+        each(&path, &all, |_| {
+            visited += 1;
+            if visited == 3 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })
+        .unwrap();
+        assert_eq!(visited, 3);
+    }
 }

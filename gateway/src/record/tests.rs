@@ -62,6 +62,19 @@ pub(super) fn full(number: u64) -> Record {
     }
 }
 
+/// Writes records without a [`Recorder`].
+pub(super) fn store(path: &Path, records: impl IntoIterator<Item = Record>) {
+    let mut db = schema::open_write(path).unwrap();
+    let transaction = db.transaction().unwrap();
+    let mut insert = transaction.prepare(&schema::insert_sql()).unwrap();
+    for record in records {
+        schema::bind(&mut insert, &record).unwrap();
+        insert.raw_execute().unwrap();
+    }
+    drop(insert);
+    transaction.commit().unwrap();
+}
+
 fn as_row(record: Record) -> query::Row {
     Record {
         endpoint: record.endpoint.to_owned(),
@@ -231,7 +244,7 @@ fn rows_are_written_without_a_flush() {
     recorder.submit(full(1));
     let began = Instant::now();
     wait_until("one row is on disk", || recorder.counts().written == 1);
-    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     (0..300).for_each(|i| recorder.submit(full(i)));
     wait_until("all are on disk", || recorder.counts().written == 301);
 }
@@ -250,7 +263,7 @@ fn a_blocked_writer_sheds_and_recovers() {
     let began = Instant::now();
     (2..152).for_each(|i| recorder.submit(full(i)));
     assert!(
-        began.elapsed() < Duration::from_millis(200),
+        began.elapsed() < Duration::from_millis(900),
         "submit waited: {:?}",
         began.elapsed()
     );

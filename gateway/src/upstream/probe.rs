@@ -15,6 +15,7 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use http::{Method, Request, StatusCode, Uri};
 use serde_json::{Value, json};
+use sluice_policy::reasoning::Opener;
 use std::time::Duration;
 
 use super::client::{self, SendLimits};
@@ -55,6 +56,30 @@ pub async fn models(replica: &Replica) -> Result<Vec<String>, ProbeError> {
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     let ids = body.get("data").and_then(Value::as_array).into_iter().flatten().filter_map(|card| card.get("id")?.as_str());
     Ok(ids.map(str::to_owned).collect())
+}
+
+/// Who opens think blocks (B15): read off the end of the prompt that the served template renders, through `/tokenize` and
+/// `/detokenize`.
+///
+/// # Errors
+/// The replica did not answer, or not as vLLM does.
+pub async fn opener(replica: &Replica, model: &str) -> Result<Opener, ProbeError> {
+    let conversation = json!({"model": model, "messages": [{"role": "user", "content": "Hi"}], "add_generation_prompt": true});
+    let (status, body) = send(replica, Method::POST, "/tokenize", Bytes::from(conversation.to_string())).await?;
+    if matches!(status.as_u16(), 404 | 405 | 501) {
+        return Ok(Opener::Model); // no vLLM, or one without templates: tags are the model's own
+    }
+    if status != StatusCode::OK {
+        return Err(ProbeError::Status(status.as_u16()));
+    }
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let tokens = json!({"model": model, "tokens": body.get("tokens")});
+    let (status, body) = send(replica, Method::POST, "/detokenize", Bytes::from(tokens.to_string())).await?;
+    if status != StatusCode::OK {
+        return Err(ProbeError::Status(status.as_u16()));
+    }
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    Ok(Opener::of_prompt(body.get("prompt").and_then(Value::as_str).unwrap_or_default()))
 }
 
 /// Asks how it takes tools.

@@ -5,6 +5,7 @@
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use http::HeaderValue;
+use sluice_policy::reasoning::Opener;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -97,6 +98,7 @@ pub struct Replica {
     model: ArcSwap<String>,
     readiness: AtomicU8,
     tool_setup: AtomicU8,
+    opener: AtomicU8,
     in_flight: AtomicUsize,
     failures: AtomicU32,
     rests_until_ms: AtomicU64,
@@ -115,6 +117,7 @@ impl Replica {
             model: ArcSwap::default(),
             readiness: AtomicU8::new(Readiness::Unknown as u8),
             tool_setup: AtomicU8::new(ToolSetup::Raw as u8),
+            opener: AtomicU8::new(0),
             in_flight: AtomicUsize::new(0),
             failures: AtomicU32::new(0),
             rests_until_ms: AtomicU64::new(0),
@@ -174,6 +177,25 @@ impl Replica {
     /// What the readiness probe found.
     pub fn set_tool_setup(&self, setup: ToolSetup) {
         self.tool_setup.store(setup as u8, Ordering::Relaxed);
+    }
+
+    /// Who opens think blocks in its answers.
+    pub fn opener(&self) -> Opener {
+        match self.opener.load(Ordering::Relaxed) {
+            1 => Opener::Model,
+            2 => Opener::Prompt,
+            _ => Opener::default(),
+        }
+    }
+
+    /// The probe or an answer showed it.
+    pub fn set_opener(&self, opener: Opener) {
+        let known = match opener {
+            Opener::Model => 1,
+            Opener::Prompt => 2,
+            Opener::Unknown { .. } => return,
+        };
+        self.opener.store(known, Ordering::Relaxed);
     }
 
     /// Requests dispatched and not ended.

@@ -81,8 +81,9 @@ fn in_mid_stream_the_client_is_told() {
         assert!(error.get(field).is_some(), "an error has {field}");
     }
     assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()));
+    assert_eq!(error["code"], "upstream_broke");
     let row = gateway.record(id);
-    assert!(!row["error"].is_null(), "the record names the error");
+    assert_eq!(row["error"], error["code"], "the record names the error");
     assert_eq!((&row["cancelled"], &row["attempts"]), (&json!(false), &json!(1)));
 }
 

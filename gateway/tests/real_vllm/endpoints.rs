@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::engine::{KEY, SetUp, shared};
-use crate::gateway::Gateway;
+use crate::gateway::{CLIENT_KEY, Gateway};
 use crate::message::chunks;
 use crate::script::{MODEL, Script};
 use crate::wire::Call;
@@ -150,6 +150,27 @@ fn responses_and_messages_are_forwarded() {
         assert!(
             events.iter().any(|event| event.contains(last_event)),
             "{path}: streamed to its end"
+        );
+    }
+}
+
+#[test]
+fn anthropics_header_carries_the_key_on_messages() {
+    let gateway = Gateway::before(SetUp::Parsers);
+    let prompt = format!(
+        "Hi {}",
+        Script::say("<think>\nGreet.\n</think>\n\nHello there.").marker()
+    );
+    let body = json!({"model": MODEL, "max_tokens": 64, "messages": [{"role": "user", "content": prompt}]});
+    for (key, status) in [(CLIENT_KEY, 200), ("sk-somebody-elses", 401)] {
+        let headers = [("x-api-key", key)];
+        let mut call = gateway.post("/v1/messages", &headers, &body);
+        call.key = None;
+        let answer = call.whole().unwrap();
+        assert_eq!(answer.status, status);
+        assert!(
+            status == 200 || answer.json()["type"] == "error",
+            "an error has Anthropic's shape here"
         );
     }
 }

@@ -127,9 +127,12 @@ impl Engine {
         self.metric("vllm:num_requests_running", "")
     }
 
-    /// Requests that were aborted since the engine's start.
-    pub(crate) fn aborted(&self) -> f64 {
-        self.metric("vllm:request_success_total", "finished_reason=\"abort\"")
+    /// Requests that came to their end since the engine's start. One that is aborted never counts.
+    pub(crate) fn finished(&self) -> f64 {
+        ["stop", "length"]
+            .map(|reason| self.metric("vllm:request_success_total", &format!("\"{reason}\"")))
+            .iter()
+            .sum()
     }
 
     /// The engine's own account of itself, past Sluice.

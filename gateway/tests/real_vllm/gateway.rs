@@ -166,11 +166,12 @@ impl Gateway {
         }
     }
 
-    /// All rows, once there are `count` of them.
-    pub(crate) fn records_of(&self, count: usize) -> Vec<Value> {
+    /// The rows of the requests whose ids begin with `prefix`, once there are `count` of them.
+    pub(crate) fn records_of(&self, prefix: &str, count: usize) -> Vec<Value> {
         let begun = Instant::now();
         loop {
-            let rows = self.records();
+            let mut rows = self.records();
+            rows.retain(|row| row["id"].as_str().is_some_and(|id| id.starts_with(prefix)));
             if rows.len() >= count {
                 assert_eq!(rows.len(), count, "one row for each request");
                 return rows;

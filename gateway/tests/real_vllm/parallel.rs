@@ -24,7 +24,7 @@ fn fifty_streams_are_all_right_and_all_different() {
             assert_eq!(client.join().expect("a client"), expected(number), "stream {number}");
         }
     });
-    let rows = gateway.records_of(STREAMS);
+    let rows = gateway.records_of("parallel-", STREAMS);
     assert!(
         rows.iter().all(|row| row["status"] == 200 && row["error"].is_null()),
         "each stream has a good record"

@@ -49,13 +49,13 @@ impl Script {
         self.chat_about("What is the weather in Paris?", more)
     }
 
-    /// The same with some seconds of prefill: 20,000 tokens that no cache has, because they begin with `nonce`.
+    /// The same with some seconds of prefill: 8,000 tokens that no cache has, because they begin with `nonce`.
     ///
     /// In prefill the engine goes on step by step, so that its figures and an abort are seen. (A scripted pause before the
     /// first token blocks it instead.)
     pub(crate) fn chat_with_long_prefill(&self, nonce: u16, more: Value) -> Value {
         self.chat_about(
-            &format!("{nonce} {}", "All work and no play makes a dull engine. ".repeat(2_000)),
+            &format!("{nonce} {}", "All work and no play makes a dull engine. ".repeat(900)),
             more,
         )
     }

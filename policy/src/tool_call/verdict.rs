@@ -15,6 +15,19 @@ pub enum Verdict {
     Refused(Reason),
 }
 
+impl Verdict {
+    /// Label of records and metrics: a closed set.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Verdict::Passed => "passed",
+            Verdict::PassedUnchecked => "passed_unchecked",
+            Verdict::Repaired(_) => "repaired",
+            Verdict::Reasked(_) => "reasked",
+            Verdict::Refused(_) => "refused",
+        }
+    }
+}
+
 /// One edit of a repair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -48,6 +61,9 @@ pub enum Reason {
     /// The arguments are neither an object nor a string that holds one.
     #[error("arguments are not an object")]
     NotAnObject,
+    /// More calls, keys or parameters than are told apart (1,024).
+    #[error("more parts than the limit of a call")]
+    TooMany,
     /// Longer than the limit of a held call.
     #[error("longer than the limit of a held call")]
     TooLong,

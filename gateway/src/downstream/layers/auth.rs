@@ -1,6 +1,5 @@
 //! Who asks (B2): the key is checked before a byte of the body is read.
 
-use jiff::Timestamp;
 use pingora_limits::rate::Rate;
 use sluice_policy::protocol::ask::Endpoint;
 use sluice_policy::protocol::fault::{Fault, FaultKind};
@@ -63,7 +62,7 @@ where
         }
         match judge(&self.keys, &call) {
             Ok(identity) => {
-                call.identity = Some(identity);
+                call.identity = identity;
                 Either::Left(self.inner.call(call))
             }
             Err(fault) => refuse(fault),
@@ -71,16 +70,14 @@ where
     }
 }
 
-fn judge<B>(keys: &KeyRing, call: &Call<B>) -> Result<Arc<KeyId>, Fault> {
+fn judge<B>(keys: &KeyRing, call: &Call<B>) -> Result<Option<Arc<KeyId>>, Fault> {
     let address = call.head.extensions.get::<Peer>().and_then(|peer| peer.0).map(|address| address.ip());
     let header = |name: &str| call.head.headers.get(name).map(|value| value.as_bytes());
-    let now = Timestamp::now();
-    let verdict = match header("x-api-key") {
-        Some(key) if matches!(call.endpoint, Endpoint::Messages | Endpoint::CountTokens) => keys.check_key(key, now),
-        _ => keys.check(header("authorization"), now),
-    };
+    let anthropic = matches!(call.endpoint, Endpoint::Messages | Endpoint::CountTokens);
+    let verdict = keys.judge(header("authorization"), header("x-api-key").filter(|_| anthropic));
     let fault = match verdict {
-        KeyVerdict::Accepted(identity) => return Ok(identity),
+        KeyVerdict::Accepted(identity) => return Ok(Some(identity)),
+        KeyVerdict::Open => return Ok(None),
         KeyVerdict::Missing => Fault::new(
             FaultKind::KeyMissing,
             "You didn't provide an API key. Send it in the Authorization header: `Authorization: Bearer YOUR_KEY`.",

@@ -62,7 +62,7 @@ impl<B> Call<B> {
 
     /// The name of its key, for records and for who may cancel it; empty without a key.
     pub fn key_name(&self) -> Arc<str> {
-        self.identity.as_ref().map_or_else(|| "".into(), |identity| identity.name.as_str().into())
+        self.identity.as_ref().map_or("", |identity| &identity.name).into()
     }
 
     /// A header as text; none if it isn't visible ASCII.

@@ -1,18 +1,21 @@
 //! A bounded, copy-free walk over JSON text: bytes in, spans of keys and values out.
 //!
-//! A [`Cursor`] goes over a document once, front to back. The caller enters the objects and arrays that it wants to read with
-//! [`Cursor::members`] and [`Cursor::items`]; everything else is skipped, and what is skipped is checked all the same: brackets,
-//! commas, colons, literals, number shapes, escapes, control characters, UTF-8. A walk that ends well ([`Cursor::end`]) has seen
+//! A `Cursor` goes over a document once, front to back. The caller enters the objects and arrays that it wants to read with
+//! `Cursor::members` and `Cursor::items`; everything else is skipped, and what is skipped is checked all the same: brackets,
+//! commas, colons, literals, number shapes, escapes, control characters, UTF-8. A walk that ends well (`Cursor::end`) has seen
 //! valid JSON. Nothing recurses by the data's depth, nothing is allocated, and depth is bounded while it is counted.
 //!
 //! Cost: UTF-8 and control characters are looked for once, vectorised, over the whole document; strings are then skipped by words
 //! and by `memchr2`, so that a 5 MB image is a matter of a fraction of a millisecond. Keys are compared *decoded*: `"mod\u0065l"`
 //! is `model` to every JSON reader, so it must be here.
 
-use std::borrow::Cow;
+mod text;
+
 use std::ops::Range;
 
 use memchr::memchr2;
+
+pub use self::text::Text;
 
 /// Deepest nesting that any limit can allow: levels of a skipped value are one bit each in an array on the stack.
 pub const DEPTH_LIMIT_MAX: u32 = 512;
@@ -204,7 +207,7 @@ impl<'a> Cursor<'a> {
             return Err(SkimError::Control { at: start + found });
         }
         self.at = at + 1;
-        Ok(Text { raw, escaped, start })
+        Ok(Text::new(raw, escaped, start))
     }
 
     /// Reads `true` or `false`; none, and nothing read, if the next value is something else.
@@ -227,6 +230,26 @@ impl<'a> Cursor<'a> {
     pub fn skip(&mut self) -> Result<Range<usize>, SkimError> {
         self.white();
         let start = self.at;
+        match self.kind()? {
+            Kind::Object | Kind::Array => self.skip_nested()?,
+            scalar => self.skip_scalar(scalar)?,
+        }
+        Ok(start..self.at)
+    }
+
+    fn skip_scalar(&mut self, kind: Kind) -> Result<(), SkimError> {
+        match kind {
+            Kind::String => self.string().map(drop),
+            Kind::Number => self.number(),
+            Kind::Bool if self.peek() == Some(b't') => self.literal("true"),
+            Kind::Bool => self.literal("false"),
+            Kind::Null => self.literal("null"),
+            Kind::Object | Kind::Array => self.skip_nested(),
+        }
+    }
+
+    /// Skips an object or array with all that is in it, without recursion.
+    fn skip_nested(&mut self) -> Result<(), SkimError> {
         let mut levels = Levels::default();
         let outer = self.depth;
         loop {
@@ -246,16 +269,12 @@ impl<'a> Cursor<'a> {
                         continue;
                     }
                 }
-                Kind::String => drop(self.string()?),
-                Kind::Number => self.number()?,
-                Kind::Bool if self.peek() == Some(b't') => self.literal("true")?,
-                Kind::Bool => self.literal("false")?,
-                Kind::Null => self.literal("null")?,
+                scalar => self.skip_scalar(scalar)?,
             }
             // After a value: up through the levels that end here, then to the next value.
             loop {
                 if self.depth == outer {
-                    return Ok(start..self.at);
+                    return Ok(());
                 }
                 let in_object = levels.is_object(self.depth - outer);
                 let more = match in_object {
@@ -473,109 +492,6 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// A string as it stands in the document, between its quotes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Text<'a> {
-    raw: &'a str,
-    escaped: bool,
-    start: usize,
-}
-
-impl<'a> Text<'a> {
-    /// The text between the quotes, escapes as they are.
-    pub fn raw(&self) -> &'a str {
-        self.raw
-    }
-
-    /// Its place in the document, quotes included.
-    pub fn span(&self) -> Range<usize> {
-        self.start - 1..self.start + self.raw.len() + 1
-    }
-
-    /// Whether it says `word` once decoded.
-    pub fn is(&self, word: &str) -> bool {
-        match self.escaped {
-            false => self.raw == word,
-            true => self.chars().eq(word.chars()),
-        }
-    }
-
-    /// Its characters, decoded as they are asked for. Half a surrogate pair, which no UTF-8 can hold, is U+FFFD.
-    pub fn chars(&self) -> impl Iterator<Item = char> + use<'a> {
-        Chars { rest: self.raw }
-    }
-
-    /// Decoded, if it is at most `limit` bytes then.
-    pub fn decoded(&self, limit: usize) -> Option<Cow<'a, str>> {
-        if !self.escaped {
-            return (self.raw.len() <= limit).then_some(Cow::Borrowed(self.raw));
-        }
-        let mut text = String::new();
-        for next in self.chars() {
-            text.push(next);
-            if text.len() > limit {
-                return None;
-            }
-        }
-        Some(Cow::Owned(text))
-    }
-}
-
-/// Decodes the escapes of a checked string.
-struct Chars<'a> {
-    rest: &'a str,
-}
-
-impl Iterator for Chars<'_> {
-    type Item = char;
-
-    fn next(&mut self) -> Option<char> {
-        match self.take()? {
-            '\\' => Some(match self.take()? {
-                'b' => '\u{8}',
-                'f' => '\u{c}',
-                'n' => '\n',
-                'r' => '\r',
-                't' => '\t',
-                'u' => self.unicode(),
-                plain => plain,
-            }),
-            plain => Some(plain),
-        }
-    }
-}
-
-impl Chars<'_> {
-    fn take(&mut self) -> Option<char> {
-        let mut chars = self.rest.chars();
-        let next = chars.next()?;
-        self.rest = chars.as_str();
-        Some(next)
-    }
-
-    /// After `\u`: one code unit, or two if they are a pair.
-    fn unicode(&mut self) -> char {
-        let high = self.unit();
-        if (0xD800..0xDC00).contains(&high)
-            && let Some(rest) = self.rest.strip_prefix("\\u")
-        {
-            let mut ahead = Chars { rest };
-            let low = ahead.unit();
-            if (0xDC00..0xE000).contains(&low) {
-                self.rest = ahead.rest;
-                return char::from_u32(0x1_0000 + ((high - 0xD800) << 10) + (low - 0xDC00)).unwrap_or('\u{FFFD}');
-            }
-        }
-        char::from_u32(high).unwrap_or('\u{FFFD}')
-    }
-
-    fn unit(&mut self) -> u32 {
-        let unit = self.rest.get(..4).and_then(|hex| u32::from_str_radix(hex, 16).ok());
-        self.rest = self.rest.get(4..).unwrap_or_default();
-        unit.unwrap_or(0xFFFD)
-    }
-}
-
 /// For each level of a skipped value, whether it is an object.
 #[derive(Default)]
 struct Levels {
@@ -613,235 +529,4 @@ fn has_control(bytes: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use proptest::prelude::*;
-    use serde::de::IgnoredAny;
-
-    use super::*;
-
-    fn check(document: &[u8]) -> Result<(), SkimError> {
-        let mut cursor = Cursor::new(document, 128)?;
-        cursor.skip()?;
-        cursor.end()
-    }
-
-    fn syntax(at: usize, expected: &'static str) -> Result<(), SkimError> {
-        Err(SkimError::Syntax { at, expected })
-    }
-
-    #[test]
-    fn errors_name_the_place() {
-        let member = "`,` or `}`";
-        let item = "`,` or `]`";
-        let end = "the end of the document";
-        for (document, wanted) in [
-            ("", syntax(0, "a value")),
-            ("  ", syntax(2, "a value")),
-            ("{", syntax(1, "a key")),
-            (r#"{"a""#, syntax(4, "`:`")),
-            (r#"{"a":"#, syntax(5, "a value")),
-            (r#"{"a":1"#, syntax(6, member)),
-            (r#"{"a":1,"#, syntax(7, "a key")),
-            (r#"{"a":1,}"#, syntax(7, "a key")),
-            (r#"{,"a":1}"#, syntax(1, "a key")),
-            (r#"{"a":1 "b":2}"#, syntax(7, member)),
-            (r#"{"a":1]"#, syntax(6, member)),
-            (r#"{a:1}"#, syntax(1, "a key")),
-            (r#"{'a':1}"#, syntax(1, "a key")),
-            ("[1 2]", syntax(3, item)),
-            ("[1,]", syntax(3, "a value")),
-            ("[1}", syntax(2, item)),
-            ("[[1]", syntax(4, item)),
-            ("]", syntax(0, "a value")),
-            (r#""abc"#, syntax(4, "the end of a string")),
-            (r#""abc\"#, syntax(4, "a valid escape")),
-            (r#""abc\""#, syntax(6, "the end of a string")),
-            (r#""a\x""#, syntax(2, "a valid escape")),
-            (r#""a\u12g4""#, syntax(2, "a valid escape")),
-            (r#""a\u12"#, syntax(2, "a valid escape")),
-            ("\"a\nb\"", Err(SkimError::Control { at: 2 })),
-            ("\"a\u{0}b\"", Err(SkimError::Control { at: 2 })),
-            ("{\n\"a\tb\":1}", Err(SkimError::Control { at: 4 })),
-            ("tru", syntax(0, "a value")),
-            ("truee", syntax(4, end)),
-            ("True", syntax(0, "a value")),
-            ("nul", syntax(0, "a value")),
-            ("NaN", syntax(0, "a value")),
-            ("-Infinity", syntax(1, "a digit")),
-            ("01", syntax(1, end)),
-            ("-", syntax(1, "a digit")),
-            ("1.", syntax(2, "a digit")),
-            (".5", syntax(0, "a value")),
-            ("1e", syntax(2, "a digit")),
-            ("1e+", syntax(3, "a digit")),
-            ("+1", syntax(0, "a value")),
-            ("1 2", syntax(2, end)),
-            ("{} x", syntax(3, end)),
-            ("{}\u{0}", syntax(2, end)),
-            ("\u{feff}{}", syntax(0, "a value")),
-        ] {
-            assert_eq!(check(document.as_bytes()), wanted, "{document:?}");
-        }
-        assert_eq!(check(b"\"ab\xff\""), Err(SkimError::NotUtf8 { at: 3 }));
-        assert_eq!(
-            check(
-                "{}".encode_utf16()
-                    .flat_map(u16::to_le_bytes)
-                    .collect::<Vec<_>>()
-                    .as_slice()
-            ),
-            syntax(1, "a key")
-        );
-        let long = "1".repeat(NUMBER_LIMIT_BYTES + 1);
-        assert_eq!(check(long.as_bytes()), Err(SkimError::Number { at: 0 }));
-        assert_eq!(check(&long.as_bytes()[1..]), Ok(()));
-    }
-
-    #[test]
-    fn depth_is_counted_wherever_it_grows() {
-        let nested = |levels: usize| "[{\"a\":".repeat(levels / 2) + "1" + &"}]".repeat(levels / 2);
-        assert_eq!(check(nested(128).as_bytes()), Ok(()));
-        assert_eq!(
-            check(nested(130).as_bytes()),
-            Err(SkimError::Depth { at: 64 * 6, limit: 128 })
-        );
-        // An endless bracket costs no more than the limit.
-        assert_eq!(
-            check("[".repeat(1_000_000).as_bytes()),
-            Err(SkimError::Depth { at: 128, limit: 128 })
-        );
-        // The caller's own levels and skipped ones add up.
-        let mut cursor = Cursor::new(br#"{"a":[[1]]}"#, 2).unwrap();
-        let deep = cursor.members(|cursor, _| cursor.items(|_, _| Ok::<(), SkimError>(())).map(drop));
-        assert_eq!(deep, Err(SkimError::Depth { at: 6, limit: 2 }));
-        // No limit lifts the walk's own.
-        let mut cursor = Cursor::new(b"[", u32::MAX).unwrap();
-        assert_eq!(cursor.depth_limit, DEPTH_LIMIT_MAX);
-        assert!(cursor.skip().is_err());
-        let deepest = "[".repeat(DEPTH_LIMIT_MAX as usize) + &"]".repeat(DEPTH_LIMIT_MAX as usize);
-        assert!(Cursor::new(deepest.as_bytes(), u32::MAX).unwrap().skip().is_ok());
-    }
-
-    #[test]
-    fn keys_compare_decoded() {
-        for (raw, word, same) in [
-            (r#""model""#, "model", true),
-            (r#""mod\u0065l""#, "model", true),
-            (r#""\u006d\u006F\u0064\u0065\u006c""#, "model", true),
-            (r#""model ""#, "model", false),
-            (r#""Model""#, "model", false),
-            (r#""mod\u0065""#, "model", false),
-            (r#""mod\u0065lx""#, "model", false),
-            (r#""a\/b\n\t\"\\""#, "a/b\n\t\"\\", true),
-            (r#""\ud83d\ude00""#, "😀", true),
-            (r#""\ud83dx""#, "\u{FFFD}x", true),
-            (r#""\ude00\ud83d""#, "\u{FFFD}\u{FFFD}", true),
-            (r#""\ud83d\u0041""#, "\u{FFFD}A", true),
-        ] {
-            let text = Cursor::new(raw.as_bytes(), 1).unwrap().string().unwrap();
-            assert_eq!(text.is(word), same, "{raw}");
-            assert_eq!(text.decoded(64).unwrap() == word, same, "{raw}");
-        }
-    }
-
-    #[test]
-    fn decoding_is_bounded() {
-        let text = Cursor::new(br#""abc\n""#, 1).unwrap().string().unwrap();
-        assert_eq!(text.decoded(4).as_deref(), Some("abc\n"));
-        assert_eq!(text.decoded(3), None);
-        let text = Cursor::new(br#""abcd""#, 1).unwrap().string().unwrap();
-        assert_eq!(text.decoded(4).as_deref(), Some("abcd"));
-        assert_eq!(text.decoded(3), None);
-    }
-
-    #[test]
-    fn a_value_may_be_read_or_left() {
-        let document = r#" { "a" : [1, {"b": 2}] , "c":"x" , "d" : {} } "#;
-        let mut cursor = Cursor::new(document.as_bytes(), 8).unwrap();
-        let mut seen = Vec::new();
-        let span = cursor.members(|cursor, key| {
-            if key.is("c") {
-                seen.push(cursor.string()?.raw().to_owned());
-            } else if key.is("a") {
-                let start = cursor.offset();
-                cursor.items(|cursor, index| {
-                    seen.push(format!("{index} {:?}", cursor.kind()?));
-                    Ok::<(), SkimError>(())
-                })?;
-                seen.push(cursor.raw(start..cursor.offset()).to_owned());
-            }
-            Ok::<(), SkimError>(())
-        });
-        assert_eq!(seen, ["0 Number", "1 Object", r#"[1, {"b": 2}]"#, "x"]);
-        assert_eq!(span, Ok(1..document.len() - 1));
-        assert_eq!(cursor.end(), Ok(()));
-    }
-
-    #[test]
-    fn every_length_of_string_is_skipped_right() {
-        // Across the borders of words and of the SIMD search.
-        for length in 0..200 {
-            for tail in ["\"", "\\\"\"", "\\u00e9\"", "é\""] {
-                let document = format!("\"{}{tail}", "x".repeat(length));
-                let mut cursor = Cursor::new(document.as_bytes(), 1).unwrap();
-                assert_eq!(cursor.skip(), Ok(0..document.len()), "{length} {tail}");
-                let cut = &document[..document.len() - 1];
-                assert!(check(cut.as_bytes()).is_err(), "{cut}");
-            }
-        }
-    }
-
-    /// Random JSON text, white space and escapes included.
-    pub(crate) fn json() -> impl Strategy<Value = String> {
-        let white = "[ \n\r\t]{0,2}";
-        let string = r#""([ -!#-\[\]-~éüß漢😀]|\\[bfnrt/"\\]|\\u[0-9a-fA-F]{4}){0,12}""#;
-        let leaf = prop_oneof![
-            "null|true|false",
-            "-?(0|[1-9][0-9]{0,3})(\\.[0-9]{1,3})?([eE][+-]?[0-9]{1,2})?",
-            string
-        ];
-        leaf.prop_recursive(4, 40, 6, move |inner| {
-            let spaced = (white, inner, white).prop_map(|(left, value, right)| format!("{left}{value}{right}"));
-            let member =
-                (white, string, white, spaced.clone()).prop_map(|(a, key, b, value)| format!("{a}{key}{b}:{value}"));
-            prop_oneof![
-                (prop::collection::vec(spaced, 0..6)).prop_map(|items| format!("[{}]", items.join(","))),
-                (prop::collection::vec(member, 0..6)).prop_map(|members| format!("{{{}}}", members.join(","))),
-            ]
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_json_is_accepted(document in json()) {
-            prop_assert_eq!(check(document.as_bytes()), Ok(()));
-        }
-
-        #[test]
-        fn agrees_with_serde_on_damaged_json(document in json(), at in any::<prop::sample::Index>(), with in "[\\[\\]{}:,\"\\\\0-9tfn.eE+\\-\u{0}-\u{20}a]{0,2}", cut in 0usize..3) {
-            let at = document.floor_char_boundary(at.index(document.len() + 1));
-            let to = document.ceil_char_boundary((at + cut).min(document.len()));
-            let damaged = format!("{}{with}{}", &document[..at], &document[to..]);
-            let serde = serde_json::from_str::<IgnoredAny>(&damaged).is_ok();
-            prop_assert_eq!(check(damaged.as_bytes()).is_ok(), serde, "{:?}", damaged);
-        }
-
-        #[test]
-        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let serde = std::str::from_utf8(&bytes).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok());
-            prop_assert_eq!(check(&bytes).is_ok(), serde);
-        }
-
-        #[test]
-        fn strings_decode_as_serde_decodes_them(text in "\\PC{0,40}", escape in any::<bool>()) {
-            let raw = match escape {
-                true => format!("\"{}\"", text.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect::<String>()),
-                false => serde_json::to_string(&text).unwrap(),
-            };
-            let read = Cursor::new(raw.as_bytes(), 1).unwrap().string().unwrap();
-            prop_assert!(read.is(&text));
-            let decoded = read.decoded(usize::MAX);
-            prop_assert_eq!(decoded.as_deref(), Some(text.as_str()));
-        }
-    }
-}
+pub(crate) mod tests;

@@ -1,0 +1,161 @@
+//! A replica without a GPU: the simulator on a loopback port of its own.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use sluice_policy::profile::{Diagnosis, Finding};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::{ReplicaSpec, ReplicaState, SimulatedConfig, Wanted};
+
+/// A running simulator. It ends when `task` is aborted.
+#[derive(Debug)]
+pub struct Simulation {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What serves it.
+    pub task: JoinHandle<()>,
+}
+
+/// Starts the simulator of one replica on an ephemeral loopback port; called inside the runtime. The supervisor doesn't know
+/// the simulator's settings: `app` joins the two here.
+pub type StartSimulation = Arc<dyn Fn(&ReplicaSpec, &SimulatedConfig) -> io::Result<Simulation> + Send + Sync>;
+
+/// Runs the simulator until the gateway goes down, and anew if it ended by itself and is asked for.
+pub(super) async fn run(
+    spec: ReplicaSpec,
+    config: SimulatedConfig,
+    simulate: StartSimulation,
+    mut wants: watch::Receiver<Wanted>,
+    tell: watch::Sender<ReplicaState>,
+) {
+    loop {
+        let wanted = *wants.borrow_and_update();
+        match wanted {
+            Wanted::Close => return,
+            Wanted::Rest => {
+                tell.send_replace(ReplicaState::Stopped);
+                if wants.changed().await.is_err() {
+                    return;
+                }
+            }
+            Wanted::Run => match simulate(&spec, &config) {
+                Ok(simulation) => serve(&spec.name, simulation, &mut wants, &tell).await,
+                Err(error) => {
+                    crashed(&spec.name, &tell, format!("the simulator can't start: {error}"));
+                    if wants.changed().await.is_err() {
+                        return;
+                    }
+                }
+            },
+        }
+    }
+}
+
+async fn serve(
+    name: &str,
+    mut simulation: Simulation,
+    wants: &mut watch::Receiver<Wanted>,
+    tell: &watch::Sender<ReplicaState>,
+) {
+    let url = format!("http://{}", simulation.address);
+    tracing::warn!(
+        replica = name,
+        url,
+        "this replica is SIMULATED: its answers are made up, and say so"
+    );
+    tell.send_replace(ReplicaState::Ready {
+        since: Timestamp::now(),
+        url,
+        version: None,
+    });
+    let ended = tokio::select! {
+        _ = wants.wait_for(|wanted| *wanted != Wanted::Run) => None,
+        ended = &mut simulation.task => Some(ended),
+    };
+    match ended {
+        None => {
+            simulation.task.abort();
+            tell.send_replace(ReplicaState::Stopped);
+        }
+        Some(ended) => {
+            let why = ended
+                .err()
+                .map_or("it ended by itself".to_owned(), |error| error.to_string());
+            crashed(name, tell, format!("the simulator ended: {why}"));
+            let _ = wants.changed().await; // it is part of this program: what broke it stays broken until somebody looks
+        }
+    }
+}
+
+fn crashed(name: &str, tell: &watch::Sender<ReplicaState>, why: String) {
+    tracing::error!(replica = name, why, "simulated replica failed");
+    let finding = Finding::new(Diagnosis::Unknown, why);
+    tell.send_replace(ReplicaState::Crashed {
+        finding,
+        restarts: 1,
+        next_try: None,
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_serves_rests_and_serves_again() {
+        let spec = super::super::tests::spec(
+            "sim",
+            super::super::LauncherConfig::Simulated(SimulatedConfig::default()),
+        );
+        let simulate: StartSimulation = Arc::new(|_, _| {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+            let address = listener.local_addr()?;
+            let task = tokio::spawn(async move {
+                let _listener = listener;
+                std::future::pending().await
+            });
+            Ok(Simulation { address, task })
+        });
+        let (want, wants) = watch::channel(Wanted::Run);
+        let (tell, mut state) = watch::channel(ReplicaState::Stopped);
+        let task = tokio::spawn(run(spec, SimulatedConfig::default(), simulate, wants, tell));
+        let url = state
+            .wait_for(|state| state.url().is_some())
+            .await
+            .unwrap()
+            .url()
+            .unwrap()
+            .to_owned();
+        let address: SocketAddr = url.strip_prefix("http://").unwrap().parse().unwrap();
+        tokio::net::TcpStream::connect(address).await.unwrap();
+        want.send_replace(Wanted::Rest);
+        state.wait_for(|state| *state == ReplicaState::Stopped).await.unwrap();
+        want.send_replace(Wanted::Run);
+        state.wait_for(|state| state.url().is_some()).await.unwrap();
+        want.send_replace(Wanted::Close);
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_that_cannot_start_says_why_and_tries_when_asked() {
+        let spec = super::super::tests::spec(
+            "sim",
+            super::super::LauncherConfig::Simulated(SimulatedConfig::default()),
+        );
+        let simulate: StartSimulation = Arc::new(|_, _| Err(io::Error::other("no port")));
+        let (want, wants) = watch::channel(Wanted::Run);
+        let (tell, mut state) = watch::channel(ReplicaState::Stopped);
+        let task = tokio::spawn(run(spec, SimulatedConfig::default(), simulate, wants, tell));
+        let state = state.wait_for(|state| state.name() == "crashed").await.unwrap().clone();
+        let ReplicaState::Crashed { finding, .. } = state else {
+            panic!("{state:?}")
+        };
+        assert!(finding.evidence[0].contains("no port"), "{finding:?}");
+        want.send_replace(Wanted::Close);
+        task.await.unwrap();
+    }
+}
