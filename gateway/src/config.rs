@@ -21,7 +21,7 @@ pub use self::{
     log::{LogConfig, LogFormat},
     reasoning::{ReasoningConfig, ReasoningForm, ReasoningNames, ThinkOpener},
     server::{ServerConfig, TlsConfig},
-    source::{Origin, Overrides, Source},
+    source::{BackendOverride, Origin, Overrides, Source},
     tools::{ToolParsing, ToolsConfig},
     upstream::UpstreamConfig,
     watch::Watch,

@@ -17,10 +17,11 @@ pub struct ReasoningConfig {
 }
 
 /// How a model marks its reasoning.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[clap(rename_all = "snake_case")]
 pub enum ReasoningForm {
-    /// `<think>…</think>`, in all the forms of B15.
+    /// `<think>…</think>`.
     #[default]
     Qwen3,
     /// The models don't reason, or nobody wants it apart.
@@ -28,21 +29,23 @@ pub enum ReasoningForm {
 }
 
 /// Who writes the opening tag.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[clap(rename_all = "snake_case")]
 pub enum ThinkOpener {
-    /// Found out from the answer.
+    /// Found out from each answer; one without tags is held back meanwhile.
     #[default]
     Auto,
-    /// The model, if it thinks at all.
+    /// The model, if it thinks at all (hybrid Qwen3).
     Model,
-    /// The chat template: the answer begins inside the block.
+    /// The chat template: each answer begins inside the block (2507 and VL thinking models).
     Prompt,
 }
 
 /// The names under which a client gets reasoning.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[clap(rename_all = "snake_case")]
 pub enum ReasoningNames {
     /// `reasoning` and `reasoning_content`.
     #[default]

@@ -142,7 +142,15 @@ impl KeyRing {
             }
         }
         let keys = file.as_ref().map(keys_of).unwrap_or_default();
-        Ok(Opened { ring: Self { path, env, keys: ArcSwap::from_pointee(keys), open }, first })
+        Ok(Opened {
+            ring: Self {
+                path,
+                env,
+                keys: ArcSwap::from_pointee(keys),
+                open,
+            },
+            first,
+        })
     }
 
     /// Reads the key file again; a request that is running keeps the key it came with. Returns the number of keys in the file.

@@ -202,7 +202,10 @@ fn without_any_key_nothing_starts_but_by_the_config_s_word() {
     let opened = KeyRing::open(&open, folder.path(), no_env).unwrap();
     assert!(opened.first.is_none());
     assert_eq!(name(opened.ring.check(None, now())), "Open");
-    assert_eq!(name(opened.ring.check(Some(&authorization(&secrets[0])), now())), "Open");
+    assert_eq!(
+        name(opened.ring.check(Some(&authorization(&secrets[0])), now())),
+        "Open"
+    );
     // A key that is known still says whose request it is.
     let secret = KeyFile::add(opened.ring.path(), &new_key("agent"), now()).unwrap();
     opened.ring.reload().unwrap();
