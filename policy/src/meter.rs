@@ -25,6 +25,9 @@ pub struct Meter {
     shown: Option<Duration>,
     tokens: u64,
     longest_gap: Option<Duration>,
+    /// Since when a call is held.
+    held_since: Option<Duration>,
+    held: Duration,
     gaps: [u16; BUCKETS],
 }
 
@@ -35,6 +38,8 @@ pub struct Timings {
     pub ttft_engine: Option<Duration>,
     /// Accepted → first reasoning, text or call byte sent.
     pub ttft_client: Option<Duration>,
+    /// How long calls were held back, over all holds that have ended.
+    pub tool_hold: Duration,
     /// Half of the gaps between tokens are at most this long.
     pub itl_p50: Option<Duration>,
     /// 99 % of the gaps are at most this long.
@@ -58,6 +63,8 @@ impl Meter {
             shown: None,
             tokens: 0,
             longest_gap: None,
+            held_since: None,
+            held: Duration::ZERO,
             gaps: [0; BUCKETS],
         }
     }
@@ -91,6 +98,18 @@ impl Meter {
         self.shown.get_or_insert(now);
     }
 
+    /// Whether a call is held back from `now` on.
+    pub fn holds(&mut self, now: Duration, holds: bool) {
+        match self.held_since {
+            None if holds => self.held_since = Some(now),
+            Some(since) if !holds => {
+                self.held += now.saturating_sub(since);
+                self.held_since = None;
+            }
+            _ => {}
+        }
+    }
+
     /// The times so far. `completion_tokens` is vLLM's count where it is known (an event may hold more than one token);
     /// otherwise events are counted.
     pub fn timings(&self, completion_tokens: Option<u64>) -> Timings {
@@ -101,6 +120,7 @@ impl Meter {
         Timings {
             ttft_engine: between(self.dispatched, self.first_token),
             ttft_client: between(Some(self.accepted), self.shown),
+            tool_hold: self.held,
             itl_p50: self.percentile(0.50),
             itl_p99: self.percentile(0.99),
             itl_max: self.longest_gap,
@@ -144,7 +164,12 @@ impl Meter {
 /// The bucket of `gap`: 0 below [`SHORTEST`], the last for all that is too long.
 fn bucket(gap: Duration) -> usize {
     let times = gap.as_secs_f64() / SHORTEST.as_secs_f64();
-    if times < 1.0 { 0 } else { (times.ln() / GROWTH.ln()) as usize + 1 }.min(BUCKETS - 1)
+    if times < 1.0 {
+        0
+    } else {
+        (times.ln() / GROWTH.ln()) as usize + 1
+    }
+    .min(BUCKETS - 1)
 }
 
 /// The gap that stands for bucket `at`.
@@ -198,7 +223,27 @@ mod tests {
         assert_eq!(meter.timings(Some(40)), Timings::default());
         meter.tokens(ms(30.0), 1);
         let one = meter.timings(None);
-        assert_eq!((one.itl_p50, one.itl_max, one.tpot, one.tokens_per_s), (None, None, None, None));
+        assert_eq!(
+            (one.itl_p50, one.itl_max, one.tpot, one.tokens_per_s),
+            (None, None, None, None)
+        );
+    }
+
+    #[test]
+    fn holds_add_up() {
+        let mut meter = Meter::new(Duration::ZERO);
+        for (at, holds) in [
+            (1.0, false),
+            (2.0, true),
+            (3.0, true),
+            (5.0, false),
+            (9.0, false),
+            (10.0, true),
+            (11.0, false),
+        ] {
+            meter.holds(ms(at), holds);
+        }
+        assert_eq!(meter.timings(None).tool_hold, ms(4.0));
     }
 
     #[test]
@@ -221,7 +266,10 @@ mod tests {
             meter.tokens(now, 1);
         }
         let timings = meter.timings(None);
-        assert!(near(timings.itl_p50.unwrap(), ms(10.0)) && near(timings.itl_p99.unwrap(), ms(100.0)), "{timings:?}");
+        assert!(
+            near(timings.itl_p50.unwrap(), ms(10.0)) && near(timings.itl_p99.unwrap(), ms(100.0)),
+            "{timings:?}"
+        );
     }
 
     fn near(got: Duration, want: Duration) -> bool {

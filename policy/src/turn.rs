@@ -123,8 +123,15 @@ impl Turn {
         let decoded = self.decoder.push(upstream, &mut events);
         self.take(&mut events, out);
         self.events = events;
+        self.facts.holds_call = self.voices.iter().any(Voice::holds_call);
         if let Err(error) = decoded {
-            self.fail(Fault::new(FaultKind::UpstreamGarbled, format!("The model server's stream broke: {error}.")), out);
+            self.fail(
+                Fault::new(
+                    FaultKind::UpstreamGarbled,
+                    format!("The model server's stream broke: {error}."),
+                ),
+                out,
+            );
         }
         self.outlet.close(out);
     }
@@ -155,10 +162,15 @@ impl Turn {
     /// # Errors
     /// A [`Fault`] of the upstream: an error object, a choice without a finish, a body that can't be read.
     pub fn whole(plan: AnswerPlan, body: &[u8]) -> Result<(Bytes, Facts), Fault> {
-        let mut turn = Self { whole: true, ..Self::new(plan) };
+        let mut turn = Self {
+            whole: true,
+            ..Self::new(plan)
+        };
         let text = std::str::from_utf8(body).map_err(|_| garbled("isn't UTF-8"))?;
         let mut chunk = Chunk::default();
-        chunk.read(text, "").map_err(|malformed| garbled(&malformed.to_string()))?;
+        chunk
+            .read(text, "")
+            .map_err(|malformed| garbled(&malformed.to_string()))?;
         if chunk.error.is_some() {
             return Err(Fault::from_upstream_event(body));
         }
@@ -166,10 +178,12 @@ impl Turn {
             return Err(broke("The model server's answer ended before it was finished."));
         }
         for choice in &chunk.choices {
-            turn.choice(text, choice).map_err(|malformed| garbled(&malformed.to_string()))?;
+            turn.choice(text, choice)
+                .map_err(|malformed| garbled(&malformed.to_string()))?;
         }
         if let Some(place) = chunk.usage {
-            turn.usage(text, place).map_err(|malformed| garbled(&malformed.to_string()))?;
+            turn.usage(text, place)
+                .map_err(|malformed| garbled(&malformed.to_string()))?;
         }
         turn.facts.shown = true;
         let mut answer = Vec::with_capacity(body.len() + turn.edits.len());
@@ -218,7 +232,10 @@ impl Turn {
             return Ok(None);
         }
         self.pin_identity(text, chunk);
-        let mut weight = Weight { keeps: chunk.carries, ..Weight::default() };
+        let mut weight = Weight {
+            keeps: chunk.carries,
+            ..Weight::default()
+        };
         for choice in &chunk.choices {
             let more = self.choice(text, choice)?;
             weight.keeps |= more.keeps;
@@ -248,11 +265,23 @@ impl Turn {
             let [id, model, created] = members.map(|place| place.map(|place| place.of(text).to_owned()));
             let at = chunk.choices_at.unwrap_or_default();
             let before = members.iter().all(|place| place.is_some_and(|place| place.end <= at));
-            let head = if before { text.get(..at).unwrap_or_default().to_owned() } else { String::new() };
-            self.identity = Some(Identity { id, model, created, head });
+            let head = if before {
+                text.get(..at).unwrap_or_default().to_owned()
+            } else {
+                String::new()
+            };
+            self.identity = Some(Identity {
+                id,
+                model,
+                created,
+                head,
+            });
             return;
         };
-        for (place, pinned) in members.into_iter().zip([&identity.id, &identity.model, &identity.created]) {
+        for (place, pinned) in members
+            .into_iter()
+            .zip([&identity.id, &identity.model, &identity.created])
+        {
             if let (Some(place), Some(pinned)) = (place, pinned)
                 && place.of(text) != pinned
             {
@@ -270,10 +299,15 @@ impl Turn {
                 self.voices.len() - 1
             }
         };
-        let Some(voice) = self.voices.get_mut(at) else { return Ok(Weight::default()) };
+        let Some(voice) = self.voices.get_mut(at) else {
+            return Ok(Weight::default());
+        };
         if voice.finish.is_some() {
             // Nothing is said behind a finish; what the chunk carries otherwise still goes through.
-            return Ok(Weight { keeps: choice.carries, ..Weight::default() });
+            return Ok(Weight {
+                keeps: choice.carries,
+                ..Weight::default()
+            });
         }
         let upstream = match choice.finish {
             Some(place) => Some(Finish::read(&unquote(place.of(text))?)),
@@ -292,13 +326,16 @@ impl Turn {
         upstream: Option<Finish>,
         at: usize,
     ) -> Result<Weight, Malformed> {
-        let Some(voice) = self.voices.get_mut(at) else { return Ok(Weight::default()) };
+        let Some(voice) = self.voices.get_mut(at) else {
+            return Ok(Weight::default());
+        };
         let said = &mut self.said;
         said.clear();
         voice.hear(text, choice, said)?;
         let ended = upstream.is_some();
         if let (Some(upstream), Some(place)) = (upstream, choice.finish) {
             let finish = voice.finish(upstream.clone(), said);
+            self.facts.opener = self.facts.opener.or(voice.learn_opener(&upstream));
             if finish != upstream {
                 self.edits.replace(place, |token| {
                     quote(finish.as_str(), token);
@@ -306,21 +343,29 @@ impl Turn {
                 })?;
             }
             self.facts.finish.push(finish);
-            self.facts.opener = self.facts.opener.or(voice.opener_seen());
-            self.facts.verdicts.extend(voice.verdicts.iter().take(VERDICTS_LIMIT - self.facts.verdicts.len()).cloned());
+            self.facts.verdicts.extend(
+                voice
+                    .verdicts
+                    .iter()
+                    .take(VERDICTS_LIMIT - self.facts.verdicts.len())
+                    .cloned(),
+            );
         }
         let token = has_text(text, choice);
         self.shares.add(text, choice, said, self.whole, token);
-        if self.plan.names == ReasoningNames::Inline {
-            voice.inline(said);
-        }
-        let kept = self.body.write(text, choice, voice, said, &self.plan, &mut self.edits)?;
+        let kept = self
+            .body
+            .write(text, choice, voice, said, &self.plan, &mut self.edits)?;
         voice.introduced = true;
         voice.content_shown |= !said.content.is_empty();
         self.facts.saw_role |= choice.role.is_some();
         self.facts.tool_calls += voice.calls_begun();
         let shows = if said.is_empty() { Shows::Nothing } else { Shows::Token };
-        Ok(Weight { keeps: kept || choice.carries || ended, token, shows })
+        Ok(Weight {
+            keeps: kept || choice.carries || ended,
+            token,
+            shows,
+        })
     }
 
     /// Reads `usage` at `place` for the record, and completes or removes it for the client.
@@ -331,11 +376,15 @@ impl Turn {
             self.edits.set(place, b"null");
         }
         if usage.reasoning_tokens.is_none() && self.plan.surface == Surface::Chat {
-            let reasoning_tokens = self.shares.estimate(usage.completion_tokens.unwrap_or_default(), self.whole);
+            let reasoning_tokens = self
+                .shares
+                .estimate(usage.completion_tokens.unwrap_or_default(), self.whole);
             usage.reasoning_tokens = Some(reasoning_tokens);
             usage.estimated = true;
             if sends {
-                self.edits.replace(place, |out| usage::with_reasoning(place.of(text), reasoning_tokens, out))?;
+                self.edits.replace(place, |out| {
+                    usage::with_reasoning(place.of(text), reasoning_tokens, out)
+                })?;
             }
         }
         self.counted = true;
@@ -358,13 +407,19 @@ impl Turn {
     /// The end of the stream, said by `event` or by the upstream's end of file.
     fn done(&mut self, event: Option<&Event>, out: &mut Vec<Step>) {
         if self.voices.is_empty() || self.voices.iter().any(|voice| voice.finish.is_none()) {
-            return self.fail(broke("The model server's stream ended before the answer was finished."), out);
+            return self.fail(
+                broke("The model server's stream ended before the answer was finished."),
+                out,
+            );
         }
         match event {
             Some(event) if event.raw == DONE => self.outlet.forward(&event.raw, Shows::Nothing, out),
             _ => {
                 self.outlet.flush(out);
-                out.push(Step::Emit(Frame { bytes: Bytes::from_static(DONE), shows: Shows::Nothing }));
+                out.push(Step::Emit(Frame {
+                    bytes: Bytes::from_static(DONE),
+                    shows: Shows::Nothing,
+                }));
             }
         }
         self.outlet.flush(out);
@@ -388,12 +443,20 @@ const VERDICTS_LIMIT: usize = 256;
 impl Shares {
     fn add(&mut self, text: &str, choice: &chat::Choice, said: &Said, whole: bool, token: bool) {
         if whole {
-            let places = [choice.content, choice.reasoning.or(choice.reasoning_content), choice.tool_calls];
-            self.all += places.into_iter().flatten().map(|place| place.of(text).len() as u64).sum::<u64>();
-            self.reasoning += said.reasoning.len() as u64;
+            let places = [
+                choice.content,
+                choice.reasoning.or(choice.reasoning_content),
+                choice.tool_calls,
+            ];
+            self.all += places
+                .into_iter()
+                .flatten()
+                .map(|place| place.of(text).len() as u64)
+                .sum::<u64>();
+            self.reasoning += said.reasoned_bytes as u64;
         } else if token {
             self.all += 1;
-            self.reasoning += u64::from(!said.reasoning.is_empty());
+            self.reasoning += u64::from(said.reasoned_bytes > 0);
         }
     }
 
@@ -403,28 +466,54 @@ impl Shares {
         if !whole && completion_tokens < self.all.saturating_mul(2) {
             return self.reasoning.min(completion_tokens);
         }
-        let rounded = completion_tokens.saturating_mul(self.reasoning).saturating_add(self.all / 2);
+        let rounded = completion_tokens
+            .saturating_mul(self.reasoning)
+            .saturating_add(self.all / 2);
         rounded.checked_div(self.all).unwrap_or_default().min(completion_tokens)
     }
 }
 
 /// A choice of `/v1/completions` passes; its end is noted.
-fn completion(text: &str, choice: &chat::Choice, upstream: Option<Finish>, voice: &mut Voice, facts: &mut Facts) -> Weight {
+fn completion(
+    text: &str,
+    choice: &chat::Choice,
+    upstream: Option<Finish>,
+    voice: &mut Voice,
+    facts: &mut Facts,
+) -> Weight {
     let token = completions::has_text(text, choice);
     facts.finish.extend(upstream.clone());
     voice.finish = upstream;
-    Weight { keeps: true, token, shows: if token { Shows::Token } else { Shows::Nothing } }
+    Weight {
+        keeps: true,
+        token,
+        shows: if token { Shows::Token } else { Shows::Nothing },
+    }
 }
 
 fn has_text(text: &str, choice: &chat::Choice) -> bool {
-    let texts = [choice.content, choice.reasoning, choice.reasoning_content, choice.tool_calls];
-    texts.into_iter().flatten().any(|place| !matches!(place.of(text), "\"\"" | "[]"))
+    let texts = [
+        choice.content,
+        choice.reasoning,
+        choice.reasoning_content,
+        choice.tool_calls,
+    ];
+    texts
+        .into_iter()
+        .flatten()
+        .any(|place| !matches!(place.of(text), "\"\"" | "[]"))
 }
 
 fn garbled(why: &str) -> Fault {
-    Fault::new(FaultKind::UpstreamGarbled, format!("The model server sent something that can't be read: {why}."))
+    Fault::new(
+        FaultKind::UpstreamGarbled,
+        format!("The model server sent something that can't be read: {why}."),
+    )
 }
 
 fn broke(what: &str) -> Fault {
     Fault::new(FaultKind::UpstreamBroke, what)
 }
+
+#[cfg(test)]
+mod tests;

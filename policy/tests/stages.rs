@@ -112,7 +112,7 @@ fn an_answer_teaches_who_opens() {
         ("</think>b", true, Some(Opener::Prompt)),
         ("b", true, Some(Opener::Model)),
         ("b", false, None), // cut: may have been reasoning
-        ("b <think> c", true, Some(Opener::Model)),
+        ("b <think>c", true, Some(Opener::Model)),
     ] {
         let mut splitter = Splitter::new(Thinking::On, Opener::default(), None);
         let mut out = Vec::new();
@@ -177,6 +177,12 @@ fn blocks_in_every_form() {
             vec![text("```\na\n```\n"), reasoning("b"), text("c")],
         ),
         ("<thi", vec![text("<thi")]),
+        ("a <think>\nb", vec![text("a "), reasoning("b")]),
+        ("a <think>b</think>c", vec![text("a "), reasoning("b"), text("c")]),
+        ("a\n<think> b", vec![text("a\n"), reasoning("b")]),
+        ("a <think> b", vec![text("a <think> b")]),
+        ("a (<think>) b", vec![text("a (<think>) b")]),
+        ("a <think>", vec![text("a <think>")]),
         ("<think>a</thin", vec![reasoning("a</thin")]),
     ] {
         assert_eq!(same_at_every_split(&setup, source, source), shown, "{source:?}");
@@ -389,6 +395,14 @@ fn calls_stand_anywhere() {
             format!("{object}\n</tool_call>"),
             vec![call("now", "{}", &format!("{object}\n</tool_call>"))],
         ),
+        (
+            "{\"type\": \"function\", \"function\": {\"name\": \"now\"}}".to_owned(),
+            vec![call(
+                "now",
+                "{}",
+                "{\"type\": \"function\", \"function\": {\"name\": \"now\"}}",
+            )],
+        ),
         (format!("[{object}]"), vec![call("now", "{}", &format!("[{object}]"))]),
     ] {
         assert_eq!(same_at_every_split(&setup, &source, &source), shown, "{source:?}");
@@ -407,6 +421,10 @@ fn what_is_no_call_stays_text_byte_for_byte() {
         "{\"text\": \"use <tool_call>{\\\"name\\\": \\\"now\\\"}</tool_call> here\"}",
         "{\"name\": \"Bob\", \"arguments\": {}}",
         "{\"answer\": 42}",
+        "{\"id\": 42, \"name\": \"now\"}",
+        "{\"type\": \"Feature\", \"name\": \"now\"}",
+        "<tool_call>\nfoo(1)",
+        "<tool_call> nea",
         "{\"name\": \"now\", \"arguments\": {}} is what I would send.",
         "I would send {\"name\": \"now\", \"arguments\": {}}",
         "```json\n{\"name\": \"now\", \"arguments\": {}}\n```\nDone.",
@@ -548,6 +566,47 @@ fn a_call_over_the_limit_becomes_text() {
     };
     assert_eq!(raw.len(), CALL_LIMIT);
     assert!(rest.ends_with("x\"}}</tool_call> b"));
+}
+
+/// Text made to be dear: thousands of parts in one call, tags that never end, brackets without end.
+#[test]
+fn hostile_calls_cost_little() {
+    let started = Instant::now();
+    let setup = Setup::with(&tools(), Thinking::On, Opener::Model);
+    let parameters = "<parameter=a>b</parameter>".repeat(100_000);
+    for (body, reason) in [
+        (format!("[{}1]", "1,".repeat(1_000_000)), Some(Reason::TooMany)),
+        (
+            format!("{{{}\"a\":1}}", "\"a\":1,".repeat(500_000)),
+            Some(Reason::TooMany),
+        ),
+        (format!("<function=now>{parameters}</function>"), None),
+        ("{},".repeat(1_000_000), None),
+        ("{\"function\":".repeat(200), None),
+        ("[".repeat(1_000_000), None),
+        ("{\"a\": \"</tool_cal".repeat(100_000), None),
+    ] {
+        let raw = format!("<tool_call>{body}</tool_call>");
+        let shown = read(&setup, [raw.as_str()]);
+        let Some(Shown::Invalid { reason: got, .. }) = shown.first() else {
+            panic!("no refusal")
+        };
+        match reason {
+            Some(reason) => assert_eq!(*got, reason),
+            None => assert!(matches!(got, Reason::BadJson { .. }), "{got:?}"),
+        }
+        let all: usize = shown
+            .iter()
+            .map(|shown| match shown {
+                Shown::Invalid { raw, .. } | Shown::Call { raw, .. } => raw.len(),
+                Shown::Text(text) | Shown::Reasoning(text) => text.len(),
+            })
+            .sum();
+        assert_eq!(all, raw.len());
+    }
+    let open = "<tool_call><think>`<function=now>".repeat(20_000);
+    assert!(!read(&setup, [open.as_str()]).is_empty());
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
 }
 
 #[test]

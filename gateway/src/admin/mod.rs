@@ -20,7 +20,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tracing::{debug, warn};
@@ -142,7 +143,10 @@ pub async fn serve(listener: TcpListener, state: AdminState, shutdown: impl Futu
     let _ = timeout(CLOSE_LIMIT, close.closed()).await;
 }
 
-async fn connection(stream: TcpStream, state: AdminState, mut closing: watch::Receiver<bool>) {
+async fn connection<T>(stream: T, state: AdminState, mut closing: watch::Receiver<bool>)
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = service_fn(move |request| answer(request, state.clone()));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -382,7 +382,7 @@ fn replica(config: &Config, replica: &ReplicaConfig, at: &str, seen: &mut Seen, 
         ("command", replica.command != ["vllm"], LauncherKind::Process),
         (
             "gpu",
-            replica.gpu != crate::supervisor::SimulatedGpu::default(),
+            replica.gpu != crate::simulator::Gpu::default(),
             LauncherKind::Simulated,
         ),
     ];

@@ -18,7 +18,7 @@ use pingora_core::server::ShutdownWatch;
 use sluice_policy::protocol::fault::{ErrorShape, Fault, FaultKind};
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

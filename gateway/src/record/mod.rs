@@ -257,7 +257,7 @@ pub fn open(config: &RecordConfig, state_dir: &Path) -> Result<Recorder, RecordE
     })
 }
 
-/// Handle to the writer; clones are cheap. When the last one is dropped, what is queued is written, for 2 s at most.
+/// Handle to the writer; clones are cheap. Dropping the last one blocks until what is queued is written, for 2 s at most.
 #[derive(Clone)]
 pub struct Recorder {
     writer: Option<Arc<writer::Writer>>,

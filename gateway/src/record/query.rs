@@ -1,15 +1,15 @@
 //! Questions to the rows: which requests there were ([`list`], [`each`]) and how they did ([`stats`]).
 //!
 //! A path and a [`Filter`] or [`Range`] enter, [`Row`]s or [`Stats`] leave. The file is opened for reading only; that of
-//! a running gateway, in another process, is fine. Each question is one read transaction, so that its parts agree.
-//! How figures are counted is in `stats`, how all of it is printed in [`super::print`].
+//! a running gateway, in another process, is fine. How figures are counted is in `stats`, how all of it is printed in
+//! [`super::print`].
 
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use jiff::Timestamp;
 use rusqlite::types::Value;
-use rusqlite::{Connection, params_from_iter};
+use rusqlite::{Connection, OptionalExtension, params_from_iter};
 
 pub use super::stats::{CODE_LIMIT, Group, MODEL_LIMIT, OTHER_MODELS, Range, Spread, Stats, stats};
 use super::{Record, RecordError, schema};
@@ -19,6 +19,9 @@ pub type Row = Record<String>;
 
 /// Rows that [`list`] returns at most; more are to be had with [`each`].
 pub const LIST_LIMIT: usize = 100_000;
+
+/// Rows that are read at once.
+const PAGE_ROWS: usize = 1_000;
 
 /// Which rows. `Default` is the newest 50.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +56,20 @@ impl Default for Filter {
             errors_only: false,
             limit: 50,
         }
+    }
+}
+
+impl Filter {
+    fn clause(&self) -> Where {
+        let mut clause = Where::range(self.since, self.until);
+        clause.and("model = ?", self.model.clone());
+        clause.and("key_name = ?", self.key.clone());
+        clause.and("replica = ?", self.replica.clone());
+        clause.and("status = ?", self.status.map(i64::from));
+        if self.errors_only {
+            clause.terms.push(FAILED.to_owned());
+        }
+        clause
     }
 }
 
@@ -121,39 +138,134 @@ impl Where {
 /// A cancelled request may have a fault's code beside it (a deadline, a drain): the client's leaving is what counts.
 pub(super) const FAILED: &str = "(cancelled = 0 AND (error IS NOT NULL OR status >= 400))";
 
+/// Page by page, each a short read transaction: whoever stops reading in the middle (a pager) must not hold the file back
+/// from being tidied up.
 fn visit_rows(db: &Connection, filter: &Filter, mut visit: impl FnMut(Row) -> ControlFlow<()>) -> rusqlite::Result<()> {
-    let mut clause = Where::range(filter.since, filter.until);
-    clause.and("model = ?", filter.model.clone());
-    clause.and("key_name = ?", filter.key.clone());
-    clause.and("replica = ?", filter.replica.clone());
-    clause.and("status = ?", filter.status.map(i64::from));
-    if filter.errors_only {
-        clause.terms.push(FAILED.to_owned());
-    }
-    clause
-        .values
-        .push(Value::Integer(i64::try_from(filter.limit).unwrap_or(i64::MAX)));
-    // The inner one finds the newest, the outer one puts them in order.
+    let clause = filter.clause();
+    let Some(newest) = place(db, &clause, 0)? else {
+        return Ok(());
+    };
+    let mut left = filter.limit;
+    let Some(last) = left.checked_sub(1) else { return Ok(()) };
+    let mut from = place(db, &clause, last)?.unwrap_or((i64::MIN, i64::MIN));
     let sql = format!(
-        "SELECT {} FROM requests WHERE seq IN
-            (SELECT seq FROM requests WHERE {} ORDER BY started_us DESC, seq DESC LIMIT ?) ORDER BY started_us, seq",
+        "SELECT {}, seq FROM requests WHERE {} AND (started_us, seq) >= (?, ?) AND (started_us, seq) <= (?, ?)
+            ORDER BY started_us, seq LIMIT ?",
         schema::select_list(db)?,
         clause.sql()
     );
     let mut statement = db.prepare(&sql)?;
-    let mut rows = statement.query(params_from_iter(clause.values))?;
-    while let Some(row) = rows.next()? {
-        if visit(schema::read(row)?).is_break() {
-            break;
+    while left > 0 {
+        let size = left.min(PAGE_ROWS);
+        let bounds = [
+            from.0,
+            from.1,
+            newest.0,
+            newest.1,
+            i64::try_from(size).unwrap_or(i64::MAX),
+        ]
+        .map(Value::Integer);
+        let values = params_from_iter(clause.values.iter().cloned().chain(bounds));
+        let read = |row: &rusqlite::Row<'_>| Ok((schema::read(row)?, row.get::<_, i64>(schema::COLUMNS.len())?));
+        let page = statement
+            .query_map(values, read)?
+            .collect::<rusqlite::Result<Vec<_>>>()?;
+        let Some((row, seq)) = page.last() else { break };
+        from = (row.started.as_microsecond(), seq.saturating_add(1));
+        left = if page.len() < size { 0 } else { left - size };
+        for (row, _) in page {
+            if visit(row).is_break() {
+                return Ok(());
+            }
         }
     }
     Ok(())
+}
+
+/// Start and number of the row that comes after `newer` newer ones, if there are so many.
+fn place(db: &Connection, clause: &Where, newer: usize) -> rusqlite::Result<Option<(i64, i64)>> {
+    let sql = format!(
+        "SELECT started_us, seq FROM requests WHERE {} ORDER BY started_us DESC, seq DESC LIMIT 1 OFFSET ?",
+        clause.sql()
+    );
+    let offset = Value::Integer(i64::try_from(newer).unwrap_or(i64::MAX));
+    let values = params_from_iter(clause.values.iter().cloned().chain([offset]));
+    db.query_row(&sql, values, |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::tests::{at, full, store};
     use super::*;
+
+    #[test]
+    fn pages_meet_without_a_gap_or_a_row_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("requests.db");
+        let rows = PAGE_ROWS as u64 * 2 + 500;
+        // Many rows of one instant, across the page's end: the row's number goes on where the time doesn't.
+        store(
+            &path,
+            (0..rows).map(|number| Record {
+                started: at(number as i64 / 700),
+                ..full(number)
+            }),
+        );
+        for limit in [
+            1,
+            PAGE_ROWS - 1,
+            PAGE_ROWS,
+            PAGE_ROWS + 1,
+            2 * PAGE_ROWS,
+            2 * PAGE_ROWS + 500,
+            usize::MAX,
+        ] {
+            let listed = list(
+                &path,
+                &Filter {
+                    limit,
+                    ..Filter::default()
+                },
+            )
+            .unwrap();
+            let first = rows.saturating_sub(limit as u64);
+            let wanted = (first..rows).map(|number| format!("req-{number}")).collect::<Vec<_>>();
+            assert_eq!(
+                listed.into_iter().map(|row| row.id).collect::<Vec<_>>(),
+                wanted,
+                "limit {limit}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_reader_that_stops_does_not_hold_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("requests.db");
+        store(&path, (0..PAGE_ROWS as u64 * 2).map(full));
+        let writer = schema::open_write(&path).unwrap();
+        let mut visited = 0;
+        each(
+            &path,
+            &Filter {
+                limit: usize::MAX,
+                ..Filter::default()
+            },
+            |_| {
+                visited += 1;
+                if visited == 1 {
+                    store(&path, (0..100).map(full));
+                    // Busy is 1 when a reader keeps the log from being emptied.
+                    let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+                    assert_eq!(writer.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap(), 0);
+                }
+                ControlFlow::Continue(())
+            },
+        )
+        .unwrap();
+        assert!(visited >= PAGE_ROWS * 2);
+    }
 
     #[test]
     fn each_filter_by_itself_and_together() {

@@ -94,11 +94,12 @@ pub(super) fn open_write(path: &Path) -> Result<Connection, RecordError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(path, flags).map_err(database)?;
     db.busy_timeout(BUSY).map_err(database)?;
-    if !is_ours_or_empty(&db).map_err(database)? {
+    let owner = owner(&db).map_err(database)?;
+    if let Owner::Other = owner {
         return Err(RecordError::Foreign(path.to_owned()));
     }
     make_private(path).map_err(file)?;
-    prepare(&db).map_err(database)?;
+    prepare(&db, owner).map_err(database)?;
     migrate(&mut db, MIGRATIONS).map_err(database)?;
     Ok(db)
 }
@@ -115,11 +116,10 @@ pub(super) fn open_read(path: &Path) -> Result<Connection, RecordError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags).map_err(database)?;
     db.busy_timeout(BUSY).map_err(database)?;
-    match is_ours_or_empty(&db) {
-        Ok(true) if user_version(&db).map_err(database)? == 0 => Err(RecordError::Missing(path.to_owned())),
-        Ok(true) => Ok(db),
-        Ok(false) => Err(RecordError::Foreign(path.to_owned())),
-        Err(cause) => Err(database(cause)),
+    match owner(&db).map_err(database)? {
+        Owner::Us => Ok(db),
+        Owner::Nobody => Err(RecordError::Missing(path.to_owned())),
+        Owner::Other => Err(RecordError::Foreign(path.to_owned())),
     }
 }
 
@@ -331,17 +331,32 @@ fn make_private(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-fn is_ours_or_empty(db: &Connection) -> rusqlite::Result<bool> {
-    let id: i32 = db.pragma_query_value(None, "application_id", |row| row.get(0))?;
-    let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    Ok(id == APPLICATION_ID || (id == 0 && tables == 0))
+/// Whose file it is.
+enum Owner {
+    /// It is empty.
+    Nobody,
+    Us,
+    Other,
 }
 
-/// Settings of the file (kept in it) and of this connection.
-fn prepare(db: &Connection) -> rusqlite::Result<()> {
-    // Works only before the first table: so that retention can give pages back without rewriting the file.
-    db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-    db.pragma_update(None, "application_id", APPLICATION_ID)?;
+fn owner(db: &Connection) -> rusqlite::Result<Owner> {
+    let id: i32 = db.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    Ok(match (id, tables) {
+        // Between its first setting and its first table it has our mark only.
+        (APPLICATION_ID | 0, 0) => Owner::Nobody,
+        (APPLICATION_ID, _) => Owner::Us,
+        _ => Owner::Other,
+    })
+}
+
+/// Settings of a new file (kept in it) and of this connection.
+fn prepare(db: &Connection, owner: Owner) -> rusqlite::Result<()> {
+    if let Owner::Nobody = owner {
+        // Works only before the first table: so that retention can give pages back without rewriting the file.
+        db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        db.pragma_update(None, "application_id", APPLICATION_ID)?;
+    }
     db.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
     // A crash of the machine may lose the last batches, never the file; a crash of the process loses nothing.
     db.pragma_update(None, "synchronous", "NORMAL")?;

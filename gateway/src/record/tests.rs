@@ -244,7 +244,7 @@ fn rows_are_written_without_a_flush() {
     recorder.submit(full(1));
     let began = Instant::now();
     wait_until("one row is on disk", || recorder.counts().written == 1);
-    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     (0..300).for_each(|i| recorder.submit(full(i)));
     wait_until("all are on disk", || recorder.counts().written == 301);
 }
@@ -263,7 +263,7 @@ fn a_blocked_writer_sheds_and_recovers() {
     let began = Instant::now();
     (2..152).for_each(|i| recorder.submit(full(i)));
     assert!(
-        began.elapsed() < Duration::from_millis(200),
+        began.elapsed() < Duration::from_millis(900),
         "submit waited: {:?}",
         began.elapsed()
     );

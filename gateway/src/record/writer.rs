@@ -63,7 +63,7 @@ impl Writer {
         // Boxed outside the lock: the queue moves pointers, and costs nothing while it is empty.
         let row = Box::new(record);
         let mut queue = self.shared.lock();
-        if queue.rows.len() >= self.shared.queue_rows {
+        if queue.rows.len() >= self.shared.queue_rows || queue.ended {
             drop(queue);
             self.shared.shed.fetch_add(1, Ordering::Relaxed);
             return;
@@ -162,7 +162,7 @@ impl Shared {
     }
 
     /// Waits for a batch and takes it; an empty one says that `until` is over. `None` at the end.
-    fn next_batch(&self, until: Instant) -> Option<Vec<Box<Record>>> {
+    fn next_batch(&self, until: Instant) -> Option<VecDeque<Box<Record>>> {
         let mut queue = self.lock();
         while queue.rows.is_empty() {
             let left = until.saturating_duration_since(Instant::now());
@@ -170,7 +170,7 @@ impl Shared {
                 return None;
             }
             if left.is_zero() {
-                return Some(Vec::new());
+                return Some(VecDeque::new());
             }
             queue = wait(&self.work, queue, left);
         }
@@ -269,14 +269,15 @@ impl Thread {
             if !batch.is_empty() && !self.store(&batch) {
                 return;
             }
-            if self.next_retention <= Instant::now() || self.rows_since_retention >= RETENTION_ROWS {
+            let due = self.next_retention <= Instant::now() || self.rows_since_retention >= RETENTION_ROWS;
+            if due && !self.shared.lock().closed {
                 self.retain();
             }
         }
     }
 
     /// Writes a batch, however long it takes; `false` if the end came first.
-    fn store(&mut self, batch: &[Box<Record>]) -> bool {
+    fn store(&mut self, batch: &VecDeque<Box<Record>>) -> bool {
         let mut pause = RETRY_MIN;
         let mut last_try = false;
         loop {
@@ -307,7 +308,7 @@ impl Thread {
         }
     }
 
-    fn try_store(&mut self, batch: &[Box<Record>]) -> Result<(), Failure> {
+    fn try_store(&mut self, batch: &VecDeque<Box<Record>>) -> Result<(), Failure> {
         let path = self.path.clone();
         let open = self.connect().map_err(Failure::Database)?;
         insert_all(open, batch).map_err(|cause| {
@@ -383,7 +384,7 @@ impl Drop for AtEnd {
     }
 }
 
-fn insert_all(open: &mut Open, batch: &[Box<Record>]) -> rusqlite::Result<()> {
+fn insert_all(open: &mut Open, batch: &VecDeque<Box<Record>>) -> rusqlite::Result<()> {
     let transaction = open.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     {
         let mut insert = transaction.prepare_cached(&open.insert)?;

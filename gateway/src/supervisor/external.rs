@@ -24,7 +24,10 @@ pub(super) async fn watch(
         Ok(target) => target,
         Err(error) => {
             tracing::error!(replica = spec.name, %error, "this replica can't be used");
-            tell.send_replace(ReplicaState::Unreachable { since: Timestamp::now(), why: error.to_string() });
+            tell.send_replace(ReplicaState::Unreachable {
+                since: Timestamp::now(),
+                why: error.to_string(),
+            });
             let _ = wants.wait_for(|wanted| *wanted == Wanted::Close).await;
             return;
         }
@@ -41,7 +44,9 @@ pub(super) async fn watch(
                 if wants.changed().await.is_err() {
                     return;
                 }
-                tell.send_replace(ReplicaState::Starting { since: Timestamp::now() });
+                tell.send_replace(ReplicaState::Starting {
+                    since: Timestamp::now(),
+                });
             }
             Wanted::Run => {
                 tokio::select! {
@@ -73,20 +78,33 @@ fn judge(
         (_, Ok(found)) => {
             let url = target.url();
             tracing::info!(replica = name, url, version = found.version, models = ?found.models, "replica is ready");
-            tell.send_replace(ReplicaState::Ready { since: Timestamp::now(), url, version: found.version });
+            tell.send_replace(ReplicaState::Ready {
+                since: Timestamp::now(),
+                url,
+                version: found.version,
+            });
         }
         (ReplicaState::Ready { .. }, Err(error)) if failed >= LOOKS_FAILED_MAX => {
             tracing::error!(replica = name, %error, "replica can't be reached any more");
-            tell.send_replace(ReplicaState::Unreachable { since: Timestamp::now(), why: error.to_string() });
+            tell.send_replace(ReplicaState::Unreachable {
+                since: Timestamp::now(),
+                why: error.to_string(),
+            });
         }
         (ReplicaState::Starting { .. }, Err(error)) if failed == 1 => {
             tracing::warn!(replica = name, %error, "replica isn't ready yet");
         }
         (ReplicaState::Unreachable { since, why }, Err(error)) if why != error.to_string() => {
-            tell.send_replace(ReplicaState::Unreachable { since, why: error.to_string() });
+            tell.send_replace(ReplicaState::Unreachable {
+                since,
+                why: error.to_string(),
+            });
         }
         (ReplicaState::Starting { since }, Err(error)) if failed >= LOOKS_FAILED_MAX => {
-            tell.send_replace(ReplicaState::Unreachable { since, why: error.to_string() });
+            tell.send_replace(ReplicaState::Unreachable {
+                since,
+                why: error.to_string(),
+            });
         }
         (_, Err(_)) => {}
     }
@@ -97,32 +115,60 @@ mod tests {
     use super::*;
 
     fn found() -> Result<Found, ProbeError> {
-        Ok(Found { version: Some("0.32.0".to_owned()), models: vec!["m".to_owned()] })
+        Ok(Found {
+            version: Some("0.32.0".to_owned()),
+            models: vec!["m".to_owned()],
+        })
     }
 
     fn gone() -> Result<Found, ProbeError> {
-        Err(ProbeError::Connection { path: "/health", problem: "refused".to_owned() })
+        Err(ProbeError::Connection {
+            path: "/health",
+            problem: "refused".to_owned(),
+        })
     }
 
     #[test]
     fn one_failed_look_of_three_changes_nothing() {
         let target = Target::loopback(8000);
-        let (tell, state) = watch::channel(ReplicaState::Starting { since: Timestamp::UNIX_EPOCH });
+        let (tell, state) = watch::channel(ReplicaState::Starting {
+            since: Timestamp::UNIX_EPOCH,
+        });
         let names = |looks: [(Result<Found, ProbeError>, u32); 6]| -> Vec<&'static str> {
-            looks.into_iter().map(|(seen, failed)| { judge("a", &target, seen, failed, &tell); state.borrow().name() }).collect()
+            looks
+                .into_iter()
+                .map(|(seen, failed)| {
+                    judge("a", &target, seen, failed, &tell);
+                    state.borrow().name()
+                })
+                .collect()
         };
-        let looks = [(gone(), 1), (found(), 0), (gone(), 1), (gone(), 2), (gone(), 3), (found(), 0)];
-        assert_eq!(names(looks), ["starting", "ready", "ready", "ready", "unreachable", "ready"]);
+        let looks = [
+            (gone(), 1),
+            (found(), 0),
+            (gone(), 1),
+            (gone(), 2),
+            (gone(), 3),
+            (found(), 0),
+        ];
+        assert_eq!(
+            names(looks),
+            ["starting", "ready", "ready", "ready", "unreachable", "ready"]
+        );
     }
 
     #[test]
     fn one_that_never_came_is_unreachable_with_the_reason() {
         let target = Target::loopback(8000);
-        let (tell, state) = watch::channel(ReplicaState::Starting { since: Timestamp::UNIX_EPOCH });
+        let (tell, state) = watch::channel(ReplicaState::Starting {
+            since: Timestamp::UNIX_EPOCH,
+        });
         for failed in 1..=3 {
             judge("a", &target, gone(), failed, &tell);
         }
-        let ReplicaState::Unreachable { why, .. } = state.borrow().clone() else { panic!("{state:?}") };
+        let ReplicaState::Unreachable { why, .. } = state.borrow().clone() else {
+            panic!("{state:?}")
+        };
         assert_eq!(why, "/health: refused");
     }
 }

@@ -16,13 +16,19 @@ pub struct Holder {
 
 impl Holder {
     fn is_vllm(&self) -> bool {
-        let word = |arg: &str| arg.rsplit('/').next().is_some_and(|name| name == "vllm" || name.starts_with("vllm."));
+        let word = |arg: &str| {
+            arg.rsplit('/')
+                .next()
+                .is_some_and(|name| name == "vllm" || name.starts_with("vllm."))
+        };
         self.command.starts_with("VLLM::") || self.command.split(' ').any(word)
     }
 
     fn is_container(&self) -> bool {
         self.command.split(' ').next().is_some_and(|program| {
-            ["docker-proxy", "rootlessport", "slirp4netns", "conmon"].iter().any(|name| program.ends_with(name))
+            ["docker-proxy", "rootlessport", "slirp4netns", "conmon"]
+                .iter()
+                .any(|name| program.ends_with(name))
         })
     }
 }
@@ -53,7 +59,8 @@ pub fn port_holder(port: u16) -> Option<Holder> {
 /// The pid of a process among `pids` that listens on `port`.
 pub(super) fn listener_among(port: u16, pids: impl IntoIterator<Item = i32>) -> Option<i32> {
     let inodes = procfs::listening_inodes(port);
-    pids.into_iter().find(|&pid| !inodes.is_empty() && procfs::has_socket(pid, &inodes))
+    pids.into_iter()
+        .find(|&pid| !inodes.is_empty() && procfs::has_socket(pid, &inodes))
 }
 
 /// What to print when the gateway's own port is taken: by whom, and the move that puts the gateway in front.
@@ -61,7 +68,9 @@ pub(super) fn listener_among(port: u16, pids: impl IntoIterator<Item = i32>) -> 
 /// Where vLLM itself sits there, clients need no change: it moves to `vllm_port`, and the gateway takes the port they know.
 pub fn busy_port_message(port: u16, holder: Option<&Holder>, vllm_port: u16) -> String {
     let Some(holder) = holder else {
-        return format!("port {port} is taken, by whom can't be seen; `sudo ss -ltnp 'sport = :{port}'` names the process");
+        return format!(
+            "port {port} is taken, by whom can't be seen; `sudo ss -ltnp 'sport = :{port}'` names the process"
+        );
     };
     let held = format!("port {port} is held by {holder}");
     let move_it = if holder.is_container() {
@@ -97,7 +106,10 @@ mod tests {
     use super::*;
 
     fn holder(pid: Option<i32>, command: &str) -> Holder {
-        Holder { pid, command: command.to_owned() }
+        Holder {
+            pid,
+            command: command.to_owned(),
+        }
     }
 
     #[test]
@@ -122,7 +134,10 @@ mod tests {
 
     #[test]
     fn the_deployment_gets_its_two_steps() {
-        let vllm = holder(Some(812), "/usr/bin/python3 /usr/local/bin/vllm serve Qwen/Qwen3-32B-AWQ --port 5002");
+        let vllm = holder(
+            Some(812),
+            "/usr/bin/python3 /usr/local/bin/vllm serve Qwen/Qwen3-32B-AWQ --port 5002",
+        );
         assert_eq!(
             busy_port_message(5002, Some(&vllm), 8000),
             "port 5002 is held by pid 812: /usr/bin/python3 /usr/local/bin/vllm serve Qwen/Qwen3-32B-AWQ --port 5002\n\
@@ -130,15 +145,24 @@ mod tests {
              1. start that vLLM anew with --host 127.0.0.1 --port 8000 instead of 5002\n  \
              2. sluice serve --backend http://127.0.0.1:8000   (--backend-key-env NAME if it wants a key)"
         );
-        let proxy = holder(Some(99), "/usr/bin/docker-proxy -proto tcp -host-port 5002 -container-ip 172.17.0.2");
+        let proxy = holder(
+            Some(99),
+            "/usr/bin/docker-proxy -proto tcp -host-port 5002 -container-ip 172.17.0.2",
+        );
         let message = busy_port_message(5002, Some(&proxy), 8000);
-        assert!(message.contains("\"127.0.0.1:8000:...\"") && message.contains("2. sluice serve"), "{message}");
+        assert!(
+            message.contains("\"127.0.0.1:8000:...\"") && message.contains("2. sluice serve"),
+            "{message}"
+        );
     }
 
     #[test]
     fn another_holder_is_only_named() {
         let message = busy_port_message(5002, Some(&holder(Some(7), "nginx: master process")), 8000);
-        assert!(message.starts_with("port 5002 is held by pid 7: nginx") && !message.contains("sluice serve"), "{message}");
+        assert!(
+            message.starts_with("port 5002 is held by pid 7: nginx") && !message.contains("sluice serve"),
+            "{message}"
+        );
         let message = busy_port_message(5002, None, 8000);
         assert!(message.contains("ss -ltnp"), "{message}");
     }

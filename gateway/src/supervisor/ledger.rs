@@ -61,29 +61,47 @@ impl Ledger {
             let path = path.to_owned();
             move |source| SupervisorError::Folder { path, source }
         };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed(&folder))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .map_err(failed(&folder))?;
         let path = state_folder.join("supervisor.lock");
         let mut options = OpenOptions::new();
-        let mut lock =
-            options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed(&path))?;
+        let mut lock = options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed(&path))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mut holder = String::new();
                 let known = (&lock).take(32).read_to_string(&mut holder).is_ok() && !holder.trim().is_empty();
-                let holder = if known { format!("process {}", holder.trim()) } else { "another process".to_owned() };
+                let holder = if known {
+                    format!("process {}", holder.trim())
+                } else {
+                    "another process".to_owned()
+                };
                 return Err(SupervisorError::Locked { path, holder });
             }
             Err(error) => return Err(failed(&path)(error.into())),
         }
-        lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(failed(&path))?;
+        lock.set_len(0)
+            .and_then(|()| writeln!(lock, "{}", std::process::id()))
+            .map_err(failed(&path))?;
         Ok(Ledger { folder, _lock: lock })
     }
 
     /// The replicas of which there is an entry.
     pub(super) fn names(&self) -> Vec<String> {
         let files = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        files.filter_map(|file| file.file_name().to_str()?.strip_suffix(".json").map(str::to_owned)).collect()
+        files
+            .filter_map(|file| file.file_name().to_str()?.strip_suffix(".json").map(str::to_owned))
+            .collect()
     }
 
     /// The entry of a replica; none if there is none, or if it can't be read (which is logged: nothing can be taken over then).
@@ -103,7 +121,12 @@ impl Ledger {
 
     pub(super) fn write(&self, name: &str, entry: &Entry) -> io::Result<()> {
         let (path, draft) = (self.entry_path(name), self.folder.join(format!("{name}.json.new")));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&draft)?;
         serde_json::to_writer_pretty(&mut file, entry)?;
         file.sync_all()?;
         fs::rename(draft, path)
@@ -139,7 +162,12 @@ impl Ledger {
         }
         log.seek(SeekFrom::End(-(LOG_KEPT_BYTES as i64)))?;
         let mut options = OpenOptions::new();
-        let mut kept = options.write(true).create(true).truncate(true).mode(0o600).open(self.kept_path(name))?;
+        let mut kept = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(self.kept_path(name))?;
         io::copy(&mut (&log).take(LOG_KEPT_BYTES), &mut kept)?;
         log.set_len(0)
     }

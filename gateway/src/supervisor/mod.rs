@@ -30,7 +30,7 @@ use tokio::task::JoinHandle;
 pub use holder::{Holder, busy_port_message, port_holder, vllm_at, vllm_hint};
 pub use simulated::{Simulation, StartSimulation};
 pub use spec::{
-    ExternalConfig, KEY_VARIABLE, LauncherConfig, OnExit, ProcessConfig, ReplicaKey, ReplicaSpec, SimulatedConfig, SimulatedGpu,
+    ExternalConfig, KEY_VARIABLE, LauncherConfig, OnExit, ProcessConfig, ReplicaKey, ReplicaSpec, SimulatedConfig,
 };
 pub use state::ReplicaState;
 
@@ -112,42 +112,67 @@ impl Supervisor {
     ///
     /// # Errors
     /// If a spec is wrong, or (only with a process replica) the state folder can't be used or is another gateway's.
-    pub fn start(settings: Settings, specs: Vec<ReplicaSpec>, simulate: StartSimulation) -> Result<Supervisor, SupervisorError> {
+    pub fn start(
+        settings: Settings,
+        specs: Vec<ReplicaSpec>,
+        simulate: StartSimulation,
+    ) -> Result<Supervisor, SupervisorError> {
         check(&specs)?;
-        let launches = specs.iter().any(|spec| matches!(spec.launcher, LauncherConfig::Process(_)));
+        let launches = specs
+            .iter()
+            .any(|spec| matches!(spec.launcher, LauncherConfig::Process(_)));
         let ledger = match launches || Ledger::exists(&settings.state_folder) {
             true => Some(Arc::new(Ledger::open(&settings.state_folder)?)),
             false => None,
         };
-        let names: HashSet<String> = specs.iter().filter(|spec| launched(spec)).map(|spec| spec.name.clone()).collect();
+        let names: HashSet<String> = specs
+            .iter()
+            .filter(|spec| launched(spec))
+            .map(|spec| spec.name.clone())
+            .collect();
         let cleared = clear_strays(ledger.as_ref(), &names);
         let settings = Arc::new(settings);
         let mut replicas = Vec::with_capacity(specs.len());
         for spec in specs {
             let (wanted, wants) = watch::channel(Wanted::Run);
-            let (tell, state) = watch::channel(ReplicaState::Starting { since: jiff::Timestamp::now() });
+            let (tell, state) = watch::channel(ReplicaState::Starting {
+                since: jiff::Timestamp::now(),
+            });
             let (name, launcher) = (spec.name.clone(), spec.launcher.name());
             let task = match (&spec.launcher, &ledger) {
                 (LauncherConfig::External(config), _) => {
                     tokio::spawn(external::watch(spec.clone(), config.clone(), wants, tell))
                 }
-                (LauncherConfig::Simulated(config), _) => {
-                    tokio::spawn(simulated::run(spec.clone(), config.clone(), Arc::clone(&simulate), wants, tell))
-                }
+                (LauncherConfig::Simulated(config), _) => tokio::spawn(simulated::run(
+                    spec.clone(),
+                    config.clone(),
+                    Arc::clone(&simulate),
+                    wants,
+                    tell,
+                )),
                 (LauncherConfig::Process(config), Some(ledger)) => {
-                    let launch = process::Launch::new(spec.clone(), config.clone(), Arc::clone(&settings), Arc::clone(ledger));
+                    let launch =
+                        process::Launch::new(spec.clone(), config.clone(), Arc::clone(&settings), Arc::clone(ledger));
                     tokio::spawn(process::run(launch, cleared.clone(), wants, tell))
                 }
                 (LauncherConfig::Process(_), None) => continue, // unreachable: a process replica opens the ledger
             };
-            replicas.push(Replica { name, launcher, wanted, state, task });
+            replicas.push(Replica {
+                name,
+                launcher,
+                wanted,
+                state,
+                task,
+            });
         }
         Ok(Supervisor { replicas })
     }
 
     /// The replicas: name, launcher, and the state as a watch channel (the receiver always has the newest).
     pub fn replicas(&self) -> impl Iterator<Item = (&str, &'static str, watch::Receiver<ReplicaState>)> {
-        self.replicas.iter().map(|replica| (replica.name.as_str(), replica.launcher, replica.state.clone()))
+        self.replicas
+            .iter()
+            .map(|replica| (replica.name.as_str(), replica.launcher, replica.state.clone()))
     }
 
     /// The state of one replica.
@@ -157,12 +182,16 @@ impl Supervisor {
 
     /// Ends a replica and keeps it ended; false if there is none of that name.
     pub fn rest(&self, name: &str) -> bool {
-        self.find(name).map(|replica| replica.wanted.send_replace(Wanted::Rest)).is_some()
+        self.find(name)
+            .map(|replica| replica.wanted.send_replace(Wanted::Rest))
+            .is_some()
     }
 
     /// Starts a replica that rests, waits for its next try or was given up; false if there is none of that name.
     pub fn resume(&self, name: &str) -> bool {
-        self.find(name).map(|replica| replica.wanted.send_replace(Wanted::Run)).is_some()
+        self.find(name)
+            .map(|replica| replica.wanted.send_replace(Wanted::Run))
+            .is_some()
     }
 
     /// The gateway goes down: ends every launched process that isn't to be left (SIGTERM, SIGKILL at its limit) and returns when
@@ -207,8 +236,12 @@ fn check(specs: &[ReplicaSpec]) -> Result<(), SupervisorError> {
 /// surely holds GPU memory.
 fn clear_strays(ledger: Option<&Arc<Ledger>>, wanted: &HashSet<String>) -> watch::Receiver<bool> {
     let (tell, cleared) = watch::channel(false);
-    let strays: Vec<String> =
-        ledger.map(|ledger| ledger.names()).unwrap_or_default().into_iter().filter(|name| !wanted.contains(name)).collect();
+    let strays: Vec<String> = ledger
+        .map(|ledger| ledger.names())
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|name| !wanted.contains(name))
+        .collect();
     let Some(ledger) = ledger.cloned().filter(|_| !strays.is_empty()) else {
         tell.send_replace(true);
         return cleared;

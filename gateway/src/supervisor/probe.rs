@@ -75,13 +75,33 @@ impl Target {
             return Err(wrong());
         }
         let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(wrong)?;
+        // Uri leaves a port that is no number unnoticed
+        let port = match uri
+            .authority()
+            .and_then(|authority| authority.as_str().strip_prefix(host))
+        {
+            Some("") => 80,
+            Some(rest) => rest
+                .strip_prefix(':')
+                .and_then(|port| port.parse().ok())
+                .ok_or_else(wrong)?,
+            None => return Err(wrong()), // a user name stands before it
+        };
         let prefix = uri.path().trim_end_matches('/').to_owned();
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        Ok(Target { host, port: uri.port_u16().unwrap_or(80), prefix })
+        Ok(Target {
+            host,
+            port,
+            prefix,
+        })
     }
 
     pub(super) fn loopback(port: u16) -> Target {
-        Target { host: "127.0.0.1".to_owned(), port, prefix: String::new() }
+        Target {
+            host: "127.0.0.1".to_owned(),
+            port,
+            prefix: String::new(),
+        }
     }
 
     /// The URL without a path of its own, as the rest of the gateway uses it.
@@ -90,7 +110,11 @@ impl Target {
     }
 
     fn authority(&self) -> String {
-        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
     }
 }
 
@@ -99,10 +123,20 @@ pub(super) async fn look(target: &Target, model: &str, key: Option<&str>) -> Res
     expect_ok(target, "/health", None).await?;
     let models = ids(&expect_ok(target, "/v1/models", key).await?)?;
     if !model.is_empty() && !models.iter().any(|id| id == model) {
-        let found = if models.is_empty() { "nothing".to_owned() } else { format!("`{}`", models.join("`, `")) };
-        return Err(ProbeError::OtherModel { wanted: model.to_owned(), found });
+        let found = if models.is_empty() {
+            "nothing".to_owned()
+        } else {
+            format!("`{}`", models.join("`, `"))
+        };
+        return Err(ProbeError::OtherModel {
+            wanted: model.to_owned(),
+            found,
+        });
     }
-    Ok(Found { version: version(target).await, models })
+    Ok(Found {
+        version: version(target).await,
+        models,
+    })
 }
 
 /// What `/version` says, if it is a vLLM's answer.
@@ -145,12 +179,18 @@ async fn expect_ok(target: &Target, path: &'static str, key: Option<&str>) -> Re
 
 /// One GET. The connection lives as long as this future: dropped, it is closed.
 async fn get(target: &Target, path: &str, key: Option<&str>) -> Result<(u16, Bytes), String> {
-    let stream = TcpStream::connect((target.host.as_str(), target.port)).await.map_err(|error| error.to_string())?;
-    let (mut client, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
-    let mut request = Request::get(format!("{}{path}", target.prefix)).header(HOST, target.authority()).header(CONNECTION, "close");
+    let stream = TcpStream::connect((target.host.as_str(), target.port))
+        .await
+        .map_err(|error| error.to_string())?;
+    let (mut client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| error.to_string())?;
+    let mut request = Request::get(format!("{}{path}", target.prefix))
+        .header(HOST, target.authority())
+        .header(CONNECTION, "close");
     if let Some(key) = key {
-        let mut value = HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| "the key can't be sent in a header".to_owned())?;
+        let mut value = HeaderValue::from_str(&format!("Bearer {key}"))
+            .map_err(|_| "the key can't be sent in a header".to_owned())?;
         value.set_sensitive(true);
         request = request.header(AUTHORIZATION, value);
     }
@@ -158,7 +198,10 @@ async fn get(target: &Target, path: &str, key: Option<&str>) -> Result<(u16, Byt
     let exchange = async {
         let answer = client.send_request(request).await.map_err(|error| error.to_string())?;
         let status = answer.status().as_u16();
-        let body = Limited::new(answer.into_body(), BODY_BYTES_MAX).collect().await.map_err(|error| error.to_string())?;
+        let body = Limited::new(answer.into_body(), BODY_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(|error| error.to_string())?;
         Ok((status, body.to_bytes()))
     };
     let mut exchange = std::pin::pin!(exchange);
@@ -176,10 +219,13 @@ mod tests {
     use super::*;
 
     /// Answers each request by its path; returns what it was asked.
-    async fn server(answers: &'static [(&'static str, &'static str)]) -> (Target, tokio::sync::mpsc::UnboundedReceiver<String>) {
+    async fn server(
+        answers: &[(&'static str, &'static str)],
+    ) -> (Target, tokio::sync::mpsc::UnboundedReceiver<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (tell, asked) = tokio::sync::mpsc::unbounded_channel();
+        let answers = answers.to_vec();
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let mut head = Vec::new();
@@ -188,7 +234,10 @@ mod tests {
                 }
                 let head = String::from_utf8(head).unwrap();
                 let path = head.split(' ').nth(1).unwrap().to_owned();
-                let answer = answers.iter().find(|(route, _)| *route == path).map_or("404 Not Found\r\n\r\n", |(_, answer)| answer);
+                let answer = answers
+                    .iter()
+                    .find(|(route, _)| *route == path)
+                    .map_or("404 Not Found\r\n\r\n", |(_, answer)| answer);
                 let _ = stream.write_all(format!("HTTP/1.1 {answer}").as_bytes()).await;
                 tell.send(head).unwrap();
             }
@@ -196,14 +245,26 @@ mod tests {
         (Target::loopback(port), asked)
     }
 
-    const MODELS: &str = "200 OK\r\n\r\n{\"object\":\"list\",\"data\":[{\"id\":\"a\",\"object\":\"model\"},{\"id\":\"b\"}]}";
+    const MODELS: &str =
+        "200 OK\r\n\r\n{\"object\":\"list\",\"data\":[{\"id\":\"a\",\"object\":\"model\"},{\"id\":\"b\"}]}";
 
     #[tokio::test]
     async fn a_ready_vllm_is_found_with_its_version_and_only_v1_gets_the_key() {
         let version = "200 OK\r\n\r\n{\"version\":\"0.32.0\"}";
-        let (target, mut asked) = server(&[("/health", "200 OK\r\n\r\n"), ("/v1/models", MODELS), ("/version", version)]).await;
+        let (target, mut asked) = server(&[
+            ("/health", "200 OK\r\n\r\n"),
+            ("/v1/models", MODELS),
+            ("/version", version),
+        ])
+        .await;
         let found = look(&target, "b", Some("sk-1")).await.unwrap();
-        assert_eq!(found, Found { version: Some("0.32.0".to_owned()), models: vec!["a".to_owned(), "b".to_owned()] });
+        assert_eq!(
+            found,
+            Found {
+                version: Some("0.32.0".to_owned()),
+                models: vec!["a".to_owned(), "b".to_owned()]
+            }
+        );
         for (path, keyed) in [("/health", false), ("/v1/models", true), ("/version", false)] {
             let head = asked.recv().await.unwrap();
             assert!(head.starts_with(&format!("GET {path} HTTP/1.1\r\n")), "{head}");
@@ -214,12 +275,22 @@ mod tests {
     #[tokio::test]
     async fn what_is_not_ready_says_why() {
         let (target, _asked) = server(&[("/health", "200 OK\r\n\r\n"), ("/v1/models", MODELS)]).await;
-        assert_eq!(look(&target, "", None).await.unwrap().version, None, "no /version is no fault");
+        assert_eq!(
+            look(&target, "", None).await.unwrap().version,
+            None,
+            "no /version is no fault"
+        );
         let error = look(&target, "c", None).await.unwrap_err().to_string();
         assert_eq!(error, "/v1/models lists `a`, `b`, not `c`");
 
         let (target, _asked) = server(&[("/health", "503 Service Unavailable\r\n\r\n")]).await;
-        assert_eq!(look(&target, "a", None).await, Err(ProbeError::Status { path: "/health", status: 503 }));
+        assert_eq!(
+            look(&target, "a", None).await,
+            Err(ProbeError::Status {
+                path: "/health",
+                status: 503
+            })
+        );
 
         let refused = "401 Unauthorized\r\n\r\n{\"error\":\"Unauthorized\"}";
         let (target, _asked) = server(&[("/health", "200 OK\r\n\r\n"), ("/v1/models", refused)]).await;
@@ -229,17 +300,29 @@ mod tests {
         let (target, _asked) = server(&[("/health", "200 OK\r\n\r\n"), ("/v1/models", "200 OK\r\n\r\n<html>")]).await;
         assert_eq!(look(&target, "a", None).await, Err(ProbeError::NoModels));
 
-        let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        let free = TcpListener::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         let error = look(&Target::loopback(free), "a", None).await.unwrap_err();
-        assert!(matches!(error, ProbeError::Connection { path: "/health", .. }), "{error}");
+        assert!(
+            matches!(error, ProbeError::Connection { path: "/health", .. }),
+            "{error}"
+        );
     }
 
     #[tokio::test]
     async fn an_endless_answer_is_cut() {
-        static LONG: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| format!("200 OK\r\n\r\n{}", "x".repeat(BODY_BYTES_MAX + 1)));
-        let (target, _asked) = server(Box::leak(Box::new([("/health", LONG.as_str())]))).await;
+        static LONG: std::sync::LazyLock<String> =
+            std::sync::LazyLock::new(|| format!("200 OK\r\n\r\n{}", "x".repeat(BODY_BYTES_MAX + 1)));
+        let (target, _asked) = server(&[("/health", LONG.as_str())]).await;
         let error = look(&target, "a", None).await.unwrap_err();
-        assert!(matches!(&error, ProbeError::Connection { problem, .. } if problem.contains("limit")), "{error}");
+        assert!(
+            matches!(&error, ProbeError::Connection { problem, .. } if problem.contains("limit")),
+            "{error}"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -255,8 +338,17 @@ mod tests {
         check("http://127.0.0.1:8000", "http://127.0.0.1:8000");
         check("http://gpu-box/", "http://gpu-box:80");
         check("http://[::1]:8000/vllm/", "http://[::1]:8000/vllm");
-        for wrong in ["https://a:1", "a:1", "http://", "http://a:1/?q", "", "http://a:port"] {
-            assert_eq!(Target::parse(wrong), Err(ProbeError::Url(wrong.to_owned())));
+        for wrong in [
+            "https://a:1",
+            "a:1",
+            "http://",
+            "http://a:1/?q",
+            "",
+            "http://a:port",
+            "http://a:70000",
+            "http://u:p@a:1",
+        ] {
+            assert_eq!(Target::parse(wrong), Err(ProbeError::Url(wrong.to_owned())), "{wrong}");
         }
     }
 }

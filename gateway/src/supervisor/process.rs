@@ -43,12 +43,37 @@ pub(super) struct Launch {
 }
 
 impl Launch {
-    pub(super) fn new(spec: ReplicaSpec, config: ProcessConfig, settings: Arc<Settings>, ledger: Arc<Ledger>) -> Launch {
-        let names: Vec<String> = std::iter::once(&spec.model).filter(|id| !id.is_empty()).chain(&spec.aliases).cloned().collect();
-        let serving = Serving { host: "127.0.0.1", port: config.port, served_names: &names };
-        let argv = config.command.iter().cloned().chain(argv(&spec.profile, &serving)).collect();
+    pub(super) fn new(
+        spec: ReplicaSpec,
+        config: ProcessConfig,
+        settings: Arc<Settings>,
+        ledger: Arc<Ledger>,
+    ) -> Launch {
+        let names: Vec<String> = std::iter::once(&spec.model)
+            .filter(|id| !id.is_empty())
+            .chain(&spec.aliases)
+            .cloned()
+            .collect();
+        let serving = Serving {
+            host: "127.0.0.1",
+            port: config.port,
+            served_names: &names,
+        };
+        let argv = config
+            .command
+            .iter()
+            .cloned()
+            .chain(argv(&spec.profile, &serving))
+            .collect();
         let rules = config.rules();
-        Launch { spec, config, settings, ledger, argv, rules }
+        Launch {
+            spec,
+            config,
+            settings,
+            ledger,
+            argv,
+            rules,
+        }
     }
 
     fn name(&self) -> &str {
@@ -58,7 +83,11 @@ impl Launch {
     /// What is set and removed in the child's environment. The key goes in last: nothing may replace it.
     fn environment(&self) -> Vec<(String, Option<String>)> {
         let removed = self.settings.secret_variables.iter().map(|name| (name.clone(), None));
-        let set = self.config.env.iter().map(|(name, value)| (name.clone(), Some(value.clone())));
+        let set = self
+            .config
+            .env
+            .iter()
+            .map(|(name, value)| (name.clone(), Some(value.clone())));
         let key = (KEY_VARIABLE.to_owned(), self.spec.key.value().map(str::to_owned));
         removed.chain(set).chain([key]).collect()
     }
@@ -66,7 +95,10 @@ impl Launch {
     /// Tells whether a process that runs is the one that would be started.
     fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
-        let environment = self.environment().into_iter().flat_map(|(name, value)| [name, value.unwrap_or_default()]);
+        let environment = self
+            .environment()
+            .into_iter()
+            .flat_map(|(name, value)| [name, value.unwrap_or_default()]);
         for part in self.argv.iter().cloned().chain(environment) {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
@@ -80,12 +112,20 @@ impl Launch {
             let why = format!("environment variable {variable} (the backend's key_env) isn't set");
             return Err(Finding::new(Diagnosis::MissingApiKey, why));
         }
-        if std::net::TcpListener::bind(("127.0.0.1", self.config.port)).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse) {
+        if std::net::TcpListener::bind(("127.0.0.1", self.config.port))
+            .is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+        {
             let holder = port_holder(self.config.port).map_or("somebody".to_owned(), |holder| holder.to_string());
-            return Err(Finding::new(Diagnosis::PortTaken, format!("port {} is held by {holder}", self.config.port)));
+            return Err(Finding::new(
+                Diagnosis::PortTaken,
+                format!("port {} is held by {holder}", self.config.port),
+            ));
         }
         let failed = |error: &dyn std::fmt::Display| Finding::new(Diagnosis::Unknown, error.to_string());
-        let log = self.ledger.new_log(self.name()).map_err(|error| failed(&format_args!("its log can't be opened: {error}")))?;
+        let log = self
+            .ledger
+            .new_log(self.name())
+            .map_err(|error| failed(&format_args!("its log can't be opened: {error}")))?;
         let (program, args) = self.argv.split_first().ok_or_else(|| failed(&"no command"))?;
         let session = Session::spawn(program, args, &self.environment(), log).map_err(|error| match error {
             SpawnError::NotFound(_) => Finding::new(Diagnosis::CommandNotFound, error.to_string()),
@@ -214,12 +254,18 @@ enum Woken {
 impl Replica {
     /// Looks for what an earlier gateway started. What would be started now is kept; anything else is ended first.
     fn take_over(&mut self) {
-        let Some((entry, session)) = leftover(&self.launch.ledger, self.launch.name()) else { return };
+        let Some((entry, session)) = leftover(&self.launch.ledger, self.launch.name()) else {
+            return;
+        };
         let same = entry.fingerprint == self.launch.fingerprint();
         let (replica, pid) = (self.launch.name(), entry.pid);
         match same {
             true => tracing::info!(replica, pid, started = %entry.started, "takes over a process of an earlier run"),
-            false => tracing::info!(replica, pid, "ends a process of an earlier run: it was started with other settings"),
+            false => tracing::info!(
+                replica,
+                pid,
+                "ends a process of an earlier run: it was started with other settings"
+            ),
         }
         self.session = Some(session);
         self.apply(Event::Adopt);
@@ -233,7 +279,11 @@ impl Replica {
         loop {
             match self.next().await {
                 Woken::Wish(heard) => {
-                    self.wish = if heard { *self.wants.borrow_and_update() } else { Wanted::Close };
+                    self.wish = if heard {
+                        *self.wants.borrow_and_update()
+                    } else {
+                        Wanted::Close
+                    };
                     match self.wish {
                         Wanted::Run => self.apply(Event::Start),
                         Wanted::Close if self.is_to_be_left() => return,
@@ -262,9 +312,13 @@ impl Replica {
     }
 
     fn is_to_be_left(&self) -> bool {
-        let left = self.launch.config.on_exit == OnExit::Leave && matches!(self.life, Life::Starting { .. } | Life::Ready { .. });
+        let left = self.launch.config.on_exit == OnExit::Leave
+            && matches!(self.life, Life::Starting { .. } | Life::Ready { .. });
         if left {
-            tracing::info!(replica = self.launch.name(), "its process runs on (on_exit = \"leave\")");
+            tracing::info!(
+                replica = self.launch.name(),
+                "its process runs on (on_exit = \"leave\")"
+            );
         }
         left
     }
@@ -296,13 +350,24 @@ impl Replica {
             Action::Nothing => {}
             Action::Spawn => return self.spawn(),
             Action::Terminate => {
-                if let Life::Clearing { then: Then::Again { diagnosis: Diagnosis::Timeout, .. }, .. } = life {
+                if let Life::Clearing {
+                    then:
+                        Then::Again {
+                            diagnosis: Diagnosis::Timeout,
+                            ..
+                        },
+                    ..
+                } = life
+                {
                     self.finding = Some(self.timeout_finding());
                 }
                 self.signal(Signal::TERM);
             }
             Action::Kill => {
-                tracing::warn!(replica = self.launch.name(), "still there after SIGTERM and its grace: SIGKILL");
+                tracing::warn!(
+                    replica = self.launch.name(),
+                    "still there after SIGTERM and its grace: SIGKILL"
+                );
                 self.signal(Signal::KILL);
             }
         }
@@ -354,7 +419,11 @@ impl Replica {
         let state = self.state();
         match &state {
             ReplicaState::Ready { url, version, .. } => tracing::info!(replica, url, version, "replica is ready"),
-            ReplicaState::Crashed { finding, restarts, next_try } if !matches!(self.life, Life::Clearing { .. }) => {
+            ReplicaState::Crashed {
+                finding,
+                restarts,
+                next_try,
+            } if !matches!(self.life, Life::Clearing { .. }) => {
                 let (diagnosis, advice) = (finding.diagnosis, finding.diagnosis.advice());
                 let log = self.launch.ledger.log_path(replica);
                 match next_try {
@@ -373,8 +442,15 @@ impl Replica {
 
     fn state(&self) -> ReplicaState {
         let crashed = |restarts, next_try| {
-            let finding = self.finding.clone().unwrap_or_else(|| Finding::new(Diagnosis::Unknown, "no log"));
-            ReplicaState::Crashed { finding, restarts, next_try }
+            let finding = self
+                .finding
+                .clone()
+                .unwrap_or_else(|| Finding::new(Diagnosis::Unknown, "no log"));
+            ReplicaState::Crashed {
+                finding,
+                restarts,
+                next_try,
+            }
         };
         let since = Timestamp::now();
         match self.life {
@@ -385,8 +461,14 @@ impl Replica {
                 url: Target::loopback(self.launch.config.port).url(),
                 version: self.found.as_ref().and_then(|found| found.version.clone()),
             },
-            Life::Clearing { then: Then::Rest | Then::Start, .. } => ReplicaState::Stopping,
-            Life::Clearing { then: Then::Again { failures, .. }, .. } => crashed(failures, None),
+            Life::Clearing {
+                then: Then::Rest | Then::Start,
+                ..
+            } => ReplicaState::Stopping,
+            Life::Clearing {
+                then: Then::Again { failures, .. },
+                ..
+            } => crashed(failures, None),
             Life::Waiting { until, failures, .. } => {
                 let pause = until.saturating_sub(self.epoch.elapsed());
                 crashed(failures, since.checked_add(pause).ok())
@@ -457,8 +539,14 @@ fn leftover(ledger: &Ledger, name: &str) -> Option<(Entry, Session)> {
 
 /// Ends what is left of a replica that is no longer configured.
 pub(super) async fn end_stray(ledger: &Ledger, name: &str) {
-    let Some((entry, mut session)) = leftover(ledger, name) else { return };
-    tracing::info!(replica = name, pid = entry.pid, "ends a process of an earlier run: its replica is no longer configured");
+    let Some((entry, mut session)) = leftover(ledger, name) else {
+        return;
+    };
+    tracing::info!(
+        replica = name,
+        pid = entry.pid,
+        "ends a process of an earlier run: its replica is no longer configured"
+    );
     session.signal(Signal::TERM);
     let limit = Instant::now() + STRAY_GRACE;
     while !session.is_gone() {

@@ -45,7 +45,13 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let parent = fields.next()?.parse().ok()?;
     let session = fields.nth(1)?.parse().ok()?; // field 6
     let start_ticks = fields.nth(15)?.parse().ok()?; // field 22
-    Some(Stat { pid: pid.trim().parse().ok()?, parent, session, start_ticks, zombie })
+    Some(Stat {
+        pid: pid.trim().parse().ok()?,
+        parent,
+        session,
+        start_ticks,
+        zombie,
+    })
 }
 
 /// Tells one uptime of the machine from another: pids and start times repeat after a boot.
@@ -60,7 +66,9 @@ pub(super) fn command_line(pid: i32) -> Option<String> {
     let text = String::from_utf8_lossy(&raw);
     let args: Vec<&str> = text.split('\0').filter(|arg| !arg.is_empty()).collect();
     if args.is_empty() {
-        return fs::read_to_string(format!("/proc/{pid}/comm")).ok().map(|name| name.trim().to_owned());
+        return fs::read_to_string(format!("/proc/{pid}/comm"))
+            .ok()
+            .map(|name| name.trim().to_owned());
     }
     Some(masked(&args))
 }
@@ -70,14 +78,23 @@ fn masked(args: &[&str]) -> String {
     let mut shown: Vec<String> = Vec::with_capacity(args.len());
     let mut secret_follows = false;
     for arg in args {
-        let (flag, value) = arg.split_once('=').map_or((*arg, None), |(flag, value)| (flag, Some(value)));
-        let flag_is_secret = flag.starts_with("--") && ["key", "token", "password", "secret"].iter().any(|word| flag.contains(word));
+        let (flag, value) = arg
+            .split_once('=')
+            .map_or((*arg, None), |(flag, value)| (flag, Some(value)));
+        let flag_is_secret = flag.starts_with("--")
+            && ["key", "token", "password", "secret"]
+                .iter()
+                .any(|word| flag.contains(word));
         if secret_follows && !arg.starts_with("--") {
             shown.push("***".to_owned()); // --api-key takes several: all up to the next flag
             continue;
         }
         secret_follows = flag_is_secret && value.is_none();
-        shown.push(if flag_is_secret && value.is_some() { format!("{flag}=***") } else { (*arg).to_owned() });
+        shown.push(if flag_is_secret && value.is_some() {
+            format!("{flag}=***")
+        } else {
+            (*arg).to_owned()
+        });
     }
     let line = shown.join(" ");
     match line.char_indices().nth(COMMAND_CHARS_MAX) {
@@ -89,7 +106,10 @@ fn masked(args: &[&str]) -> String {
 /// The inode of the socket that listens on `port` (any address, IPv4 or IPv6).
 pub(super) fn listening_inodes(port: u16) -> Vec<u64> {
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"];
-    tables.iter().flat_map(|path| listeners(&fs::read_to_string(path).unwrap_or_default(), port)).collect()
+    tables
+        .iter()
+        .flat_map(|path| listeners(&fs::read_to_string(path).unwrap_or_default(), port))
+        .collect()
 }
 
 /// Rows of `/proc/net/tcp`: number, local `ADDRESS:PORT` in hex, remote, state (0A = LISTEN), …, inode.
@@ -109,7 +129,9 @@ fn listeners(table: &str, port: u16) -> Vec<u64> {
 pub(super) fn has_socket(pid: i32, inodes: &[u64]) -> bool {
     let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     files.filter_map(|file| fs::read_link(file.path()).ok()).any(|target| {
-        let inode = target.to_str().and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+        let inode = target
+            .to_str()
+            .and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
         inode.is_some_and(|inode: u64| inodes.contains(&inode))
     })
 }
@@ -121,7 +143,13 @@ mod tests {
     #[test]
     fn a_name_with_parentheses_and_spaces_is_no_field() {
         let line = "4711 (VLLM::Eng) (x ) S 4700 4711 4699 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 30 0 987654 1000 200 18446744073709551615 1";
-        let expect = Stat { pid: 4711, parent: 4700, session: 4699, start_ticks: 987_654, zombie: false };
+        let expect = Stat {
+            pid: 4711,
+            parent: 4700,
+            session: 4699,
+            start_ticks: 987_654,
+            zombie: false,
+        };
         assert_eq!(parse_stat(line), Some(expect));
         let dead = line.replace(" S ", " Z ");
         assert_eq!(parse_stat(&dead), Some(Stat { zombie: true, ..expect }));
@@ -146,7 +174,7 @@ mod tests {
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 0100007F:138A 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 111 1 0000000000000000 100 0 0 10 0
    1: 0100007F:138A 0100007F:A2B4 01 00000000:00000000 00:00000000 00000000     0        0 222 1 0000000000000000 20 4 30 10 -1
-   2: 00000000:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 333 1 0000000000000000 100 0 0 10 0
+   2: 00000000:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 333 1 0000000000000000 100 0 0 10 0
 ";
         assert_eq!(listeners(table, 5002), [111]);
         assert_eq!(listeners(table, 8000), [333]);
@@ -155,8 +183,21 @@ mod tests {
 
     #[test]
     fn keys_in_arguments_of_others_are_masked() {
-        let line = masked(&["vllm", "serve", "--api-key", "sk-1", "sk-2", "--port", "5002", "--hf-token=hf_x", "m"]);
+        let line = masked(&[
+            "vllm",
+            "serve",
+            "--api-key",
+            "sk-1",
+            "sk-2",
+            "--port",
+            "5002",
+            "--hf-token=hf_x",
+            "m",
+        ]);
         assert_eq!(line, "vllm serve --api-key *** *** --port 5002 --hf-token=*** m");
-        assert_eq!(masked(&["é".repeat(900).as_str()]).chars().count(), COMMAND_CHARS_MAX + 1);
+        assert_eq!(
+            masked(&["é".repeat(900).as_str()]).chars().count(),
+            COMMAND_CHARS_MAX + 1
+        );
     }
 }

@@ -37,10 +37,7 @@ pub(super) enum SpawnError {
     NotFound(String),
     /// The system refused.
     #[error("`{program}` can't be started: {source}")]
-    System {
-        program: String,
-        source: io::Error,
-    },
+    System { program: String, source: io::Error },
 }
 
 impl Session {
@@ -52,9 +49,16 @@ impl Session {
         environment: &[(String, Option<String>)],
         log: File,
     ) -> Result<Session, SpawnError> {
-        let system = |source| SpawnError::System { program: program.to_owned(), source };
+        let system = |source| SpawnError::System {
+            program: program.to_owned(),
+            source,
+        };
         let find = |name: &str| {
-            let path = environment.iter().rev().find(|(name, _)| name == "PATH").and_then(|(_, path)| path.clone());
+            let path = environment
+                .iter()
+                .rev()
+                .find(|(name, _)| name == "PATH")
+                .and_then(|(_, path)| path.clone());
             found(name, path).ok_or_else(|| SpawnError::NotFound(name.to_owned()))
         };
         find(program)?;
@@ -69,9 +73,12 @@ impl Session {
         }
         let mut child = command.spawn().map_err(system)?;
         match Session::of_child(&child) {
-            Ok((pid, start_ticks, leader)) => {
-                Ok(Session { pid, start_ticks, leader: Some(leader), child: Some(child) })
-            }
+            Ok((pid, start_ticks, leader)) => Ok(Session {
+                pid,
+                start_ticks,
+                leader: Some(leader),
+                child: Some(child),
+            }),
             Err(error) => {
                 // without a pidfd it can't be watched: end it, it has hardly begun
                 let _ = child.kill();
@@ -91,7 +98,12 @@ impl Session {
 
     /// Takes over what is left of an earlier launch, which the caller knows to be of this boot; none if nothing is.
     pub(super) fn adopt(pid: i32, start_ticks: u64) -> io::Result<Option<Session>> {
-        let session = |leader| Session { pid, start_ticks, leader, child: None };
+        let session = |leader| Session {
+            pid,
+            start_ticks,
+            leader,
+            child: None,
+        };
         let pidfd = open(pid).ok(); // before the look at it: it stays the process that we looked at
         match procfs::stat(pid) {
             Some(stat) if stat.start_ticks != start_ticks => Ok(None), // the pid is somebody else's: the session was empty
@@ -130,7 +142,10 @@ impl Session {
             (stat.pid == self.pid && stat.start_ticks == self.start_ticks)
                 || (stat.session == self.pid && stat.start_ticks >= self.start_ticks)
         };
-        procfs::processes().filter(|stat| ours(stat) && !stat.zombie).map(|stat| (stat.pid, stat.start_ticks)).collect()
+        procfs::processes()
+            .filter(|stat| ours(stat) && !stat.zombie)
+            .map(|stat| (stat.pid, stat.start_ticks))
+            .collect()
     }
 
     /// Sends a signal to every process of the session, each once.
@@ -165,7 +180,9 @@ impl Session {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let status = waitid(WaitId::Pid(Pid::from_raw(self.pid)?), options).ok()??;
         Some(match (status.exit_status(), status.terminating_signal()) {
-            (_, Some(9)) => "ended by signal 9 (SIGKILL; the kernel does that when the machine's memory runs out)".to_owned(),
+            (_, Some(9)) => {
+                "ended by signal 9 (SIGKILL; the kernel does that when the machine's memory runs out)".to_owned()
+            }
             (_, Some(signal)) => format!("ended by signal {signal}"),
             (Some(code), None) => format!("ended with exit status {code}"),
             (None, None) => "ended".to_owned(),
@@ -174,7 +191,8 @@ impl Session {
 
     fn reap_orphans(&self) {
         let me = i32::try_from(std::process::id()).unwrap_or_default();
-        let orphan = |stat: &procfs::Stat| stat.zombie && stat.parent == me && stat.session == self.pid && stat.pid != self.pid;
+        let orphan =
+            |stat: &procfs::Stat| stat.zombie && stat.parent == me && stat.session == self.pid && stat.pid != self.pid;
         for stat in procfs::processes().filter(orphan) {
             let _ = waitpid(Pid::from_raw(stat.pid), WaitOptions::NOHANG);
         }
@@ -196,12 +214,17 @@ fn watched(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 /// The program's file: looked up as exec would, so that a missing one is told before anything is started.
 fn found(program: &str, path: Option<String>) -> Option<std::path::PathBuf> {
     use std::os::unix::fs::PermissionsExt;
-    let runs = |file: &std::path::Path| file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
+    let runs = |file: &std::path::Path| {
+        file.metadata()
+            .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    };
     if program.contains('/') {
         return Some(program.into()).filter(|file: &std::path::PathBuf| runs(file));
     }
     let path = path.map(Into::into).or_else(|| std::env::var_os("PATH"))?;
-    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| runs(file))
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(program))
+        .find(|file| runs(file))
 }
 
 #[cfg(test)]

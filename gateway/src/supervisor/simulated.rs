@@ -55,10 +55,23 @@ pub(super) async fn run(
     }
 }
 
-async fn serve(name: &str, mut simulation: Simulation, wants: &mut watch::Receiver<Wanted>, tell: &watch::Sender<ReplicaState>) {
+async fn serve(
+    name: &str,
+    mut simulation: Simulation,
+    wants: &mut watch::Receiver<Wanted>,
+    tell: &watch::Sender<ReplicaState>,
+) {
     let url = format!("http://{}", simulation.address);
-    tracing::warn!(replica = name, url, "this replica is SIMULATED: its answers are made up, and say so");
-    tell.send_replace(ReplicaState::Ready { since: Timestamp::now(), url, version: None });
+    tracing::warn!(
+        replica = name,
+        url,
+        "this replica is SIMULATED: its answers are made up, and say so"
+    );
+    tell.send_replace(ReplicaState::Ready {
+        since: Timestamp::now(),
+        url,
+        version: None,
+    });
     let ended = tokio::select! {
         _ = wants.wait_for(|wanted| *wanted != Wanted::Run) => None,
         ended = &mut simulation.task => Some(ended),
@@ -69,7 +82,9 @@ async fn serve(name: &str, mut simulation: Simulation, wants: &mut watch::Receiv
             tell.send_replace(ReplicaState::Stopped);
         }
         Some(ended) => {
-            let why = ended.err().map_or("it ended by itself".to_owned(), |error| error.to_string());
+            let why = ended
+                .err()
+                .map_or("it ended by itself".to_owned(), |error| error.to_string());
             crashed(name, tell, format!("the simulator ended: {why}"));
             let _ = wants.changed().await; // it is part of this program: what broke it stays broken until somebody looks
         }
@@ -79,7 +94,11 @@ async fn serve(name: &str, mut simulation: Simulation, wants: &mut watch::Receiv
 fn crashed(name: &str, tell: &watch::Sender<ReplicaState>, why: String) {
     tracing::error!(replica = name, why, "simulated replica failed");
     let finding = Finding::new(Diagnosis::Unknown, why);
-    tell.send_replace(ReplicaState::Crashed { finding, restarts: 1, next_try: None });
+    tell.send_replace(ReplicaState::Crashed {
+        finding,
+        restarts: 1,
+        next_try: None,
+    });
 }
 
 #[cfg(test)]
@@ -88,7 +107,10 @@ mod tests {
 
     #[tokio::test]
     async fn it_serves_rests_and_serves_again() {
-        let spec = super::super::tests::spec("sim", super::super::LauncherConfig::Simulated(SimulatedConfig::default()));
+        let spec = super::super::tests::spec(
+            "sim",
+            super::super::LauncherConfig::Simulated(SimulatedConfig::default()),
+        );
         let simulate: StartSimulation = Arc::new(|_, _| {
             let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
             let address = listener.local_addr()?;
@@ -101,7 +123,13 @@ mod tests {
         let (want, wants) = watch::channel(Wanted::Run);
         let (tell, mut state) = watch::channel(ReplicaState::Stopped);
         let task = tokio::spawn(run(spec, SimulatedConfig::default(), simulate, wants, tell));
-        let url = state.wait_for(|state| state.url().is_some()).await.unwrap().url().unwrap().to_owned();
+        let url = state
+            .wait_for(|state| state.url().is_some())
+            .await
+            .unwrap()
+            .url()
+            .unwrap()
+            .to_owned();
         let address: SocketAddr = url.strip_prefix("http://").unwrap().parse().unwrap();
         tokio::net::TcpStream::connect(address).await.unwrap();
         want.send_replace(Wanted::Rest);
@@ -114,13 +142,18 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_cannot_start_says_why_and_tries_when_asked() {
-        let spec = super::super::tests::spec("sim", super::super::LauncherConfig::Simulated(SimulatedConfig::default()));
+        let spec = super::super::tests::spec(
+            "sim",
+            super::super::LauncherConfig::Simulated(SimulatedConfig::default()),
+        );
         let simulate: StartSimulation = Arc::new(|_, _| Err(io::Error::other("no port")));
         let (want, wants) = watch::channel(Wanted::Run);
         let (tell, mut state) = watch::channel(ReplicaState::Stopped);
         let task = tokio::spawn(run(spec, SimulatedConfig::default(), simulate, wants, tell));
         let state = state.wait_for(|state| state.name() == "crashed").await.unwrap().clone();
-        let ReplicaState::Crashed { finding, .. } = state else { panic!("{state:?}") };
+        let ReplicaState::Crashed { finding, .. } = state else {
+            panic!("{state:?}")
+        };
         assert!(finding.evidence[0].contains("no port"), "{finding:?}");
         want.send_replace(Wanted::Close);
         task.await.unwrap();

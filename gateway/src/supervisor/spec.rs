@@ -9,6 +9,7 @@ use sluice_policy::profile::Profile;
 use sluice_policy::profile::life::Rules;
 
 use super::SupervisorError;
+use crate::simulator::Gpu;
 
 /// Names are file names and label values: so long at most.
 const NAME_BYTES_MAX: usize = 64;
@@ -44,15 +45,22 @@ impl ReplicaSpec {
         {
             return Err(SupervisorError::Name(self.name.clone()));
         }
-        let setting = |key, problem| Err(SupervisorError::Setting { replica: self.name.clone(), key, problem });
+        let setting = |key, problem| {
+            Err(SupervisorError::Setting {
+                replica: self.name.clone(),
+                key,
+                problem,
+            })
+        };
         match &self.launcher {
             LauncherConfig::Process(process) if process.port == 0 => setting("port", "must be given"),
             LauncherConfig::Process(process) if process.command.first().is_none_or(|program| program.is_empty()) => {
                 setting("command", "must name a program")
             }
-            LauncherConfig::Process(process) if process.env.contains_key(KEY_VARIABLE) => {
-                setting("env", "must not hold VLLM_API_KEY: name the variable in the backend's key_env")
-            }
+            LauncherConfig::Process(process) if process.env.contains_key(KEY_VARIABLE) => setting(
+                "env",
+                "must not hold VLLM_API_KEY: name the variable in the backend's key_env",
+            ),
             LauncherConfig::External(external) if external.url.is_empty() => setting("url", "must be given"),
             _ => Ok(()),
         }
@@ -84,7 +92,9 @@ impl ReplicaKey {
         }
         match std::env::var(variable) {
             Ok(key) if !key.is_empty() => ReplicaKey::Given(key),
-            _ => ReplicaKey::Missing { variable: variable.to_owned() },
+            _ => ReplicaKey::Missing {
+                variable: variable.to_owned(),
+            },
         }
     }
 
@@ -203,19 +213,7 @@ pub enum OnExit {
 #[serde(default, deny_unknown_fields)]
 pub struct SimulatedConfig {
     /// Whose speed it imitates. Default `h100`.
-    pub gpu: SimulatedGpu,
-}
-
-/// Whose prefill and decode rates a simulated replica has.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SimulatedGpu {
-    /// One H100 with 80 GB.
-    #[default]
-    H100,
-    /// Two RTX 4090.
-    #[serde(alias = "2x4090")]
-    Rtx4090x2,
+    pub gpu: Gpu,
 }
 
 fn default_probe_s() -> u32 {
@@ -244,12 +242,20 @@ mod tests {
 
     #[test]
     fn each_launcher_reads_with_its_defaults() {
-        let external = ExternalConfig { url: "http://127.0.0.1:8000".to_owned(), probe_s: 2 };
+        let external = ExternalConfig {
+            url: "http://127.0.0.1:8000".to_owned(),
+            probe_s: 2,
+        };
         let text = "launcher = \"external\"\nurl = \"http://127.0.0.1:8000\"";
         assert_eq!(read(text), Ok(LauncherConfig::External(external)));
-        assert_eq!(read("launcher = \"process\"\nport = 8000"), Ok(LauncherConfig::Process(ProcessConfig::on_port(8000))));
-        let simulated = LauncherConfig::Simulated(SimulatedConfig { gpu: SimulatedGpu::Rtx4090x2 });
-        assert_eq!(read("launcher = \"simulated\"\ngpu = \"2x4090\""), Ok(simulated));
+        assert_eq!(
+            read("launcher = \"process\"\nport = 8000"),
+            Ok(LauncherConfig::Process(ProcessConfig::on_port(8000)))
+        );
+        let simulated = LauncherConfig::Simulated(SimulatedConfig {
+            gpu: Gpu::Rtx4090x2,
+        });
+        assert_eq!(read("launcher = \"simulated\"\ngpu = \"rtx4090x2\""), Ok(simulated));
     }
 
     #[test]
@@ -274,9 +280,16 @@ mod tests {
             #[serde(flatten)]
             launcher: LauncherConfig,
         }
-        let replica: Replica = toml::from_str("name = \"a\"\nlauncher = \"process\"\nport = 1\non_exit = \"leave\"").unwrap();
+        let replica: Replica =
+            toml::from_str("name = \"a\"\nlauncher = \"process\"\nport = 1\non_exit = \"leave\"").unwrap();
         assert_eq!(replica.name, "a");
-        assert_eq!(replica.launcher, LauncherConfig::Process(ProcessConfig { on_exit: OnExit::Leave, ..ProcessConfig::on_port(1) }));
+        assert_eq!(
+            replica.launcher,
+            LauncherConfig::Process(ProcessConfig {
+                on_exit: OnExit::Leave,
+                ..ProcessConfig::on_port(1)
+            })
+        );
         let error = toml::from_str::<Replica>("name = \"a\"\nlauncher = \"process\"\nport = 1\nnmae = 2").unwrap_err();
         assert!(error.to_string().contains("nmae"), "{error}");
     }

@@ -1,9 +1,9 @@
 //! The histogram of gaps between tokens, `sluice_inter_token_seconds`.
 //!
 //! Problem: every gap must count once (a histogram of each stream's p50 or p99 would answer no question), but a stream has
-//! thousands of them, the meter keeps them in buckets only, and OpenTelemetry's histogram takes one value at a time.
-//! Rule: the meter's buckets are added here in one go when a stream ends; a bucket counts where its own upper bound lies,
-//! so a gap is off by the width of the meter's bucket at most. The sum is that of the same bounds.
+//! thousands of them, the meter keeps them in narrow buckets only, and OpenTelemetry's histogram takes one value at a time.
+//! Rule: when a stream ends, the meter's buckets are added here in one go, each with the length that stands for it. A gap is
+//! so off by half the width of the meter's bucket at most (5 %), and so is the sum.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,8 +12,13 @@ use std::time::Duration;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Bucket, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
-pub(super) const NAME: &str = "sluice_inter_token_seconds";
+use super::labels::OTHER;
+
+const NAME: &str = "sluice_inter_token_seconds";
 const HELP: &str = "Gaps between the tokens of a stream";
+
+/// Pairs of model and replica; as many as OpenTelemetry keeps of an instrument.
+const SERIES_LIMIT: usize = 2_000;
 
 /// Upper bounds in microseconds: 1 ms to 10 s.
 const BOUNDS_US: [u64; 21] = [
@@ -82,15 +87,24 @@ impl GapFamily {
         })
     }
 
-    /// A new series; the caller makes each pair of labels once.
+    /// The series of these labels, a new one if there is none. Beyond [`SERIES_LIMIT`] pairs all share one.
     pub(super) fn series(&self, model: &Arc<str>, replica: &Arc<str>) -> Arc<Gaps> {
+        let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        let other = Arc::<str>::from(OTHER);
+        let (model, replica) = if series.len() < SERIES_LIMIT {
+            (model, replica)
+        } else {
+            (&other, &other)
+        };
+        if let Some(known) = series.iter().find(|of| of.model == *model && of.replica == *replica) {
+            return Arc::clone(&known.gaps);
+        }
         let gaps = Arc::<Gaps>::default();
-        let series = Series {
+        series.push(Series {
             model: Arc::clone(model),
             replica: Arc::clone(replica),
             gaps: Arc::clone(&gaps),
-        };
-        self.series.lock().unwrap_or_else(PoisonError::into_inner).push(series);
+        });
         gaps
     }
 }
@@ -134,6 +148,22 @@ impl Series {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn series_are_made_once_and_bounded() {
+        let family = GapFamily::new().unwrap();
+        let name = |number: usize| Arc::<str>::from(format!("r{number}"));
+        let first = family.series(&name(0), &name(0));
+        assert!(Arc::ptr_eq(&first, &family.series(&name(0), &name(0))));
+        (0..SERIES_LIMIT + 100).for_each(|number| family.series(&name(1), &name(number)).add(Duration::ZERO, 1));
+        let metrics = family.collect().remove(0);
+        assert_eq!(metrics.get_metric().len(), SERIES_LIMIT + 1);
+        let counted = metrics
+            .get_metric()
+            .iter()
+            .map(|metric| metric.get_histogram().get_sample_count());
+        assert_eq!(counted.sum::<u64>(), SERIES_LIMIT as u64 + 100);
+    }
 
     #[test]
     fn each_gap_counts_once_and_in_its_bucket() {

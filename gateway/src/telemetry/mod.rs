@@ -61,6 +61,7 @@ impl Metrics {
         let state = State {
             instruments: Instruments::new(&meter, &registry)?,
             models: Bounded::new(),
+            replicas: Bounded::new(),
             tools: Bounded::new(),
             codes: Bounded::new(),
             replicas_up: Mutex::default(),
@@ -109,7 +110,7 @@ impl Metrics {
     }
 
     /// Counts the gaps between the tokens of a finished stream: each item is a length and how many gaps had it, as the
-    /// meter's buckets tell (their upper bounds). Call it once for each stream, beside [`Self::observe`].
+    /// meter's buckets tell. Call it once for each stream, beside [`Self::observe`].
     pub fn observe_gaps(&self, model: &str, replica: &str, gaps: impl IntoIterator<Item = (Duration, u64)>) {
         let state = &*self.inner.state;
         let series = state.replica(&state.model(model), replica);
@@ -246,6 +247,7 @@ struct Inner {
 struct State {
     instruments: Instruments,
     models: Bounded<String, ModelSeries>,
+    replicas: Bounded<String, Arc<str>>,
     tools: Bounded<String, Arc<str>>,
     codes: Bounded<String, Arc<str>>,
     replicas_up: Mutex<BTreeMap<String, bool>>,
@@ -260,8 +262,13 @@ impl State {
     }
 
     fn replica(&self, model: &ModelSeries, name: &str) -> Arc<ReplicaSeries> {
-        let make = |name: Option<&str>| ReplicaSeries::new(&self.instruments, &model.name, name.unwrap_or(OTHER));
-        model.replicas.get(known(name), make)
+        model.replicas.get(known(name), |name| {
+            // The label is bounded over all models, not for each of them.
+            let label = self
+                .replicas
+                .get(name.unwrap_or(OTHER), |name| Arc::from(name.unwrap_or(OTHER)));
+            ReplicaSeries::new(&self.instruments, &model.name, &label)
+        })
     }
 
     /// What only a stream that has begun has.
@@ -371,3 +378,6 @@ fn known(name: &str) -> &str {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -190,11 +190,10 @@ pub(super) struct ReplicaSeries {
 }
 
 impl ReplicaSeries {
-    pub(super) fn new(of: &Instruments, model: &Arc<str>, replica: &str) -> Self {
-        let replica = Arc::<str>::from(replica);
+    pub(super) fn new(of: &Instruments, model: &Arc<str>, replica: &Arc<str>) -> Self {
         let pair = [
             KeyValue::new("model", Arc::clone(model)),
-            KeyValue::new("replica", Arc::clone(&replica)),
+            KeyValue::new("replica", Arc::clone(replica)),
         ];
         let [first, second] = &pair;
         let ttft = |warm| {
@@ -205,7 +204,7 @@ impl ReplicaSeries {
             ttft_client: [ttft("false"), ttft("true"), ttft("unknown")],
             ttft_engine: of.ttft_engine.bind(&pair),
             tpot: of.tpot.bind(&pair),
-            gaps: of.gaps.series(model, &replica),
+            gaps: of.gaps.series(model, replica),
         }
     }
 

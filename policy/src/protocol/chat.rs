@@ -74,7 +74,10 @@ impl Chunk {
     /// [`Malformed`] if `text` isn't one JSON object of the expected shape.
     pub fn read(&mut self, text: &str, head: &str) -> Result<(), Malformed> {
         let choices = std::mem::take(&mut self.choices);
-        *self = Self { choices, ..Self::default() };
+        *self = Self {
+            choices,
+            ..Self::default()
+        };
         self.choices.clear();
         let mut walk = Walk::new(text);
         let mut first = true;
@@ -174,7 +177,9 @@ fn number(walk: &mut Walk<'_>) -> Walked<u32> {
 pub fn unquote(token: &str) -> Result<Cow<'_, str>, Malformed> {
     match token.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
         Some(inner) if memchr::memchr(b'\\', inner.as_bytes()).is_none() => Ok(Cow::Borrowed(inner)),
-        _ => serde_json::from_str(token).map(Cow::Owned).map_err(|error| Malformed { at: error.column() }),
+        _ => serde_json::from_str(token)
+            .map(Cow::Owned)
+            .map_err(|error| Malformed { at: error.column() }),
     }
 }
 
@@ -224,7 +229,13 @@ pub fn rebuild(object: &str, fields: &[(&str, Field<'_>)], out: &mut Vec<u8>) ->
     let mut first = true;
     let mut comma: &[u8] = b"";
     let mut put = |key: &str, value: &[u8], out: &mut Vec<u8>| {
-        for part in [std::mem::replace(&mut comma, b","), b"\"", key.as_bytes(), b"\":", value] {
+        for part in [
+            std::mem::replace(&mut comma, b","),
+            b"\"",
+            key.as_bytes(),
+            b"\":",
+            value,
+        ] {
             out.extend_from_slice(part);
         }
     };
@@ -234,7 +245,10 @@ pub fn rebuild(object: &str, fields: &[(&str, Field<'_>)], out: &mut Vec<u8>) ->
         let value = walk.value()?.of(object).as_bytes();
         let field = fields.iter().position(|(name, _)| *name == key);
         seen |= field.map_or(0, |at| 1 << at);
-        match field.and_then(|at| fields.get(at)).map_or(Field::Keep, |(_, field)| *field) {
+        match field
+            .and_then(|at| fields.get(at))
+            .map_or(Field::Keep, |(_, field)| *field)
+        {
             Field::Keep => put(key, value, out),
             Field::Drop => {}
             Field::Set(new) => put(key, new, out),
@@ -279,7 +293,13 @@ impl Edits {
     pub fn replace<E>(&mut self, place: Span, write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<(), E> {
         let start = self.bytes.len();
         write(&mut self.bytes)?;
-        self.places.push((place, Span { start, end: self.bytes.len() }));
+        self.places.push((
+            place,
+            Span {
+                start,
+                end: self.bytes.len(),
+            },
+        ));
         Ok(())
     }
 
@@ -287,7 +307,13 @@ impl Edits {
     pub fn set(&mut self, place: Span, new: &[u8]) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(new);
-        self.places.push((place, Span { start, end: self.bytes.len() }));
+        self.places.push((
+            place,
+            Span {
+                start,
+                end: self.bytes.len(),
+            },
+        ));
     }
 
     /// Appends `text` with the replacements made.
@@ -316,7 +342,9 @@ mod tests {
         assert_eq!(chunk.id.map(|span| span.of(TEXT)), Some("\"chatcmpl-1\""));
         assert_eq!(chunk.created.map(|span| span.of(TEXT)), Some("17"));
         assert_eq!((chunk.usage, chunk.error, chunk.carries), (None, None, false));
-        let [choice] = chunk.choices[..] else { panic!("{chunk:?}") };
+        let [choice] = chunk.choices[..] else {
+            panic!("{chunk:?}")
+        };
         assert_eq!(choice.body.map(|span| span.of(TEXT)), Some(r#"{"content":" Paris"}"#));
         assert_eq!(choice.content.map(|span| span.of(TEXT)), Some("\" Paris\""));
         assert_eq!((choice.finish, choice.carries), (None, false));
@@ -342,12 +370,24 @@ mod tests {
             (r#"{"choices":[{"logprobs":{"content":[]},"delta":{}}]}"#, false, true),
             (r#"{"choices":[{"token_ids":[1],"delta":{}}]}"#, false, true),
             (r#"{"choices":[{"token_ids":null,"delta":{"audio":{}}}]}"#, false, true),
-            (r#"{"choices":[{"index":0,"delta":{"content":"a"}}],"prompt_token_ids":[1]}"#, true, false),
-            (r#"{"choices":[{"index":0,"delta":{"content":"a"}}],"prompt_token_ids":null}"#, false, false),
+            (
+                r#"{"choices":[{"index":0,"delta":{"content":"a"}}],"prompt_token_ids":[1]}"#,
+                true,
+                false,
+            ),
+            (
+                r#"{"choices":[{"index":0,"delta":{"content":"a"}}],"prompt_token_ids":null}"#,
+                false,
+                false,
+            ),
         ] {
             let mut chunk = Chunk::default();
             chunk.read(text, "").unwrap();
-            assert_eq!((chunk.carries, chunk.choices[0].carries), (chunk_carries, choice_carries), "{text}");
+            assert_eq!(
+                (chunk.carries, chunk.choices[0].carries),
+                (chunk_carries, choice_carries),
+                "{text}"
+            );
         }
     }
 

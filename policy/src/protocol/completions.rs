@@ -19,9 +19,18 @@ mod tests {
     fn text_is_seen() {
         let mut chunk = Chunk::default();
         for (text, want) in [
-            (r#"{"id":"cmpl-1","choices":[{"index":0,"text":"<think>","logprobs":null,"finish_reason":null}]}"#, true),
-            (r#"{"id":"cmpl-1","choices":[{"index":0,"text":"","logprobs":null,"finish_reason":"stop"}]}"#, false),
-            (r#"{"id":"cmpl-1","choices":[{"index":0,"text":null,"finish_reason":"stop"}]}"#, false),
+            (
+                r#"{"id":"cmpl-1","choices":[{"index":0,"text":"<think>","logprobs":null,"finish_reason":null}]}"#,
+                true,
+            ),
+            (
+                r#"{"id":"cmpl-1","choices":[{"index":0,"text":"","logprobs":null,"finish_reason":"stop"}]}"#,
+                false,
+            ),
+            (
+                r#"{"id":"cmpl-1","choices":[{"index":0,"text":null,"finish_reason":"stop"}]}"#,
+                false,
+            ),
         ] {
             chunk.read(text, "").unwrap();
             assert_eq!(has_text(text, &chunk.choices[0]), want, "{text}");

@@ -49,7 +49,12 @@ pub struct Decoder {
 impl Decoder {
     /// A decoder that accepts events of at most `limit_bytes`.
     pub fn new(limit_bytes: usize) -> Self {
-        Self { limit_bytes, partial: BytesMut::new(), progress: Progress::default(), at_start: true }
+        Self {
+            limit_bytes,
+            partial: BytesMut::new(),
+            progress: Progress::default(),
+            at_start: true,
+        }
     }
 
     /// Appends to `out` each event that ends within `input`.
@@ -127,13 +132,23 @@ impl Decoder {
     }
 
     fn within_limit(&self, len: usize) -> Result<(), SseError> {
-        if len > self.limit_bytes { Err(SseError::TooLong { limit_bytes: self.limit_bytes }) } else { Ok(()) }
+        if len > self.limit_bytes {
+            Err(SseError::TooLong {
+                limit_bytes: self.limit_bytes,
+            })
+        } else {
+            Ok(())
+        }
     }
 
     fn emit(&mut self, raw: Bytes, out: &mut Vec<Event>) -> Result<(), SseError> {
         self.within_limit(raw.len())?;
         let lines = std::mem::take(&mut self.progress).lines;
-        let body = if std::mem::take(&mut self.at_start) && raw.starts_with(BOM) { BOM.len() } else { 0 };
+        let body = if std::mem::take(&mut self.at_start) && raw.starts_with(BOM) {
+            BOM.len()
+        } else {
+            0
+        };
         if lines == 0 {
             return Ok(()); // a blank line alone
         }
@@ -209,7 +224,9 @@ fn payload(raw: &Bytes, body: usize, lines: usize) -> Bytes {
     }
     let mut joined: Option<BytesMut> = None;
     for line in text.split(|&byte| byte == b'\n' || byte == b'\r') {
-        let Some(data) = data_of(line).and_then(|skip| line.get(skip..)) else { continue };
+        let Some(data) = data_of(line).and_then(|skip| line.get(skip..)) else {
+            continue;
+        };
         match &mut joined {
             Some(joined) => {
                 joined.extend_from_slice(b"\n");
@@ -257,7 +274,10 @@ mod tests {
 
     fn check(stream: &str, want: &[&str]) {
         let whole = decode(&[stream.as_bytes()]);
-        let data: Vec<_> = whole.iter().map(|event| String::from_utf8(event.data.to_vec()).unwrap()).collect();
+        let data: Vec<_> = whole
+            .iter()
+            .map(|event| String::from_utf8(event.data.to_vec()).unwrap())
+            .collect();
         assert_eq!(data, want, "{stream:?}");
         for cut in 0..=stream.len() {
             let (a, b) = stream.as_bytes().split_at(cut);
@@ -292,7 +312,10 @@ mod tests {
         let mut out = Vec::new();
         Decoder::new(64).push(input.clone(), &mut out).unwrap();
         let inside = input.as_ptr_range();
-        assert!(out.iter().all(|event| inside.contains(&event.raw.as_ptr()) && inside.contains(&event.data.as_ptr())));
+        assert!(
+            out.iter()
+                .all(|event| inside.contains(&event.raw.as_ptr()) && inside.contains(&event.data.as_ptr()))
+        );
         assert_eq!(out.last().map(|event| &event.raw[..]), Some(DONE));
     }
 
@@ -306,7 +329,11 @@ mod tests {
                 let result = event
                     .chunks(size)
                     .try_for_each(|piece| decoder.push(Bytes::copy_from_slice(piece), &mut out));
-                let want = if event.len() > limit { Err(SseError::TooLong { limit_bytes: limit }) } else { Ok(()) };
+                let want = if event.len() > limit {
+                    Err(SseError::TooLong { limit_bytes: limit })
+                } else {
+                    Ok(())
+                };
                 assert_eq!(result, want, "limit {limit}, pieces of {size}");
             }
         }
@@ -316,7 +343,9 @@ mod tests {
     fn what_is_cut_off_is_visible() {
         let mut decoder = Decoder::new(64);
         let mut out = Vec::new();
-        decoder.push(Bytes::from_static(b"data: a\n\ndata: b\n"), &mut out).unwrap();
+        decoder
+            .push(Bytes::from_static(b"data: a\n\ndata: b\n"), &mut out)
+            .unwrap();
         assert!(!decoder.is_empty());
         decoder.push(Bytes::from_static(b"\n"), &mut out).unwrap();
         assert!(decoder.is_empty());

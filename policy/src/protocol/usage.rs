@@ -46,7 +46,9 @@ impl Usage {
             prompt_tokens: wire.prompt_tokens,
             cached_tokens: wire.prompt_tokens_details.and_then(|details| details.cached_tokens),
             completion_tokens: wire.completion_tokens,
-            reasoning_tokens: wire.completion_tokens_details.and_then(|details| details.reasoning_tokens),
+            reasoning_tokens: wire
+                .completion_tokens_details
+                .and_then(|details| details.reasoning_tokens),
             estimated: false,
         }
     }
@@ -81,14 +83,20 @@ mod tests {
             estimated: false,
         };
         assert_eq!(Usage::read(usage), want);
-        assert_eq!(Usage::read(r#"{"completion_tokens":null,"completion_tokens_details":null}"#), Usage::default());
+        assert_eq!(
+            Usage::read(r#"{"completion_tokens":null,"completion_tokens_details":null}"#),
+            Usage::default()
+        );
         assert_eq!(Usage::read("[]"), Usage::default());
     }
 
     #[test]
     fn reasoning_tokens_are_put_in_place() {
         for (usage, want) in [
-            (r#"{"completion_tokens":4}"#, r#"{"completion_tokens":4,"completion_tokens_details":{"reasoning_tokens":3}}"#),
+            (
+                r#"{"completion_tokens":4}"#,
+                r#"{"completion_tokens":4,"completion_tokens_details":{"reasoning_tokens":3}}"#,
+            ),
             (
                 r#"{"completion_tokens_details":null,"completion_tokens":4}"#,
                 r#"{"completion_tokens_details":{"reasoning_tokens":3},"completion_tokens":4}"#,

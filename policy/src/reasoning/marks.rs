@@ -76,6 +76,11 @@ impl Marks {
         place != Place::Plain
     }
 
+    /// Nothing but spaces stands before this position in its line.
+    pub(crate) fn at_line_start(&self) -> bool {
+        self.line == Line::Start && self.run.is_none()
+    }
+
     /// Markup was taken out of the text here: a new line begins.
     pub(crate) fn after_markup(&mut self) {
         self.step(b'\n');

@@ -10,7 +10,8 @@
 //! | `Prompt` (2507, VL thinking) | reasoning up to `</think>`, all of it if that never comes | a partial tag |
 //! | `Unknown { hold }` | reasoning if `</think>` comes, else content | all of it, up to `hold` bytes; then it is content |
 //!
-//! With thinking off it is content at once. A stray first `</think>` is dropped, a later one is text. White space behind a tag
+//! With thinking off it is content at once. A `<think>` in the middle of a line that a space or a punctuation mark follows is
+//! spoken of, and text. A stray first `</think>` is dropped, a later one is text. White space behind a tag
 //! is markup; before the first tag too. A call inside a block is held until it is followed by text (it was thought: reasoning)
 //! or the answer ends, with or without a closing tag (it was meant: it leaves as content, for the scanner). Next: `tool_call`.
 
@@ -49,7 +50,7 @@ pub enum Opener {
     },
 }
 
-/// Default of [`Opener::Unknown`]: more than most reasoning, and no more than a second or two of a whole answer's text.
+/// Default of [`Opener::Unknown`]: some 16,000 tokens, more than most reasoning.
 pub const OPENER_HOLD: usize = 64 << 10;
 /// Longest white space that is held at the start of an answer.
 const LEAD_LIMIT: usize = 4096;
@@ -156,7 +157,7 @@ impl Splitter {
     }
 
     /// May `text` pass as it is, and whereto? If so it counts as pushed, and the caller shows it unchanged. If not, push it.
-    /// Costs one search and no allocation.
+    /// Costs a SIMD search or two and no allocation.
     pub fn pass(&mut self, text: &str) -> Option<Channel> {
         if !self.held.is_empty() || self.behind_tag || self.calls.is_some() {
             return None;
@@ -186,6 +187,11 @@ impl Splitter {
     /// Inside a think block now, as far as is known.
     pub fn in_block(&self) -> bool {
         matches!(self.state, State::Block)
+    }
+
+    /// Who opened the block, as far as this answer shows.
+    pub fn seen(&self) -> Option<Opener> {
+        self.seen
     }
 
     /// Who opens the block, as this answer shows: worth remembering for the model's next one. Call it at the end; an answer
@@ -222,7 +228,8 @@ impl Splitter {
                 self.show(Channel::Content, Some(&held), out);
             }
             State::Block => {
-                let calls = self.calls.take().unwrap_or(held.len());
+                let prose = matches!(self.watch.finish(), Some((_, End::NotACall)));
+                let calls = self.calls.take().filter(|_| !prose).unwrap_or(held.len());
                 self.show(Channel::Reasoning, held.get(..calls), out);
                 self.show(Channel::Content, held.get(calls..), out);
             }
@@ -279,15 +286,10 @@ impl Splitter {
         {
             self.show(Channel::Content, text.get(*from..upto), out);
             (*from, self.calls, self.state) = (upto, None, State::Content);
-            self.watch.thought = false;
         }
         match sight {
             Sight::Wait => {
-                let upto = self.calls.unwrap_or(*at);
-                if let Some(channel) = self.channel() {
-                    self.show(channel, text.get(*from..upto), out);
-                    *from = upto;
-                }
+                self.show_decided(text, self.calls.unwrap_or(*at), from, out);
                 return false;
             }
             Sight::CallOpens(start) if self.state != State::Content => {
@@ -300,13 +302,17 @@ impl Splitter {
             }
             Sight::CallOpens(_) | Sight::CallEnds(..) => {}
             Sight::ThinkOpen if self.state == State::Block => self.watch.skip(at),
-            Sight::ThinkOpen => {
-                self.show(Channel::Content, text.get(*from..*at), out);
-                *at += THINK_OPEN.len();
-                *from = *at;
-                self.seen.get_or_insert(Opener::Model);
-                self.open();
-            }
+            Sight::ThinkOpen => match self.opens(text, *at) {
+                Some(true) => {
+                    self.show(Channel::Content, text.get(*from..*at), out);
+                    self.open(at, from);
+                }
+                Some(false) => self.watch.skip(at),
+                None => {
+                    self.show_decided(text, *at, from, out);
+                    return false;
+                }
+            },
             Sight::ThinkClose if self.state == State::Content && self.closed => self.watch.skip(at),
             Sight::ThinkClose => self.close(text, at, from, out),
             Sight::CallClose(_) => self.watch.skip(at),
@@ -314,13 +320,28 @@ impl Splitter {
         true
     }
 
-    /// Where text goes as it comes; `None` while that isn't known.
-    fn channel(&self) -> Option<Channel> {
-        match self.state {
-            State::Block => Some(Channel::Reasoning),
-            State::Content => Some(Channel::Content),
-            State::Lead | State::Undecided { .. } | State::Closed { .. } => None,
+    /// Shows what stands before `upto`, if its place is decided.
+    fn show_decided(&mut self, text: &str, upto: usize, from: &mut usize, out: &mut Vec<Part>) {
+        let channel = match self.state {
+            State::Block => Channel::Reasoning,
+            State::Content => Channel::Content,
+            State::Lead | State::Undecided { .. } | State::Closed { .. } => return,
+        };
+        self.show(channel, text.get(*from..upto), out);
+        *from = upto;
+    }
+
+    /// Whether the `<think>` here opens a block: in the middle of a line, one that a space or a punctuation mark follows is spoken of.
+    fn opens(&self, text: &str, at: usize) -> Option<bool> {
+        if self.watch.marks.at_line_start() {
+            return Some(true);
         }
+        let behind = text.get(at + THINK_OPEN.len()..).unwrap_or_default();
+        let next = behind.chars().next()?;
+        Some(!matches!(
+            next,
+            ' ' | ',' | '.' | ';' | ':' | '!' | '?' | ')' | ']' | '}' | '"' | '\''
+        ))
     }
 
     /// White space at the start, then a tag or text; false: more text is needed.
@@ -335,12 +356,7 @@ impl Splitter {
         match tag {
             Tag::Partial => return false,
             Tag::ThinkOpen => {
-                *at += THINK_OPEN.len();
-                *from = *at;
-                if self.opener != Opener::Prompt {
-                    self.seen = Some(Opener::Model);
-                }
-                self.open();
+                self.open(at, from);
             }
             Tag::ThinkClose => {
                 *at += THINK_CLOSE.len();
@@ -367,7 +383,12 @@ impl Splitter {
         *at = from;
     }
 
-    fn open(&mut self) {
+    fn open(&mut self, at: &mut usize, from: &mut usize) {
+        *at += THINK_OPEN.len();
+        *from = *at;
+        if self.opener != Opener::Prompt {
+            self.seen.get_or_insert(Opener::Model);
+        }
         self.aside = std::mem::take(&mut self.watch.marks);
         // behind a later opening tag white space is kept: it parts the two texts
         self.behind_tag = !self.reasoned;
@@ -395,6 +416,7 @@ impl Splitter {
             };
         }
         self.watch.marks = std::mem::take(&mut self.aside);
+        self.watch.marks.after_markup();
         self.watch.thought = false;
         *at += THINK_CLOSE.len();
         *from = *at;

@@ -1,4 +1,4 @@
-//! The session key ladder (B32): headers and what the body says in, one [`SessionKey`] out.
+//! The session key ladder (B32): headers and what the body says in, one `SessionKey` out.
 //!
 //! A session key is a prior: it says which requests belong together, so that the second finds the replica of the first. What
 //! is cached where is known elsewhere. The first rung that has a value wins, headers before body; the last rung, the

@@ -5,10 +5,12 @@
 //! stages run the same block, so that they agree on where a call ends: the reasoning splitter to leave think tags in a
 //! call's strings alone, the scanner to read the calls. Reading them is `call`'s.
 
-use super::json::{Json, Progress, space};
+use super::json::{Json, PARTS_LIMIT, Progress, space};
 use super::tag::{Tag, floor};
+use super::tools::ToolSet;
 use memchr::memchr;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Longest call that is held, tags included.
 pub const CALL_LIMIT: usize = 4 << 20;
@@ -20,6 +22,7 @@ const LOOK_AHEAD: usize = 64;
 /// A call block that is being read.
 #[derive(Debug, Clone)]
 pub(crate) struct Block {
+    tools: Arc<ToolSet>,
     state: State,
     /// Bytes taken, the opening tag included.
     seen: usize,
@@ -77,8 +80,8 @@ enum State {
     Ticks(usize),
     /// The rest of a fence's first line.
     Info(usize),
-    /// A word: a function if `(` follows.
-    Word(usize),
+    /// A word: a call written as code if it is a declared name and `(` follows, else prose.
+    Word(String),
     Json {
         json: Json,
         from: usize,
@@ -102,8 +105,9 @@ enum State {
 
 impl Block {
     /// Behind `<tool_call>`, whose tag has `len` bytes.
-    pub(crate) fn tagged(len: usize, named: Option<String>) -> Self {
+    pub(crate) fn tagged(len: usize, named: Option<String>, tools: Arc<ToolSet>) -> Self {
         Block {
+            tools,
             state: State::Lead,
             seen: len,
             named,
@@ -118,10 +122,10 @@ impl Block {
     }
 
     /// Behind a `<function=NAME>` that no `<tool_call>` holds.
-    pub(crate) fn bare(len: usize, name: String) -> Self {
+    pub(crate) fn bare(len: usize, name: String, tools: Arc<ToolSet>) -> Self {
         let mut block = Block {
             bare: true,
-            ..Block::tagged(len, None)
+            ..Block::tagged(len, None, tools)
         };
         block.function(name);
         block
@@ -159,6 +163,7 @@ impl Block {
                 at: self.wrong,
                 back: None,
             },
+            State::Word(_) | State::Ticks(_) => End::NotACall,
             _ => End::Cut,
         }
     }
@@ -197,12 +202,12 @@ impl Block {
                     _ => Took::Bytes(first.len_utf8()),
                 }
             }
-            State::Word(count) => match first {
-                'a'..='z' | 'A'..='Z' | '0'..='9' | '_' | '-' | '.' if *count < WORD_LIMIT => {
-                    *count += 1;
+            State::Word(word) => match first {
+                'a'..='z' | 'A'..='Z' | '0'..='9' | '_' | '-' | '.' if word.len() < WORD_LIMIT => {
+                    word.push(first);
                     Took::Bytes(1)
                 }
-                '(' => self.broken(0),
+                '(' if self.tools.find(word).is_some() => self.broken(0),
                 _ => Took::End(0, End::NotACall),
             },
             State::Json { .. } => self.json(rest),
@@ -225,6 +230,9 @@ impl Block {
     }
 
     fn value(&mut self) -> Took {
+        if self.values.len() >= PARTS_LIMIT {
+            return self.broken(0);
+        }
         let json = Json::new();
         self.to(
             State::Json {
@@ -250,7 +258,7 @@ impl Block {
             '{' | '[' => self.value(),
             '`' => self.to(State::Ticks(0), 0),
             '"' | '\'' => self.broken(0),
-            'a'..='z' | 'A'..='Z' | '_' => self.to(State::Word(0), 0),
+            'a'..='z' | 'A'..='Z' | '_' => self.to(State::Word(String::new()), 0),
             '<' => match Tag::read(rest) {
                 Tag::Partial => Took::Wait,
                 Tag::CallOpen { len, name } => {
@@ -358,6 +366,7 @@ impl Block {
         let between = matches!(self.state, State::Between);
         match Tag::read(rest) {
             Tag::Partial => Took::Wait,
+            Tag::Parameter { .. } | Tag::Function { .. } if self.is_full() => self.broken(0),
             Tag::Parameter { len, name } if between => self.to(
                 State::Value {
                     key: name,
@@ -386,6 +395,12 @@ impl Block {
             Tag::ThinkClose if !between && self.thought => Took::End(0, End::Reopened),
             _ => self.broken(0),
         }
+    }
+
+    /// No more functions, or parameters of the last one, are told apart.
+    fn is_full(&self) -> bool {
+        let parameters = self.functions.last().map_or(0, |function| function.parameters.len());
+        self.functions.len() > PARTS_LIMIT || parameters >= PARTS_LIMIT
     }
 
     /// Inside a parameter's value: `</parameter>` ends it only if more markup follows, since the value may speak of tags.

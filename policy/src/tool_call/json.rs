@@ -9,6 +9,8 @@ use std::ops::Range;
 
 /// Deepest nesting of a call, as for requests (B4).
 pub(crate) const DEPTH_LIMIT: usize = 128;
+/// Most members, elements, parameters or calls that are told apart in one place; a walk stops one behind it.
+pub(crate) const PARTS_LIMIT: usize = 1024;
 
 /// A recogniser of one object or array.
 #[derive(Debug, Clone)]
@@ -307,7 +309,7 @@ pub(crate) fn members(object: &str) -> Vec<Member> {
         let value = walk.value();
         found.push(Member { key, value });
         walk.spaces();
-        if !walk.eat(b',') {
+        if found.len() > PARTS_LIMIT || !walk.eat(b',') {
             return found;
         }
     }
@@ -332,7 +334,7 @@ pub(crate) fn elements(array: &str) -> Vec<Range<usize>> {
         }
         found.push(value);
         walk.spaces();
-        if !walk.eat(b',') {
+        if found.len() > PARTS_LIMIT || !walk.eat(b',') {
             return found;
         }
     }

@@ -106,8 +106,8 @@ impl Scanner {
         }
     }
 
-    /// May `text` pass as it is? If so it counts as pushed, and the caller shows it unchanged. If not, push it. Costs one
-    /// search and no allocation.
+    /// May `text` pass as it is? If so it counts as pushed, and the caller shows it unchanged. If not, push it. Costs a SIMD
+    /// search or two and no allocation.
     pub fn pass(&mut self, text: &str) -> bool {
         let running = matches!(self.state, State::Text) && self.held.is_empty() && !self.behind_markup;
         let passes = running && self.watch.pass(text);
@@ -120,9 +120,9 @@ impl Scanner {
         self.held.len()
     }
 
-    /// Inside a call (for the time that calls are held, `tool_hold`).
+    /// Inside a call, or what may be a bare one (for the time that calls are held, `tool_hold`).
     pub fn in_call(&self) -> bool {
-        self.watch.in_call()
+        self.watch.in_call() || matches!(self.state, State::Json { .. } | State::JsonDone { .. })
     }
 
     /// Takes the next piece of the choice's content.
@@ -490,21 +490,24 @@ fn looks_like_call(text: &str, tools: &ToolSet) -> Option<bool> {
         Ok(read) => read,
         Err(NotAString) => return Some(false),
     };
-    match key.as_str() {
-        "arguments" | "parameters" | "args" | "input" | "id" | "type" => Some(true),
-        "name" | "function" => {
-            let behind = behind.trim_start_matches(space);
-            if behind.is_empty() {
-                return None;
-            }
-            let Some(value) = behind.strip_prefix(':') else {
-                return Some(false);
-            };
-            match leading_string(value)? {
-                Ok((name, _)) => Some(tools.exact(&name).is_some()),
-                Err(NotAString) => Some(key == "function" && value.trim_start_matches(space).starts_with('{')),
-            }
+    let value_is = |fits: &dyn Fn(&str) -> bool| {
+        let behind = behind.trim_start_matches(space);
+        if behind.is_empty() {
+            return None;
         }
+        let Some(value) = behind.strip_prefix(':') else {
+            return Some(false);
+        };
+        match leading_string(value)? {
+            Ok((string, _)) => Some(fits(&string)),
+            Err(NotAString) => Some(key == "function" && value.trim_start_matches(space).starts_with('{')),
+        }
+    };
+    match key.as_str() {
+        "arguments" | "parameters" | "args" | "input" => Some(true),
+        "name" | "function" => value_is(&|name| tools.exact(name).is_some()),
+        "type" => value_is(&|kind| kind == "function"),
+        "id" => value_is(&|id| id.starts_with("call")),
         key => Some(tools.exact(key).is_some()),
     }
 }

@@ -109,14 +109,18 @@ impl Watch {
             } else {
                 Tag::think(rest)
             };
-            match tag {
-                Tag::Partial => return Sight::Wait,
-                Tag::ThinkOpen if self.think && !quoted => return Sight::ThinkOpen,
-                Tag::ThinkClose if self.think => return Sight::ThinkClose,
-                Tag::CallClose { len } => return Sight::CallClose(len),
-                Tag::CallOpen { len, name } => return self.open(at, len, Block::tagged(len, name)),
-                Tag::Function { len, name } if self.declares(&name) => {
-                    return self.open(at, len, Block::bare(len, name));
+            match (tag, &self.tools) {
+                (Tag::Partial, _) => return Sight::Wait,
+                (Tag::ThinkOpen, _) if self.think && !quoted => return Sight::ThinkOpen,
+                (Tag::ThinkClose, _) if self.think => return Sight::ThinkClose,
+                (Tag::CallClose { len }, Some(_)) => return Sight::CallClose(len),
+                (Tag::CallOpen { len, name }, Some(tools)) => {
+                    let block = Block::tagged(len, name, Arc::clone(tools));
+                    return self.open(at, len, block);
+                }
+                (Tag::Function { len, name }, Some(tools)) if tools.find(&name).is_some() => {
+                    let block = Block::bare(len, name, Arc::clone(tools));
+                    return self.open(at, len, block);
                 }
                 _ => self.skip(at),
             }
@@ -133,13 +137,9 @@ impl Watch {
         match tag {
             Tag::Partial => None,
             Tag::CallOpen { .. } => Some(true),
-            Tag::Function { name, .. } => Some(self.declares(&name)),
+            Tag::Function { name, .. } => Some(self.tools.as_ref().is_some_and(|tools| tools.find(&name).is_some())),
             _ => Some(false),
         }
-    }
-
-    fn declares(&self, name: &str) -> bool {
-        self.tools.as_ref().is_some_and(|tools| tools.find(name).is_some())
     }
 
     fn open(&mut self, at: &mut usize, len: usize, block: Block) -> Sight {

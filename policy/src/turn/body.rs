@@ -57,13 +57,20 @@ impl BodyWriter {
             (None, false) => Fate::New,
             (Some(_), false) | (None, true) => Fate::Keep,
         };
-        if [content, reasoning, reasoning_content, calls, verdicts, role].iter().all(|fate| *fate == Fate::Keep) {
+        if [content, reasoning, reasoning_content, calls, verdicts, role]
+            .iter()
+            .all(|fate| *fate == Fate::Keep)
+        {
             return Ok(true);
         }
         let kept = !said.is_empty() || !voice.introduced || verdicts != Fate::Keep;
         let Some(body) = choice.body else {
             // A choice without a body has nowhere to put what was held for it.
-            return if kept && !said.is_empty() { Err(Malformed { at: 0 }) } else { Ok(true) };
+            return if kept && !said.is_empty() {
+                Err(Malformed { at: 0 })
+            } else {
+                Ok(true)
+            };
         };
         let fields = [
             ("role", role.field(b"\"assistant\"")),
@@ -82,9 +89,11 @@ impl BodyWriter {
             None if said.content.is_empty() => Ok(Fate::Keep),
             // An empty string would make the client's message say "" where there is no content.
             Some(_) if said.content.is_empty() && (voice.whole() || !voice.introduced) => Ok(Fate::Null),
-            Some(place) if said.content.is_empty() => {
-                Ok(if place.of(text) == "\"\"" && voice.content_shown { Fate::Keep } else { Fate::Drop })
-            }
+            Some(place) if said.content.is_empty() => Ok(if place.of(text) == "\"\"" && voice.content_shown {
+                Fate::Keep
+            } else {
+                Fate::Drop
+            }),
             Some(place) if says(text, place, &said.content)? => Ok(Fate::Keep),
             _ => {
                 self.content.clear();
@@ -108,7 +117,10 @@ impl BodyWriter {
             return Ok((fate(choice.reasoning), fate(choice.reasoning_content)));
         }
         let mut token = None;
-        for place in [choice.reasoning, choice.reasoning_content, choice.content].into_iter().flatten() {
+        for place in [choice.reasoning, choice.reasoning_content, choice.content]
+            .into_iter()
+            .flatten()
+        {
             if token.is_none() && says(text, place, &said.reasoning)? {
                 token = Some(place.of(text));
             }
@@ -132,7 +144,11 @@ impl BodyWriter {
 
     fn calls(&mut self, text: &str, choice: &Choice, said: &Said) -> Fate {
         if said.calls.is_empty() {
-            return if choice.tool_calls.is_some() { Fate::Drop } else { Fate::Keep };
+            return if choice.tool_calls.is_some() {
+                Fate::Drop
+            } else {
+                Fate::Keep
+            };
         }
         self.calls.clear();
         self.calls.push(b'[');

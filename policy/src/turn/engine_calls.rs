@@ -30,17 +30,27 @@ pub(super) struct Numbering<'a> {
 
 impl EngineCalls {
     /// Adds the elements of `array` to `said`.
-    pub(super) fn take_over(&mut self, array: &str, numbering: &mut Numbering<'_>, said: &mut Said) -> Result<(), Malformed> {
+    pub(super) fn take_over(
+        &mut self,
+        array: &str,
+        numbering: &mut Numbering<'_>,
+        said: &mut Said,
+    ) -> Result<(), Malformed> {
         let mut place = 0;
         call_deltas(array, |call| {
             let index = call.index.unwrap_or(place);
             place += 1;
-            let known = self.begun.iter().find(|(upstream, _)| *upstream == index && !numbering.whole);
+            let known = self
+                .begun
+                .iter()
+                .find(|(upstream, _)| *upstream == index && !numbering.whole);
             match known.copied() {
                 Some((_, None)) => Ok(()),
                 Some((_, Some(ours))) => more(array, call, ours, said),
                 // Without a name it can't become a call: 0.12 loses it when the choices of `n` call at once.
-                None if call.name.is_none() || self.begun.len() >= CALLS_LIMIT => Err(Malformed { at: call.place.start }),
+                None if call.name.is_none() || self.begun.len() >= CALLS_LIMIT => {
+                    Err(Malformed { at: call.place.start })
+                }
                 None => {
                     let ours = (*numbering.shown < numbering.limit).then_some(*numbering.shown);
                     self.begun.push((index, ours));
@@ -61,14 +71,36 @@ fn first(array: &str, call: CallDelta, ours: u32, numbering: &Numbering<'_>, sai
         said.next_call().extend_from_slice(call.place.of(array).as_bytes());
         return Ok(());
     }
-    let arguments = if call.arguments.is_some() { Field::Keep } else { Field::Set(b"\"\"") };
+    let arguments = if call.arguments.is_some() {
+        Field::Keep
+    } else {
+        Field::Set(b"\"\"")
+    };
     let mut function = Vec::new();
-    rebuild(call.function.map_or("{}", |place| place.of(array)), &[("arguments", arguments)], &mut function)?;
+    rebuild(
+        call.function.map_or("{}", |place| place.of(array)),
+        &[("arguments", arguments)],
+        &mut function,
+    )?;
     let index = ours.to_string();
     let id = format!("\"{}\"", call_id(numbering.id_seed, numbering.choice, ours));
     let fields = [
-        ("index", if whole { Field::Keep } else { Field::Set(index.as_bytes()) }),
-        ("id", if call.id.is_some() { Field::Keep } else { Field::Set(id.as_bytes()) }),
+        (
+            "index",
+            if whole {
+                Field::Keep
+            } else {
+                Field::Set(index.as_bytes())
+            },
+        ),
+        (
+            "id",
+            if call.id.is_some() {
+                Field::Keep
+            } else {
+                Field::Set(id.as_bytes())
+            },
+        ),
         ("type", Field::Set(b"\"function\"")),
         ("function", Field::Set(&function)),
     ];
@@ -85,7 +117,11 @@ fn more(array: &str, call: CallDelta, ours: u32, said: &mut Said) -> Result<(), 
         return Ok(());
     }
     let mut function = Vec::new();
-    rebuild(call.function.map_or("{}", |place| place.of(array)), &[("name", Field::Drop)], &mut function)?;
+    rebuild(
+        call.function.map_or("{}", |place| place.of(array)),
+        &[("name", Field::Drop)],
+        &mut function,
+    )?;
     let index = ours.to_string();
     let fields = [
         ("index", Field::Set(index.as_bytes())),
@@ -107,7 +143,13 @@ mod tests {
             .iter()
             .map(|delta| {
                 let mut said = Said::default();
-                let mut numbering = Numbering { shown: &mut shown, limit, id_seed: 1, choice: 0, whole: false };
+                let mut numbering = Numbering {
+                    shown: &mut shown,
+                    limit,
+                    id_seed: 1,
+                    choice: 0,
+                    whole: false,
+                };
                 calls.take_over(delta, &mut numbering, &mut said).unwrap();
                 String::from_utf8(said.calls).unwrap()
             })
@@ -153,9 +195,19 @@ mod tests {
     #[test]
     fn a_call_without_a_name_is_refused() {
         let mut shown = 0;
-        let mut numbering = Numbering { shown: &mut shown, limit: 9, id_seed: 1, choice: 0, whole: false };
+        let mut numbering = Numbering {
+            shown: &mut shown,
+            limit: 9,
+            id_seed: 1,
+            choice: 0,
+            whole: false,
+        };
         let array = r#"[{"index":0,"id":"a","type":"function","function":{"arguments":"{"}}]"#;
-        assert!(EngineCalls::default().take_over(array, &mut numbering, &mut Said::default()).is_err());
+        assert!(
+            EngineCalls::default()
+                .take_over(array, &mut numbering, &mut Said::default())
+                .is_err()
+        );
         assert_eq!(shown, 0);
     }
 
@@ -167,7 +219,10 @@ mod tests {
                 r#"[{"id":"a","type":"function","index":0,"function":{"name":"x","arguments":"{}"}},{"id":"b","type":"function","index":1,"function":{"name":"y","arguments":"{"}}]"#,
                 r#"[{"index":1,"function":{"arguments":"}"}}]"#,
             ],
-            &[r#"{"id":"a","type":"function","index":0,"function":{"name":"x","arguments":"{}"}}"#, ""],
+            &[
+                r#"{"id":"a","type":"function","index":0,"function":{"name":"x","arguments":"{}"}}"#,
+                "",
+            ],
         );
     }
 }

@@ -35,7 +35,10 @@ impl Outlet {
         let Some(start) = self.offset(raw) else {
             // It began in an earlier input.
             self.flush(out);
-            out.push(Step::Emit(Frame { bytes: raw.clone(), shows }));
+            out.push(Step::Emit(Frame {
+                bytes: raw.clone(),
+                shows,
+            }));
             return;
         };
         let stop = start + raw.len();
@@ -46,7 +49,11 @@ impl Outlet {
             }
             _ => {
                 self.flush(out);
-                self.run = Run::Slice { start, end: stop, shows };
+                self.run = Run::Slice {
+                    start,
+                    end: stop,
+                    shows,
+                };
             }
         }
     }
@@ -56,7 +63,10 @@ impl Outlet {
         if !matches!(self.run, Run::Written { .. }) {
             self.flush(out);
             let bytes = Vec::with_capacity(text.len() + edits.len() + 8);
-            self.run = Run::Written { bytes, shows: Shows::Nothing };
+            self.run = Run::Written {
+                bytes,
+                shows: Shows::Nothing,
+            };
         }
         if let Run::Written { bytes, shows: so_far } = &mut self.run {
             bytes.extend_from_slice(b"data: ");
@@ -70,8 +80,14 @@ impl Outlet {
     pub(super) fn flush(&mut self, out: &mut Vec<Step>) {
         let frame = match std::mem::take(&mut self.run) {
             Run::Empty => return,
-            Run::Slice { start, end, shows } => Frame { bytes: self.source.slice(start..end), shows },
-            Run::Written { bytes, shows } => Frame { bytes: Bytes::from(bytes), shows },
+            Run::Slice { start, end, shows } => Frame {
+                bytes: self.source.slice(start..end),
+                shows,
+            },
+            Run::Written { bytes, shows } => Frame {
+                bytes: Bytes::from(bytes),
+                shows,
+            },
         };
         out.push(Step::Emit(frame));
     }

@@ -9,6 +9,8 @@ pub(super) struct Said {
     pub(super) content: String,
     /// Elements of `tool_calls`, comma separated.
     pub(super) calls: Vec<u8>,
+    /// How much of it was reasoning, wherever it was written.
+    pub(super) reasoned_bytes: usize,
 }
 
 impl Said {
@@ -16,6 +18,7 @@ impl Said {
         self.reasoning.clear();
         self.content.clear();
         self.calls.clear();
+        self.reasoned_bytes = 0;
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -87,7 +90,10 @@ mod tests {
                 for call in 0..20 {
                     let id = call_id(seed, choice, call);
                     assert_eq!(id.len(), 29);
-                    assert!(id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-'));
+                    assert!(
+                        id.bytes()
+                            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+                    );
                     assert!(ids.insert(id));
                 }
             }

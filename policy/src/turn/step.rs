@@ -116,6 +116,8 @@ pub struct Facts {
     pub verdicts: Vec<Judged>,
     /// Who opens think blocks, if the answer showed it: for the plan of the model's next answer.
     pub opener: Option<Opener>,
+    /// A call was held back at the end of the last push: time that passes so is `tool_hold`, not a slow engine.
+    pub holds_call: bool,
     /// A role was received.
     pub saw_role: bool,
     /// Some data line has been emitted: the request can't be sent anew any more.

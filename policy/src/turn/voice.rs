@@ -40,7 +40,9 @@ pub(super) struct Voice {
     source: Source,
     scanner: Option<Scanner>,
     engine: EngineCalls,
-    /// With [`ReasoningNames::Inline`]: a `<think>` was written that isn't closed.
+    /// Reasoning is put back into the content, with its tags.
+    inline: bool,
+    /// With `inline`: a `<think>` was written that isn't closed.
     inline_open: bool,
     parts: Vec<Part>,
     pieces: Vec<Piece>,
@@ -87,6 +89,7 @@ impl Voice {
             source: Source::Fresh,
             scanner,
             engine: EngineCalls::default(),
+            inline: plan.names == ReasoningNames::Inline,
             inline_open: false,
             parts: Vec::new(),
             pieces: Vec::new(),
@@ -98,10 +101,15 @@ impl Voice {
         self.calls_shown - std::mem::replace(&mut self.calls_counted, self.calls_shown)
     }
 
-    /// Who opens think blocks, if this choice showed it.
-    pub(super) fn opener_seen(&self) -> Option<Opener> {
+    /// Who opens think blocks, if this choice, ended as `upstream` says, showed it.
+    pub(super) fn learn_opener(&self, upstream: &Finish) -> Option<Opener> {
         let splitter = self.splitter.as_ref().filter(|_| self.source == Source::OneField);
-        splitter.and_then(|splitter| splitter.learn(self.finish == Some(Finish::Stop)))
+        splitter.and_then(|splitter| splitter.learn(*upstream == Finish::Stop))
+    }
+
+    /// A call is held back now.
+    pub(super) fn holds_call(&self) -> bool {
+        self.scanner.as_ref().is_some_and(Scanner::in_call)
     }
 
     /// It is a message, not a row of deltas.
@@ -110,12 +118,7 @@ impl Voice {
     }
 
     /// Takes what `choice` (of the chunk `text`) says; the finish comes afterwards by [`finish`](Self::finish).
-    pub(super) fn hear(
-        &mut self,
-        text: &str,
-        choice: &chat::Choice,
-        said: &mut Said,
-    ) -> Result<(), Malformed> {
+    pub(super) fn hear(&mut self, text: &str, choice: &chat::Choice, said: &mut Said) -> Result<(), Malformed> {
         if let Some(token) = choice.reasoning.or(choice.reasoning_content) {
             let reasoning = unquote(token.of(text))?;
             if !reasoning.is_empty() {
@@ -137,6 +140,9 @@ impl Voice {
                 whole: self.whole,
             };
             self.engine.take_over(array.of(text), &mut numbering, said)?;
+            if !said.calls.is_empty() {
+                self.close_inline(said);
+            }
         }
         Ok(())
     }
@@ -160,27 +166,9 @@ impl Voice {
         finish
     }
 
-    /// Puts reasoning back into the content, if the client wants it so. Call it once per chunk, after all stages.
-    pub(super) fn inline(&mut self, said: &mut Said) {
-        let mut content = String::new();
-        if !said.reasoning.is_empty() {
-            if !std::mem::replace(&mut self.inline_open, true) {
-                content.push_str("<think>\n");
-            }
-            content.push_str(&said.reasoning);
-            said.reasoning.clear();
-        }
-        if self.inline_open && (!said.content.is_empty() || !said.calls.is_empty()) {
-            self.inline_open = false;
-            content.push_str("</think>\n\n");
-        }
-        said.content.insert_str(0, &content);
-    }
-
     fn hear_reasoning(&mut self, text: &str, said: &mut Said) {
         if self.thinking.is_none() {
-            said.reasoning.push_str(text);
-            return;
+            return self.reason(text, said);
         }
         match self.source {
             Source::Fresh => self.splitter = Some(Splitter::new(Thinking::On, Opener::Prompt, self.tools.clone())),
@@ -191,11 +179,15 @@ impl Voice {
         let in_block = self.splitter.as_ref().is_some_and(Splitter::in_block);
         let was_closed = self.source == Source::Reasoning { closed: true };
         // White space alone doesn't enter the block yet.
-        self.source = Source::Reasoning { closed: was_closed || !(in_block || text.trim().is_empty()) };
+        self.source = Source::Reasoning {
+            closed: was_closed || !(in_block || text.trim().is_empty()),
+        };
     }
 
     fn hear_content(&mut self, text: &str, said: &mut Said) {
-        let Some((thinking, opener)) = self.thinking else { return self.say(text, said) };
+        let Some((thinking, opener)) = self.thinking else {
+            return self.say(text, said);
+        };
         match self.source {
             Source::Fresh => {
                 self.splitter = Some(Splitter::new(thinking, opener, self.tools.clone()));
@@ -215,7 +207,7 @@ impl Voice {
     fn split(&mut self, text: &str, said: &mut Said) {
         let Some(splitter) = &mut self.splitter else { return };
         match splitter.pass(text) {
-            Some(Channel::Reasoning) => said.reasoning.push_str(text),
+            Some(Channel::Reasoning) => self.reason(text, said),
             Some(Channel::Content) => self.say(text, said),
             None => {
                 splitter.push(text, &mut self.parts);
@@ -228,7 +220,7 @@ impl Voice {
         let mut parts = std::mem::take(&mut self.parts);
         for part in parts.drain(..) {
             match part {
-                Part::Reasoning(text) => said.reasoning.push_str(&text),
+                Part::Reasoning(text) => self.reason(&text, said),
                 Part::Content(text) => self.say(&text, said),
             }
         }
@@ -237,12 +229,37 @@ impl Voice {
 
     /// Content on its way through the scanner.
     fn say(&mut self, text: &str, said: &mut Said) {
-        let Some(scanner) = &mut self.scanner else { return said.content.push_str(text) };
-        if scanner.pass(text) {
-            said.content.push_str(text);
-        } else {
+        let passes = self.scanner.as_mut().is_none_or(|scanner| scanner.pass(text));
+        if passes {
+            return self.tell(text, said);
+        }
+        if let Some(scanner) = &mut self.scanner {
             scanner.push(text, &mut self.pieces);
-            self.sort_pieces(false, said);
+        }
+        self.sort_pieces(false, said);
+    }
+
+    /// Reasoning on its way to the client.
+    fn reason(&mut self, text: &str, said: &mut Said) {
+        said.reasoned_bytes += text.len();
+        if !self.inline {
+            return said.reasoning.push_str(text);
+        }
+        if !std::mem::replace(&mut self.inline_open, true) {
+            said.content.push_str("<think>\n");
+        }
+        said.content.push_str(text);
+    }
+
+    /// Content on its way to the client.
+    fn tell(&mut self, text: &str, said: &mut Said) {
+        self.close_inline(said);
+        said.content.push_str(text);
+    }
+
+    fn close_inline(&mut self, said: &mut Said) {
+        if std::mem::take(&mut self.inline_open) {
+            said.content.push_str("</think>\n\n");
         }
     }
 
@@ -250,12 +267,12 @@ impl Voice {
         let mut pieces = std::mem::take(&mut self.pieces);
         for piece in pieces.drain(..) {
             match piece {
-                Piece::Text(text) => said.content.push_str(&text),
+                Piece::Text(text) => self.tell(&text, said),
                 Piece::Call(call) => self.show_call(call, said),
                 Piece::Invalid { raw, reason } => {
                     // Cut off by length: half a call helps nobody, the finish says what happened (B28).
                     if !(cut && reason == Reason::Cut) {
-                        said.content.push_str(&raw);
+                        self.tell(&raw, said);
                     }
                     self.judge(String::new(), Verdict::Refused(reason));
                 }
@@ -268,8 +285,14 @@ impl Voice {
         if self.calls_shown >= self.call_limit {
             return;
         }
+        self.close_inline(said);
         let id = call_id(self.id_seed, self.index, self.calls_shown);
-        said.add_call((!self.whole).then_some(self.calls_shown), &id, &call.name, &call.arguments);
+        said.add_call(
+            (!self.whole).then_some(self.calls_shown),
+            &id,
+            &call.name,
+            &call.arguments,
+        );
         self.calls_shown += 1;
         self.found_calls = true;
         self.judge(call.name, call.verdict);

@@ -5,4 +5,5 @@
 mod client;
 mod expected;
 mod replay;
+mod splits;
 mod tape;

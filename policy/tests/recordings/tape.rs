@@ -16,7 +16,11 @@ pub(crate) fn shared(path: &str) -> PathBuf {
         PathBuf::from,
     );
     let path = root.join("vllm/recordings").join(path);
-    assert!(path.exists(), "{} is missing: set SLUICE_SHARED to the folder with vllm/recordings", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing: set SLUICE_SHARED to the folder with vllm/recordings",
+        path.display()
+    );
     path
 }
 
@@ -35,7 +39,11 @@ impl Tape {
         let head_end = find(&response, b"\r\n\r\n").unwrap();
         let head = String::from_utf8_lossy(&response[..head_end]).to_lowercase();
         let body = &response[head_end + 4..];
-        let body = if head.contains("transfer-encoding: chunked") { dechunk(body) } else { body.to_vec() };
+        let body = if head.contains("transfer-encoding: chunked") {
+            dechunk(body)
+        } else {
+            body.to_vec()
+        };
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         Self { request, status, body }
     }
@@ -53,7 +61,11 @@ impl Tape {
             Some(false) => Thinking::Off,
         };
         // The one case that plays a template whose prompt opens the block; a reasoning parser has judged it already.
-        let opener = if set == "raw" && case.starts_with("think_no_open") { Opener::Prompt } else { Opener::Model };
+        let opener = if set == "raw" && case.starts_with("think_no_open") {
+            Opener::Prompt
+        } else {
+            Opener::Model
+        };
         let has_tools = body["tools"].as_array().is_some_and(|tools| !tools.is_empty());
         // In `raw` the recorder wrote "none" where the gateway does; in this case it was the client's own wish.
         let wants_none = case.starts_with("tool_choice_none") || (set != "raw" && body["tool_choice"] == "none");
@@ -61,13 +73,25 @@ impl Tape {
             _ if !has_tools || wants_none => ToolPlan::Off,
             _ => ToolPlan::Scan {
                 tools: Arc::new(ToolSet::parse(body["tools"].to_string().as_bytes()).unwrap()),
-                bare: if body["response_format"].is_null() { Bare::Calls } else { Bare::Text },
+                bare: if body["response_format"].is_null() {
+                    Bare::Calls
+                } else {
+                    Bare::Text
+                },
             },
         };
         let completions = self.path() == "/v1/completions";
         AnswerPlan {
-            surface: if completions { Surface::Completions } else { Surface::Chat },
-            reasoning: if completions { ReasoningPlan::Off } else { ReasoningPlan::Qwen3 { thinking, opener } },
+            surface: if completions {
+                Surface::Completions
+            } else {
+                Surface::Chat
+            },
+            reasoning: if completions {
+                ReasoningPlan::Off
+            } else {
+                ReasoningPlan::Qwen3 { thinking, opener }
+            },
             tools,
             named_function: set != "raw" && body["tool_choice"].is_object(),
             parallel_tool_calls: body["parallel_tool_calls"] != false,
@@ -84,7 +108,15 @@ impl Tape {
 pub(crate) fn cases(set: &str, stream: bool) -> Vec<String> {
     let mut cases: Vec<_> = std::fs::read_dir(shared(set))
         .unwrap()
-        .filter_map(|entry| entry.unwrap().file_name().into_string().unwrap().strip_suffix(".response.http").map(str::to_owned))
+        .filter_map(|entry| {
+            entry
+                .unwrap()
+                .file_name()
+                .into_string()
+                .unwrap()
+                .strip_suffix(".response.http")
+                .map(str::to_owned)
+        })
         .filter(|case| case.ends_with(".stream") == stream)
         .filter(|case| {
             let tape = Tape::load(set, case);

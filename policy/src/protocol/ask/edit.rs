@@ -55,6 +55,14 @@ enum Fate<'e, 'a> {
 }
 
 impl Fields {
+    /// Room for the members of a usual request.
+    pub(super) fn with_room() -> Fields {
+        Fields {
+            members: Vec::with_capacity(24),
+            span: 0..0,
+        }
+    }
+
     /// Remembers a member.
     pub(super) fn push(&mut self, key: &Text<'_>, value: Range<usize>, limit: usize) -> Result<(), Fault> {
         if self.members.len() >= limit {

@@ -1,8 +1,8 @@
-//! The request reader: method, path and body bytes in, an [`Ask`] out.
+//! The request reader: method, path and body bytes in, an `Ask` out.
 //!
-//! [`route`] holds the allowlist (B1). [`read`] walks the body once, copies nothing of it, and keeps what the gateway judges:
+//! `route` holds the allowlist (B1). `read` walks the body once, copies nothing of it, and keeps what the gateway judges:
 //! values and spans. It refuses what B4 refuses and leaves every other mistake to vLLM, whose words the client then gets.
-//! [`Ask::upstream_body`] splices edits between slices of the received bytes, so that a 10 MB history is never written anew.
+//! `Ask::upstream_body` splices edits between slices of the received bytes, so that a 10 MB history is never written anew.
 //! A key that is judged must not be repeated in its object: JSON readers differ in which one they take, and what was judged
 //! must be what vLLM reads. Where next: `skim` (the walk), `fault` (the refusals), `route::session` (what the body says of it).
 

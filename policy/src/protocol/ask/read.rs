@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::edit::Fields;
 use super::prompt::Prompt;
 use super::{Ask, AskLimits, Endpoint, Grants, Seen, tools};
 use crate::protocol::fault::{Fault, FaultKind};
@@ -46,6 +47,7 @@ pub fn read(endpoint: &Endpoint, body: Bytes, limits: &AskLimits, grants: &Grant
         seen: Seen::default(),
         max: MaxTokens::default(),
     };
+    ask.fields = Fields::with_room();
     let span = cursor.members(|cursor, key| -> Result<(), Fault> {
         let start = cursor.offset();
         reader.member(cursor, &key, &mut ask)?;

@@ -1,7 +1,7 @@
 //! The elements of a `tool_calls` array, by places.
 
-use super::walk::{Span, Walk, Walked};
 use super::Malformed;
+use super::walk::{Span, Walk, Walked};
 
 /// One element of `tool_calls`. What is null or absent is `None`.
 #[derive(Clone, Copy, Debug, Default)]

@@ -77,7 +77,11 @@ impl<'a> Walk<'a> {
     /// Nothing but white space is left.
     pub(super) fn end(&mut self) -> Walked<()> {
         self.skip_space();
-        if self.at == self.text.len() { Ok(()) } else { self.malformed() }
+        if self.at == self.text.len() {
+            Ok(())
+        } else {
+            self.malformed()
+        }
     }
 
     /// Within an object, before a member or its end: the next key (raw, without quotes). The value comes next. `first` is
@@ -89,7 +93,10 @@ impl<'a> Walk<'a> {
         self.skip_space();
         let key = self.string()?;
         self.expect(b':')?;
-        let inner = Span { start: key.start + 1, end: key.end - 1 };
+        let inner = Span {
+            start: key.start + 1,
+            end: key.end - 1,
+        };
         Ok(Some(inner.of(self.text)))
     }
 
@@ -162,7 +169,9 @@ impl<'a> Walk<'a> {
         self.at += 1;
         loop {
             let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
-            let plain = rest.iter().position(|&byte| byte == b'"' || byte == b'\\' || byte < 0x20);
+            let plain = rest
+                .iter()
+                .position(|&byte| byte == b'"' || byte == b'\\' || byte < 0x20);
             self.at += plain.unwrap_or(rest.len());
             match self.peek() {
                 Some(b'"') => {
@@ -230,11 +239,39 @@ mod tests {
     #[test]
     fn accepts_what_serde_accepts() {
         for text in [
-            "{}", "[]", " [ 1 , {\"a\" : null} ] ", "\"\\u00e9\\n\"", "-0.5e+3", "01", "1.", "-", "+1", "nul", "[1,]",
-            "[,1]", "{\"a\"}", "{\"a\":1,}", "{a:1}", "\"\\x\"", "\"\\u12g4\"", "\"a\nb\"", "[1 2]", "{\"a\":1 \"b\":2}",
-            "true false", "", "\"", "[", "{", "{\"a\":", "\u{a0}1",
+            "{}",
+            "[]",
+            " [ 1 , {\"a\" : null} ] ",
+            "\"\\u00e9\\n\"",
+            "-0.5e+3",
+            "01",
+            "1.",
+            "-",
+            "+1",
+            "nul",
+            "[1,]",
+            "[,1]",
+            "{\"a\"}",
+            "{\"a\":1,}",
+            "{a:1}",
+            "\"\\x\"",
+            "\"\\u12g4\"",
+            "\"a\nb\"",
+            "[1 2]",
+            "{\"a\":1 \"b\":2}",
+            "true false",
+            "",
+            "\"",
+            "[",
+            "{",
+            "{\"a\":",
+            "\u{a0}1",
         ] {
-            assert_eq!(walks(text), serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok(), "{text:?}");
+            assert_eq!(
+                walks(text),
+                serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok(),
+                "{text:?}"
+            );
         }
         assert!(walks(&("[".repeat(128) + &"]".repeat(128))));
         assert!(!walks(&("[".repeat(129) + &"]".repeat(129))));

@@ -1,10 +1,10 @@
-//! Every error that a client can see: a [`Fault`] goes in, status, headers, body or stream event come out.
+//! Every error that a client can see: a `Fault` goes in, status, headers, body or stream event come out.
 //!
 //! Kinds are by cause, so that each caller says what happened and this file alone says how it looks (B5): OpenAI's
 //! `{"error":{"message","type","param","code"}}`, Anthropic's shape where its dialect is spoken, the same object as a stream
-//! event once a head has been sent. [`Fault::from_upstream`] reads what vLLM answered: its words are kept where the client is
+//! event once a head has been sent. `Fault::from_upstream` reads what vLLM answered: its words are kept where the client is
 //! at fault, its status is not where we are. This room never logs: a message may quote a prompt, so records and metrics use
-//! [`FaultKind::name`].
+//! `FaultKind::name`.
 //!
 //! | cause | status | `code` | ask again? |
 //! | --- | --- | --- | --- |
@@ -28,8 +28,10 @@ use serde_json::{Value, json};
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 
 /// One error as a client sees it. Build with [`Fault::new`], refine with the `with_…` methods.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
+///
+/// `Display` and `Debug` leave the message out, so that no log line quotes a prompt by accident.
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", kind.name())]
 pub struct Fault {
     /// What happened.
     pub kind: FaultKind,
@@ -228,6 +230,16 @@ impl Fault {
     }
 }
 
+impl std::fmt::Debug for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fault")
+            .field("kind", &self.kind)
+            .field("param", &self.param)
+            .field("message_bytes", &self.message.len())
+            .finish_non_exhaustive()
+    }
+}
+
 impl FaultKind {
     /// HTTP status.
     pub fn status(self) -> u16 {
@@ -373,9 +385,10 @@ pub(crate) fn clip(text: &str, limit: usize) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
+    pub(crate) use super::upstream::tests::recordings;
     use super::*;
 
     /// One line of the table, out of the body that the client gets.
@@ -504,6 +517,13 @@ mod tests {
             "The model `gpt-\"4\"` does not exist. Models served here: `qwen3`, `embed`."
         );
         assert!(Fault::model_unknown(&"é".repeat(10_000), []).message.len() < 400);
+    }
+
+    #[test]
+    fn what_may_be_logged_has_no_message() {
+        let fault = Fault::bad_request("messages", "SECRET prompt");
+        assert_eq!(fault.to_string(), "bad_request");
+        assert!(!format!("{fault:?}").contains("SECRET"));
     }
 
     #[test]

@@ -183,7 +183,7 @@ fn without_paths(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::path::PathBuf;
 
     use proptest::prelude::*;
@@ -193,8 +193,8 @@ mod tests {
     use super::super::tests::line;
     use super::*;
 
-    /// The recordings of real vLLM answers: beside the workspace, or where the environment says.
-    fn recordings() -> PathBuf {
+    /// The recordings of a real vLLM: beside the workspace, or where the environment says.
+    pub(crate) fn recordings() -> PathBuf {
         let shared = std::env::var_os("SLUICE_SHARED").map(PathBuf::from);
         let shared = shared.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared"));
         let recordings = shared.join("vllm/recordings");

@@ -1,8 +1,8 @@
 //! A bounded, copy-free walk over JSON text: bytes in, spans of keys and values out.
 //!
-//! A [`Cursor`] goes over a document once, front to back. The caller enters the objects and arrays that it wants to read with
-//! [`Cursor::members`] and [`Cursor::items`]; everything else is skipped, and what is skipped is checked all the same: brackets,
-//! commas, colons, literals, number shapes, escapes, control characters, UTF-8. A walk that ends well ([`Cursor::end`]) has seen
+//! A `Cursor` goes over a document once, front to back. The caller enters the objects and arrays that it wants to read with
+//! `Cursor::members` and `Cursor::items`; everything else is skipped, and what is skipped is checked all the same: brackets,
+//! commas, colons, literals, number shapes, escapes, control characters, UTF-8. A walk that ends well (`Cursor::end`) has seen
 //! valid JSON. Nothing recurses by the data's depth, nothing is allocated, and depth is bounded while it is counted.
 //!
 //! Cost: UTF-8 and control characters are looked for once, vectorised, over the whole document; strings are then skipped by words
@@ -230,6 +230,26 @@ impl<'a> Cursor<'a> {
     pub fn skip(&mut self) -> Result<Range<usize>, SkimError> {
         self.white();
         let start = self.at;
+        match self.kind()? {
+            Kind::Object | Kind::Array => self.skip_nested()?,
+            scalar => self.skip_scalar(scalar)?,
+        }
+        Ok(start..self.at)
+    }
+
+    fn skip_scalar(&mut self, kind: Kind) -> Result<(), SkimError> {
+        match kind {
+            Kind::String => self.string().map(drop),
+            Kind::Number => self.number(),
+            Kind::Bool if self.peek() == Some(b't') => self.literal("true"),
+            Kind::Bool => self.literal("false"),
+            Kind::Null => self.literal("null"),
+            Kind::Object | Kind::Array => self.skip_nested(),
+        }
+    }
+
+    /// Skips an object or array with all that is in it, without recursion.
+    fn skip_nested(&mut self) -> Result<(), SkimError> {
         let mut levels = Levels::default();
         let outer = self.depth;
         loop {
@@ -249,16 +269,12 @@ impl<'a> Cursor<'a> {
                         continue;
                     }
                 }
-                Kind::String => drop(self.string()?),
-                Kind::Number => self.number()?,
-                Kind::Bool if self.peek() == Some(b't') => self.literal("true")?,
-                Kind::Bool => self.literal("false")?,
-                Kind::Null => self.literal("null")?,
+                scalar => self.skip_scalar(scalar)?,
             }
             // After a value: up through the levels that end here, then to the next value.
             loop {
                 if self.depth == outer {
-                    return Ok(start..self.at);
+                    return Ok(());
                 }
                 let in_object = levels.is_object(self.depth - outer);
                 let more = match in_object {
