@@ -72,6 +72,9 @@ struct Identity {
     head: String,
 }
 
+/// Longest head that is remembered; vLLM's has 123 bytes.
+const HEAD_LIMIT_BYTES: usize = 4096;
+
 /// How much of the answer was reasoning, for an estimate: in chunks of a stream, in bytes of a whole answer.
 #[derive(Clone, Copy, Debug, Default)]
 struct Shares {
@@ -264,7 +267,8 @@ impl Turn {
         let Some(identity) = &self.identity else {
             let [id, model, created] = members.map(|place| place.map(|place| place.of(text).to_owned()));
             let at = chunk.choices_at.unwrap_or_default();
-            let before = members.iter().all(|place| place.is_some_and(|place| place.end <= at));
+            let before =
+                at <= HEAD_LIMIT_BYTES && members.iter().all(|place| place.is_some_and(|place| place.end <= at));
             let head = if before {
                 text.get(..at).unwrap_or_default().to_owned()
             } else {
