@@ -179,12 +179,12 @@ impl Replica {
         self.tool_setup.store(setup as u8, Ordering::Relaxed);
     }
 
-    /// Who opens think blocks in its answers.
+    /// Who opens think blocks in its answers. Until it is known nothing is held back to find out: a stream must flow.
     pub fn opener(&self) -> Opener {
         match self.opener.load(Ordering::Relaxed) {
             1 => Opener::Model,
             2 => Opener::Prompt,
-            _ => Opener::default(),
+            _ => Opener::Unknown { hold: 0 },
         }
     }
 
