@@ -144,7 +144,7 @@ pub struct RecordConfig {
     /// Rows that started longer ago are deleted. Default `"30d"`.
     #[serde(with = "period")]
     pub max_age: Duration,
-    /// Above this size of the file, in bytes, the oldest rows are deleted. Default 1 GiB (some 3 million rows), at least
+    /// Above this size of the file, in bytes, the oldest rows are deleted. Default 1 GiB (some 4 million rows), at least
     /// 1 MiB. The write-ahead log beside it comes on top (a few MiB).
     pub max_bytes: u64,
     /// Finished requests that may wait for the writer; more are shed and counted. Default 10,000, at least 1.

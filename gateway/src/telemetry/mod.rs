@@ -85,7 +85,7 @@ impl Metrics {
         let outcome = Outcome::of(record);
         let model = state.model(&record.model);
         model
-            .requests(&state.instruments, (record.endpoint, record.status, outcome))
+            .requests(&state.instruments, (known(record.endpoint), record.status, outcome))
             .add(1);
         model.duration(outcome).record(record.duration.as_secs_f64());
         if record.attempts > 0 {
