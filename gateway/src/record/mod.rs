@@ -1,7 +1,7 @@
-//! What is kept of a request: one [`Record`] when it ends, one row in SQLite soon after.
+//! What is kept of a request: one `Record` when it ends, one row in SQLite soon after.
 //!
-//! A finished request enters by [`Recorder::submit`], which never waits: a bounded queue takes it, one thread writes
-//! it, and when the queue is full the row is shed and counted. Rows leave by [`query`], which other processes use on the
+//! A finished request enters by `Recorder::submit`, which never waits: a bounded queue takes it, one thread writes
+//! it, and when the queue is full the row is shed and counted. Rows leave by `query`, which other processes use on the
 //! live file. Prompts, answers and keys never enter: a record has names, numbers and codes only. A broken or locked
 //! database never stops serving. The schema is in `schema`, the thread in `writer`, what is thrown away in `retention`.
 
