@@ -478,6 +478,10 @@ fn what_is_invalid_keeps_its_text_and_says_why() {
             Reason::BadJson { at: open + 36 },
         ),
         (r#"{"name": "now"#, Reason::Cut),
+        (
+            r#"{"name": "now", "arguments": {"a": "\<b>"}}"#,
+            Reason::BadJson { at: open + 37 },
+        ),
         (r#"{"arguments": {}}"#, Reason::NoName),
         (
             r#"{"name": "nov", "arguments": {}}"#,
@@ -566,6 +570,47 @@ fn a_call_over_the_limit_becomes_text() {
     };
     assert_eq!(raw.len(), CALL_LIMIT);
     assert!(rest.ends_with("x\"}}</tool_call> b"));
+}
+
+/// Text made to be dear: thousands of parts in one call, tags that never end, brackets without end.
+#[test]
+fn hostile_calls_cost_little() {
+    let started = Instant::now();
+    let setup = Setup::with(&tools(), Thinking::On, Opener::Model);
+    let parameters = "<parameter=a>b</parameter>".repeat(100_000);
+    for (body, reason) in [
+        (format!("[{}1]", "1,".repeat(1_000_000)), Some(Reason::TooMany)),
+        (
+            format!("{{{}\"a\":1}}", "\"a\":1,".repeat(500_000)),
+            Some(Reason::TooMany),
+        ),
+        (format!("<function=now>{parameters}</function>"), None),
+        ("{},".repeat(1_000_000), None),
+        ("{\"function\":".repeat(200), None),
+        ("[".repeat(1_000_000), None),
+        ("{\"a\": \"</tool_cal".repeat(100_000), None),
+    ] {
+        let raw = format!("<tool_call>{body}</tool_call>");
+        let shown = read(&setup, [raw.as_str()]);
+        let Some(Shown::Invalid { reason: got, .. }) = shown.first() else {
+            panic!("no refusal")
+        };
+        match reason {
+            Some(reason) => assert_eq!(*got, reason),
+            None => assert!(matches!(got, Reason::BadJson { .. }), "{got:?}"),
+        }
+        let all: usize = shown
+            .iter()
+            .map(|shown| match shown {
+                Shown::Invalid { raw, .. } | Shown::Call { raw, .. } => raw.len(),
+                Shown::Text(text) | Shown::Reasoning(text) => text.len(),
+            })
+            .sum();
+        assert_eq!(all, raw.len());
+    }
+    let open = "<tool_call><think>`<function=now>".repeat(20_000);
+    assert!(!read(&setup, [open.as_str()]).is_empty());
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! stages run the same block, so that they agree on where a call ends: the reasoning splitter to leave think tags in a
 //! call's strings alone, the scanner to read the calls. Reading them is `call`'s.
 
-use super::json::{Json, Progress, space};
+use super::json::{Json, PARTS_LIMIT, Progress, space};
 use super::tag::{Tag, floor};
 use super::tools::ToolSet;
 use memchr::memchr;
@@ -230,6 +230,9 @@ impl Block {
     }
 
     fn value(&mut self) -> Took {
+        if self.values.len() >= PARTS_LIMIT {
+            return self.broken(0);
+        }
         let json = Json::new();
         self.to(
             State::Json {
@@ -278,7 +281,7 @@ impl Block {
             return Took::Wait;
         };
         let string = json.in_string();
-        let tag = string.is_some() && rest.starts_with('<');
+        let tag = json.takes_tag() && rest.starts_with('<');
         if tag {
             match Tag::read(rest) {
                 Tag::Partial => return Took::Wait,
@@ -363,6 +366,7 @@ impl Block {
         let between = matches!(self.state, State::Between);
         match Tag::read(rest) {
             Tag::Partial => Took::Wait,
+            Tag::Parameter { .. } | Tag::Function { .. } if self.is_full() => self.broken(0),
             Tag::Parameter { len, name } if between => self.to(
                 State::Value {
                     key: name,
@@ -391,6 +395,12 @@ impl Block {
             Tag::ThinkClose if !between && self.thought => Took::End(0, End::Reopened),
             _ => self.broken(0),
         }
+    }
+
+    /// No more functions, or parameters of the last one, are told apart.
+    fn is_full(&self) -> bool {
+        let parameters = self.functions.last().map_or(0, |function| function.parameters.len());
+        self.functions.len() > PARTS_LIMIT || parameters >= PARTS_LIMIT
     }
 
     /// Inside a parameter's value: `</parameter>` ends it only if more markup follows, since the value may speak of tags.

@@ -5,7 +5,7 @@
 //! invented: without a name that the request declares there is no call.
 
 use super::block::{Block, Function};
-use super::json::{self, Member};
+use super::json::{self, Member, PARTS_LIMIT};
 use super::tools::{Tool, ToolSet, typed_value};
 use super::verdict::{Kind, Reason, Verdict};
 use std::ops::Range;
@@ -71,11 +71,14 @@ pub(crate) fn read_value(text: &str, start: usize, named: Option<&str>, tools: &
         return;
     }
     let spans = json::elements(text);
-    if spans.is_empty() {
-        found.push(Found {
-            end: start + text.len(),
-            read: Err(Reason::NoName),
-        });
+    if spans.is_empty() || spans.len() > PARTS_LIMIT {
+        let reason = if spans.is_empty() {
+            Reason::NoName
+        } else {
+            Reason::TooMany
+        };
+        let end = start + text.len();
+        return found.push(Found { end, read: Err(reason) });
     }
     for span in spans {
         let element = text.get(span.clone()).unwrap_or_default();
@@ -92,30 +95,16 @@ pub(crate) fn read_value(text: &str, start: usize, named: Option<&str>, tools: &
 }
 
 fn read_object(text: &str, named: Option<&str>, tools: &ToolSet) -> Result<Parsed, Reason> {
-    let object = Object::read(text);
+    let object = Object::read(text)?;
     if let Some(name) = named {
         let tool = find(name, tools)?;
         return object.arguments_under(name, tool);
     }
     if let Some(inner) = object.get("function").filter(|value| value.starts_with('{')) {
-        return read_object(inner, None, tools);
+        // OpenAI's form nests once
+        return Object::read(inner)?.named_inside(tools);
     }
-    for key in ["name", "function"] {
-        if let Some(name) = object
-            .get(key)
-            .filter(|value| value.starts_with('"'))
-            .and_then(json::unquote)
-        {
-            let tool = find(&name, tools)?;
-            let arguments = object.arguments(key, tool)?;
-            return Ok(Parsed {
-                renamed: tool.name != name,
-                name: tool.name.clone(),
-                arguments,
-            });
-        }
-    }
-    object.keyed_by_name(tools)
+    object.named_inside(tools)
 }
 
 fn find<'a>(name: &str, tools: &'a ToolSet) -> Result<&'a Tool, Reason> {
@@ -131,13 +120,33 @@ struct Object<'a> {
 }
 
 impl<'a> Object<'a> {
-    fn read(text: &'a str) -> Self {
+    fn read(text: &'a str) -> Result<Self, Reason> {
         let mut members: Vec<(String, Member)> = Vec::new();
         for member in json::members(text) {
             let key = text.get(member.key.clone()).and_then(json::unquote).unwrap_or_default();
             members.push((key, member));
         }
-        Object { text, members }
+        if members.len() > PARTS_LIMIT {
+            return Err(Reason::TooMany);
+        }
+        Ok(Object { text, members })
+    }
+
+    /// The call of an object that says its name inside.
+    fn named_inside(&self, tools: &ToolSet) -> Result<Parsed, Reason> {
+        for key in ["name", "function"] {
+            let written = self.get(key).filter(|value| value.starts_with('"'));
+            if let Some(name) = written.and_then(json::unquote) {
+                let tool = find(&name, tools)?;
+                let arguments = self.arguments(key, tool)?;
+                return Ok(Parsed {
+                    renamed: tool.name != name,
+                    name: tool.name.clone(),
+                    arguments,
+                });
+            }
+        }
+        self.keyed_by_name(tools)
     }
 
     fn get(&self, key: &str) -> Option<&'a str> {

@@ -9,6 +9,8 @@ use std::ops::Range;
 
 /// Deepest nesting of a call, as for requests (B4).
 pub(crate) const DEPTH_LIMIT: usize = 128;
+/// Most members, elements, parameters or calls that are told apart in one place; a walk stops one behind it.
+pub(crate) const PARTS_LIMIT: usize = 1024;
 
 /// A recogniser of one object or array.
 #[derive(Debug, Clone)]
@@ -89,6 +91,11 @@ impl Json {
     /// The number of the string that is being read, if one is.
     pub(crate) fn in_string(&self) -> Option<usize> {
         matches!(self.state, State::Str { .. }).then_some(self.strings)
+    }
+
+    /// A `<` that comes next is text of a string (behind a backslash it is a bad escape).
+    pub(crate) fn takes_tag(&self) -> bool {
+        matches!(self.state, State::Str { at: InString::Text, .. })
     }
 
     /// Reads on; `from_tag` says that `bytes` begins with a `<` of a string that has been looked at.
@@ -307,7 +314,7 @@ pub(crate) fn members(object: &str) -> Vec<Member> {
         let value = walk.value();
         found.push(Member { key, value });
         walk.spaces();
-        if !walk.eat(b',') {
+        if found.len() > PARTS_LIMIT || !walk.eat(b',') {
             return found;
         }
     }
@@ -332,7 +339,7 @@ pub(crate) fn elements(array: &str) -> Vec<Range<usize>> {
         }
         found.push(value);
         walk.spaces();
-        if !walk.eat(b',') {
+        if found.len() > PARTS_LIMIT || !walk.eat(b',') {
             return found;
         }
     }

@@ -48,6 +48,9 @@ pub enum Reason {
     /// The arguments are neither an object nor a string that holds one.
     #[error("arguments are not an object")]
     NotAnObject,
+    /// More calls, keys or parameters than are told apart (1,024).
+    #[error("more parts than the limit of a call")]
+    TooMany,
     /// Longer than the limit of a held call.
     #[error("longer than the limit of a held call")]
     TooLong,
