@@ -1,9 +1,9 @@
 //! Chat completion chunks and messages, read by places and rewritten in place.
 //!
-//! [`Chunk::read`] walks one JSON text (a data line of a stream or a whole answer) and keeps the places of the few members
+//! `Chunk::read` walks one JSON text (a data line of a stream or a whole answer) and keeps the places of the few members
 //! that are judged: identity, usage, error, and of each choice its delta, finish and texts. What isn't judged is never
 //! parsed into values, so that logprobs, token ids, fingerprints and fields of the future leave as they came. Changes are
-//! [`Edits`] (a place and its new text) and [`rebuild`] (an object with some members replaced, dropped or added).
+//! `Edits` (a place and its new text) and `rebuild` (an object with some members replaced, dropped or added).
 //! Legacy completions have the same frame with `text` for a delta: see `completions`.
 
 mod calls;
