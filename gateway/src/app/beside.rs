@@ -99,13 +99,22 @@ impl Beside {
         };
         let flow = self.flow.clone();
         let health = Arc::new(move || serde_json::json!({"replicas": endpoints::replicas(&flow.fleet.load())}));
-        let state = AdminState { metrics: self.flow.books.metrics.clone(), health };
+        let state = AdminState {
+            metrics: self.flow.books.metrics.clone(),
+            health,
+        };
         tokio::spawn(admin::serve(listener, state, std::future::pending()));
     }
 
     /// Someone who tries the simulated replicas may have a real vLLM running: the line that uses it is printed.
     fn look_for_vllm(&self) {
-        let simulated = self.flow.fleet.load().backends.iter().all(|backend| backend.is_simulated());
+        let simulated = self
+            .flow
+            .fleet
+            .load()
+            .backends
+            .iter()
+            .all(|backend| backend.is_simulated());
         if simulated {
             tokio::spawn(async {
                 if let Some(version) = supervisor::vllm_at(USUAL_VLLM).await {
@@ -129,7 +138,13 @@ impl Beside {
                 flow.registry.set_limit(config.limits.requests);
             }
         };
-        let files = self.live.source().file().map(std::path::Path::to_path_buf).into_iter().chain([self.keys.path().to_path_buf()]);
+        let files = self
+            .live
+            .source()
+            .file()
+            .map(std::path::Path::to_path_buf)
+            .into_iter()
+            .chain([self.keys.path().to_path_buf()]);
         let hangup = reload.clone();
         tokio::spawn(async move {
             if let Err(error) = on_hangup(hangup).await {
@@ -163,7 +178,12 @@ async fn sweep(live: Arc<Live>, flow: Arc<Flow>) {
 }
 
 /// Carries what the supervisor says of a replica to where requests look.
-async fn follow(backend: Arc<Backend>, replica: Arc<Replica>, mut states: watch::Receiver<ReplicaState>, flow: Arc<Flow>) {
+async fn follow(
+    backend: Arc<Backend>,
+    replica: Arc<Replica>,
+    mut states: watch::Receiver<ReplicaState>,
+    flow: Arc<Flow>,
+) {
     loop {
         let state = states.borrow_and_update().clone();
         match &state {
@@ -188,7 +208,9 @@ async fn follow(backend: Arc<Backend>, replica: Arc<Replica>, mut states: watch:
                 }
             }
         }
-        flow.books.metrics.replica_up(&replica.name, replica.readiness() == Readiness::Ready);
+        flow.books
+            .metrics
+            .replica_up(&replica.name, replica.readiness() == Readiness::Ready);
         if states.changed().await.is_err() {
             return;
         }
@@ -210,7 +232,9 @@ async fn learn(backend: &Arc<Backend>, replica: &Arc<Replica>) {
     }
     match probe::opener(replica, &replica.model()).await {
         Ok(opener) => replica.set_opener(opener),
-        Err(error) => tracing::debug!(replica = %replica.name, %error, "who opens think blocks will be learned from answers"),
+        Err(error) => {
+            tracing::debug!(replica = %replica.name, %error, "who opens think blocks will be learned from answers")
+        }
     }
     let replica = replica.clone();
     // Requests need not wait for it: until it is known the replica is taken for one that gives raw text.
@@ -231,4 +255,3 @@ async fn learn(backend: &Arc<Backend>, replica: &Arc<Replica>) {
         tracing::warn!(replica = %replica.name, "how the replica takes tools could not be found out; taken as raw text");
     });
 }
-
