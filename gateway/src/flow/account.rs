@@ -113,6 +113,7 @@ impl Account {
     pub fn heard(&mut self, at: Instant, facts: &Facts) {
         let at = self.since_accepted(at);
         self.meter.tokens(at, facts.tokens_in_last_push);
+        self.meter.holds(at, facts.holds_call);
         self.has_token |= facts.tokens_in_last_push > 0;
     }
 
@@ -216,6 +217,7 @@ impl Drop for Account {
             record.itl_p50 = measured.itl_p50;
             record.itl_p99 = measured.itl_p99;
             record.itl_max = measured.itl_max;
+            record.tool_hold = measured.tool_hold;
             record.tpot = measured.tpot;
             record.tokens_per_s = measured.tokens_per_s;
         }
