@@ -84,6 +84,16 @@ fn exit_codes_tell_the_cause() {
         ),
         (&["key", "list", "--config", bad], 3, "did you mean `listen`?"),
         (&["stats", "--config", bad], 3, "bad.toml:2:1"),
+        (&["serve", "--config", bad], 3, "bad.toml:2:1"),
+        (&["serve", "--backend", "https://127.0.0.1:8000"], 3, "= key: --backend"),
+        (
+            &["serve", "--listen", "127.0.0.1:5003"],
+            3,
+            "the clients' listener has 127.0.0.1:5003 already",
+        ),
+        (&["simulate", "--fault", "stal=0.1"], 3, "did you mean `stall`?"),
+        (&["simulate", "--speed", "-1"], 2, "unexpected argument"),
+        (&["simulate", "--set", "speed=-1"], 1, "speed"),
     ] {
         let output = run(home.path(), args);
         assert_eq!(output.status.code(), Some(code), "{args:?}\n{}", stderr(&output));
@@ -327,4 +337,50 @@ fn parse_names_the_line_that_it_cannot_read() {
         assert_eq!(output.status.code(), Some(1));
         assert!(stderr(&output).contains(says), "{text}\n{}", stderr(&output));
     }
+}
+
+/// The simulator as a process: it answers on its address, and what it answers says that it is simulated.
+#[test]
+fn simulate_serves_on_its_address() {
+    let home = home();
+    for _ in 0..5 {
+        // The port may be taken between the look and the start; then there is another.
+        let free = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let args = [
+            "simulate",
+            "--listen",
+            &free.to_string(),
+            "--model",
+            "small",
+            "--speed",
+            "0",
+        ];
+        let mut child = sluice(home.path(), args)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let answer = (0..200).find_map(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            let mut stream = std::net::TcpStream::connect(free).ok()?;
+            stream
+                .write_all(b"GET /v1/models HTTP/1.1\r\nHost: sim\r\nConnection: close\r\n\r\n")
+                .ok()?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).ok().map(|_| answer)
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if let Some(answer) = answer {
+            assert!(
+                answer.starts_with("HTTP/1.1 200") && answer.contains("small-simulated"),
+                "{answer}"
+            );
+            return;
+        }
+    }
+    panic!("the simulator never answered");
 }

@@ -184,13 +184,19 @@ fn suggest_key(name: &str, section: &str, valid: &[&str], known: &[(String, Stri
     }
 }
 
-/// The word that was probably meant: at most a third of its letters differ, and at most three.
+/// The word that was probably meant: at most a third of its letters differ, and at most three; or one is the other's
+/// beginning.
 pub(super) fn nearest<'w>(name: &str, valid: &[&'w str]) -> Option<&'w str> {
     let name = name.to_lowercase().replace('-', "_");
+    let near = |word: &&'w str| {
+        let letters = word.chars().count().max(name.chars().count());
+        let distance = strsim::damerau_levenshtein(&name, word);
+        let begins = name.len() >= 3 && (word.starts_with(&name) || name.starts_with(word));
+        (begins || distance <= 3.min(letters.div_ceil(3))).then_some((distance, *word))
+    };
     valid
         .iter()
-        .map(|word| (strsim::damerau_levenshtein(&name, word), *word))
-        .filter(|(distance, word)| *distance <= 3.min(word.chars().count().max(name.chars().count()).div_ceil(3)))
+        .filter_map(near)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, word)| word)
 }
