@@ -10,6 +10,7 @@ use std::{
 };
 
 use serde_json::Value;
+use sluice_gateway::record::{self, Record, RecordConfig};
 
 /// `sluice` in a folder of its own, with nothing of the caller's environment that it looks at.
 fn sluice(home: &Path, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
@@ -383,4 +384,63 @@ fn simulate_serves_on_its_address() {
         }
     }
     panic!("the simulator never answered");
+}
+
+/// Rows as a gateway writes them, read back through the program.
+#[test]
+fn requests_and_stats_read_the_records_of_the_state_folder() {
+    let home = home();
+    let state = home.path().join(".local/state/sluice");
+    let recorder = record::open(&RecordConfig::default(), &state).unwrap();
+    for (id, model, status, age_s) in [
+        ("old", "small", 200, 7_200),
+        ("bad", "large", 502, 60),
+        ("good", "small", 200, 30),
+    ] {
+        recorder.submit(Record {
+            id: id.to_owned(),
+            started: jiff::Timestamp::now() - std::time::Duration::from_secs(age_s),
+            endpoint: "chat",
+            model: model.to_owned(),
+            status,
+            ..Record::default()
+        });
+    }
+    assert!(recorder.flush(std::time::Duration::from_secs(20)));
+    let ids = |args: &[&str]| -> Vec<String> {
+        let output = sluice(home.path(), ["requests", "--json"]).args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+        let id = |line: &str| {
+            serde_json::from_str::<Value>(line).unwrap()["id"]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        };
+        stdout(&output).lines().map(id).collect()
+    };
+    assert_eq!(ids(&[]), ["old", "bad", "good"]);
+    assert_eq!(ids(&["--limit", "1"]), ["good"]);
+    assert_eq!(ids(&["--since", "1h"]), ["bad", "good"]);
+    assert_eq!(ids(&["--until", "1h"]), ["old"]);
+    assert_eq!(ids(&["--model", "small", "--since", "1h"]), ["good"]);
+    assert_eq!(ids(&["--status", "502"]), ["bad"]);
+    assert_eq!(ids(&["--errors"]), ["bad"]);
+    assert_eq!(ids(&["--replica", "none"]), [] as [&str; 0]);
+    assert_eq!(
+        ids(&["--file", state.join("requests.db").to_str().unwrap(), "--key", "nobody"]),
+        [] as [&str; 0]
+    );
+    let table = stdout(&run(home.path(), &["requests"]));
+    assert!(
+        table.starts_with("started (UTC)") && table.lines().count() == 4,
+        "{table}"
+    );
+    let stats = |args: &[&str]| -> Value {
+        let output = sluice(home.path(), ["stats", "--json"]).args(args).output().unwrap();
+        serde_json::from_str(&stdout(&output)).unwrap()
+    };
+    assert_eq!(stats(&[])["total"]["requests"], 3);
+    assert_eq!(stats(&["--since", "1h"])["total"]["requests"], 2);
+    assert_eq!(stats(&["--since", "2h30m", "--until", "1h"])["total"]["requests"], 1);
+    assert!(stdout(&run(home.path(), &["stats"])).contains("all models"));
 }

@@ -13,7 +13,10 @@ const MODEL: &str = "Qwen/Qwen3-32B-AWQ-simulated";
 
 /// A configuration without any waiting.
 fn instant() -> SimConfig {
-    SimConfig { speed: 0.0, ..SimConfig::default() }
+    SimConfig {
+        speed: 0.0,
+        ..SimConfig::default()
+    }
 }
 
 /// A simulator on a port of its own, for as long as the test runs.
@@ -57,7 +60,10 @@ impl Answer {
     /// Data lines of a stream but for `[DONE]`.
     fn events(&self) -> Vec<Value> {
         let text = self.text();
-        let lines = text.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|line| *line != "[DONE]");
+        let lines = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("data: "))
+            .filter(|line| *line != "[DONE]");
         lines.map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
@@ -65,23 +71,43 @@ impl Answer {
     fn content(&self, choice: u64) -> String {
         let events = self.events();
         let all = events.iter().flat_map(|event| event["choices"].as_array().unwrap());
-        all.filter(|c| c["index"] == choice).filter_map(|c| c["delta"]["content"].as_str()).collect()
+        all.filter(|c| c["index"] == choice)
+            .filter_map(|c| c["delta"]["content"].as_str())
+            .collect()
     }
 
     fn header_names(&self) -> Vec<&str> {
-        self.head.lines().skip(1).filter_map(|line| line.split_once(": ")).map(|(name, _)| name).collect()
+        self.head
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_once(": "))
+            .map(|(name, _)| name)
+            .collect()
     }
 
     /// Takes raw bytes apart.
     fn parse(raw: &[u8], is_reset: bool, is_head_only: bool) -> Self {
         let Some(end) = raw.windows(4).position(|w| w == b"\r\n\r\n") else {
-            return Self { head: String::new(), chunks: vec![raw.to_vec()], is_complete: false, is_reset };
+            return Self {
+                head: String::new(),
+                chunks: vec![raw.to_vec()],
+                is_complete: false,
+                is_reset,
+            };
         };
         let head = String::from_utf8(raw[..end].to_vec()).unwrap();
         let mut rest = &raw[end + 4..];
-        let mut answer = Self { head, chunks: Vec::new(), is_complete: false, is_reset };
+        let mut answer = Self {
+            head,
+            chunks: Vec::new(),
+            is_complete: false,
+            is_reset,
+        };
         if !answer.head.contains("transfer-encoding: chunked") {
-            let length = answer.head.lines().find_map(|line| line.strip_prefix("content-length: "));
+            let length = answer
+                .head
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length: "));
             let length: usize = length.map_or(0, |length| length.parse().unwrap());
             answer.is_complete = is_head_only || rest.len() == length;
             answer.chunks.push(rest.to_vec());
@@ -105,7 +131,11 @@ impl Answer {
 
 fn request(method: &str, path: &str, headers: &str, body: &str) -> Vec<u8> {
     let length = body.len();
-    let framing = if body.is_empty() && method == "GET" { String::new() } else { format!("content-length: {length}\r\n") };
+    let framing = if body.is_empty() && method == "GET" {
+        String::new()
+    } else {
+        format!("content-length: {length}\r\n")
+    };
     format!("{method} {path} HTTP/1.1\r\nhost: sim\r\n{headers}{framing}\r\n{body}").into_bytes()
 }
 
@@ -130,7 +160,12 @@ async fn exchange(address: SocketAddr, raw: &[u8], patience: Duration) -> Answer
 }
 
 async fn get(address: SocketAddr, path: &str) -> Answer {
-    exchange(address, &request("GET", path, "connection: close\r\n", ""), Duration::from_secs(5)).await
+    exchange(
+        address,
+        &request("GET", path, "connection: close\r\n", ""),
+        Duration::from_secs(5),
+    )
+    .await
 }
 
 async fn post(address: SocketAddr, path: &str, body: &Value) -> Answer {
@@ -139,7 +174,12 @@ async fn post(address: SocketAddr, path: &str, body: &Value) -> Answer {
 
 async fn post_with(address: SocketAddr, path: &str, headers: &str, body: &Value) -> Answer {
     let headers = format!("content-type: application/json\r\nconnection: close\r\n{headers}");
-    exchange(address, &request("POST", path, &headers, &body.to_string()), Duration::from_secs(5)).await
+    exchange(
+        address,
+        &request("POST", path, &headers, &body.to_string()),
+        Duration::from_secs(5),
+    )
+    .await
 }
 
 fn chat(more: Value) -> Value {
@@ -159,7 +199,17 @@ async fn a_chat_stream_says_that_it_is_simulated() {
     assert!(answer.text().ends_with("data: [DONE]\n\n"));
     let content = answer.content(0);
     let (thinking, text) = content.split_once("</think>").unwrap();
-    assert!(thinking.starts_with("<think>\n[simulated]") && text.starts_with("\n\n[simulated]"), "{content}");
+    assert!(
+        thinking.starts_with("<think>\n[simulated]") && text.starts_with("\n\n[simulated]"),
+        "{content}"
+    );
     assert!(answer.events().iter().all(|event| event["model"] == MODEL));
-    assert_eq!((simulator.stats().requests, simulator.stats().present, simulator.stats().aborted), (1, 0, 0));
+    assert_eq!(
+        (
+            simulator.stats().requests,
+            simulator.stats().present,
+            simulator.stats().aborted
+        ),
+        (1, 0, 0)
+    );
 }

@@ -4,7 +4,7 @@
 //! choice, and what the client gets is written over the chunk it came in: **one chunk in, at most one chunk out**, so that
 //! logprobs, token ids, usage and fields of the future stay where vLLM put them. A chunk that needs no change leaves as the
 //! very bytes it came in. A chunk of which everything is held (part of a tag, inside of a call) isn't sent, unless it carries
-//! something else: then it leaves at once with an empty delta. [`Turn::whole`] sends a non-stream answer through the same
+//! something else: then it leaves at once with an empty delta. `Turn::whole` sends a non-stream answer through the same
 //! stages as one chunk (B9). Nothing here does I/O or reads a clock.
 //!
 //! White space directly behind a tag (`<think>`, `</think>`, `<tool_call>`, `</tool_call>`) is markup and dropped; before a tag
@@ -71,6 +71,9 @@ struct Identity {
     /// The first chunk up to the value of `choices`, if the three stand there.
     head: String,
 }
+
+/// Longest head that is remembered; vLLM's has 123 bytes.
+const HEAD_LIMIT_BYTES: usize = 4096;
 
 /// How much of the answer was reasoning, for an estimate: in chunks of a stream, in bytes of a whole answer.
 #[derive(Clone, Copy, Debug, Default)]
@@ -264,7 +267,8 @@ impl Turn {
         let Some(identity) = &self.identity else {
             let [id, model, created] = members.map(|place| place.map(|place| place.of(text).to_owned()));
             let at = chunk.choices_at.unwrap_or_default();
-            let before = members.iter().all(|place| place.is_some_and(|place| place.end <= at));
+            let before =
+                at <= HEAD_LIMIT_BYTES && members.iter().all(|place| place.is_some_and(|place| place.end <= at));
             let head = if before {
                 text.get(..at).unwrap_or_default().to_owned()
             } else {
@@ -304,6 +308,11 @@ impl Turn {
         };
         if voice.finish.is_some() {
             // Nothing is said behind a finish; what the chunk carries otherwise still goes through.
+            for (place, nothing) in [(choice.body, "{}"), (choice.text, "\"\""), (choice.finish, "null")] {
+                if let Some(place) = place.filter(|place| place.of(text) != nothing) {
+                    self.edits.set(place, nothing.as_bytes());
+                }
+            }
             return Ok(Weight {
                 keeps: choice.carries,
                 ..Weight::default()

@@ -478,6 +478,10 @@ fn what_is_invalid_keeps_its_text_and_says_why() {
             Reason::BadJson { at: open + 36 },
         ),
         (r#"{"name": "now"#, Reason::Cut),
+        (
+            r#"{"name": "now", "arguments": {"a": "\<b>"}}"#,
+            Reason::BadJson { at: open + 37 },
+        ),
         (r#"{"arguments": {}}"#, Reason::NoName),
         (
             r#"{"name": "nov", "arguments": {}}"#,

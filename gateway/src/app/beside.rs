@@ -4,7 +4,6 @@
 use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -19,10 +18,12 @@ use crate::config::{Live, Watch};
 use crate::downstream::endpoints;
 use crate::downstream::keys::KeyRing;
 use crate::flow::Flow;
-use crate::supervisor::{ReplicaSpec, ReplicaState, Settings, StartSimulation, Supervisor};
+use crate::supervisor::{self, ReplicaSpec, ReplicaState, Settings, StartSimulation, Supervisor};
 use crate::upstream::replica::{Address, Readiness};
 use crate::upstream::{Backend, Replica, probe};
 
+/// Where `vllm serve` listens if nothing is said.
+const USUAL_VLLM: &str = "127.0.0.1:8000";
 /// How often idle upstream connections are looked at.
 const SWEEP: Duration = Duration::from_secs(1);
 /// A probe of a replica's set-up that failed is tried again.
@@ -61,6 +62,7 @@ impl BackgroundService for Beside {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let supervisor = self.supervise();
         self.serve_admin();
+        self.look_for_vllm();
         let _watch = self.reload_on_change();
         let sweeper = tokio::spawn(sweep(self.live.clone(), self.flow.clone()));
         let _ = shutdown.wait_for(|draining| *draining).await;
@@ -97,8 +99,29 @@ impl Beside {
         };
         let flow = self.flow.clone();
         let health = Arc::new(move || serde_json::json!({"replicas": endpoints::replicas(&flow.fleet.load())}));
-        let state = AdminState { metrics: self.flow.books.metrics.clone(), health };
+        let state = AdminState {
+            metrics: self.flow.books.metrics.clone(),
+            health,
+        };
         tokio::spawn(admin::serve(listener, state, std::future::pending()));
+    }
+
+    /// Someone who tries the simulated replicas may have a real vLLM running: the line that uses it is printed.
+    fn look_for_vllm(&self) {
+        let simulated = self
+            .flow
+            .fleet
+            .load()
+            .backends
+            .iter()
+            .all(|backend| backend.is_simulated());
+        if simulated {
+            tokio::spawn(async {
+                if let Some(version) = supervisor::vllm_at(USUAL_VLLM).await {
+                    greeting::say(&supervisor::vllm_hint(USUAL_VLLM, &version));
+                }
+            });
+        }
     }
 
     /// The file and the keys, on change and on SIGHUP.
@@ -115,7 +138,13 @@ impl Beside {
                 flow.registry.set_limit(config.limits.requests);
             }
         };
-        let files = self.live.source().file().map(std::path::Path::to_path_buf).into_iter().chain([self.keys.path().to_path_buf()]);
+        let files = self
+            .live
+            .source()
+            .file()
+            .map(std::path::Path::to_path_buf)
+            .into_iter()
+            .chain([self.keys.path().to_path_buf()]);
         let hangup = reload.clone();
         tokio::spawn(async move {
             if let Err(error) = on_hangup(hangup).await {
@@ -149,7 +178,12 @@ async fn sweep(live: Arc<Live>, flow: Arc<Flow>) {
 }
 
 /// Carries what the supervisor says of a replica to where requests look.
-async fn follow(backend: Arc<Backend>, replica: Arc<Replica>, mut states: watch::Receiver<ReplicaState>, flow: Arc<Flow>) {
+async fn follow(
+    backend: Arc<Backend>,
+    replica: Arc<Replica>,
+    mut states: watch::Receiver<ReplicaState>,
+    flow: Arc<Flow>,
+) {
     loop {
         let state = states.borrow_and_update().clone();
         match &state {
@@ -174,7 +208,9 @@ async fn follow(backend: Arc<Backend>, replica: Arc<Replica>, mut states: watch:
                 }
             }
         }
-        flow.books.metrics.replica_up(&replica.name, replica.readiness() == Readiness::Ready);
+        flow.books
+            .metrics
+            .replica_up(&replica.name, replica.readiness() == Readiness::Ready);
         if states.changed().await.is_err() {
             return;
         }
@@ -196,7 +232,9 @@ async fn learn(backend: &Arc<Backend>, replica: &Arc<Replica>) {
     }
     match probe::opener(replica, &replica.model()).await {
         Ok(opener) => replica.set_opener(opener),
-        Err(error) => tracing::debug!(replica = %replica.name, %error, "who opens think blocks will be learned from answers"),
+        Err(error) => {
+            tracing::debug!(replica = %replica.name, %error, "who opens think blocks will be learned from answers")
+        }
     }
     let replica = replica.clone();
     // Requests need not wait for it: until it is known the replica is taken for one that gives raw text.
@@ -216,9 +254,4 @@ async fn learn(backend: &Arc<Backend>, replica: &Arc<Replica>) {
         }
         tracing::warn!(replica = %replica.name, "how the replica takes tools could not be found out; taken as raw text");
     });
-}
-
-/// Where the admin listener was bound, for the greeting.
-pub fn local_address(listener: &std::net::TcpListener) -> Option<SocketAddr> {
-    listener.local_addr().ok()
 }

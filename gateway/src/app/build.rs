@@ -8,15 +8,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{BackendConfig, Config, LauncherKind, ReasoningForm, ThinkOpener, ToolParsing};
-use crate::flow::{self, FlowConfig};
 use crate::flow::exchange::ExchangeLimits;
+use crate::flow::{self, FlowConfig};
 use crate::simulator::SIMULATED_SUFFIX;
 use crate::supervisor::{ExternalConfig, LauncherConfig, ProcessConfig, ReplicaKey, ReplicaSpec, SimulatedConfig};
 use crate::upstream::fleet::SessionLimits;
 use crate::upstream::{Backend, Fleet, Replica};
 
 /// A session is forgotten after this long, and the least recently used past this number.
-const SESSIONS: SessionLimits = SessionLimits { idle: Duration::from_secs(2 * 60 * 60), count: 100_000 };
+const SESSIONS: SessionLimits = SessionLimits {
+    idle: Duration::from_secs(2 * 60 * 60),
+    count: 100_000,
+};
 
 /// Why the fleet can't be built.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +93,10 @@ pub fn fleet(config: &Config) -> Result<(Fleet, Vec<ReplicaSpec>), BuildError> {
 }
 
 fn backend(config: &BackendConfig) -> Result<Backend, BuildError> {
-    let all_simulated = config.replica.iter().all(|replica| replica.launcher == LauncherKind::Simulated);
+    let all_simulated = config
+        .replica
+        .iter()
+        .all(|replica| replica.launcher == LauncherKind::Simulated);
     let authorization = authorization(config)?;
     let replicas = config
         .replica
@@ -109,18 +115,33 @@ fn backend(config: &BackendConfig) -> Result<Backend, BuildError> {
         // Clients are written for the real id; the answers say that they are simulated.
         aliases.push(config.model.clone());
     }
-    Ok(Backend::new(&config.name, &model, aliases, &config.profile, replicas, SESSIONS))
+    Ok(Backend::new(
+        &config.name,
+        &model,
+        aliases,
+        &config.profile,
+        replicas,
+        SESSIONS,
+    ))
 }
 
 /// A simulated model's id can't be mistaken (B6).
 fn served_id(model: &str, simulated: bool) -> String {
-    if simulated && !model.is_empty() { format!("{model}{SIMULATED_SUFFIX}") } else { model.to_owned() }
+    if simulated && !model.is_empty() {
+        format!("{model}{SIMULATED_SUFFIX}")
+    } else {
+        model.to_owned()
+    }
 }
 
 fn authorization(config: &BackendConfig) -> Result<Option<HeaderValue>, BuildError> {
-    let ReplicaKey::Given(key) = ReplicaKey::from_env(&config.key_env) else { return Ok(None) };
-    let mut value = HeaderValue::from_str(&format!("Bearer {key}"))
-        .map_err(|_| BuildError::Key { backend: config.name.clone(), variable: config.key_env.clone() })?;
+    let ReplicaKey::Given(key) = ReplicaKey::from_env(&config.key_env) else {
+        return Ok(None);
+    };
+    let mut value = HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| BuildError::Key {
+        backend: config.name.clone(),
+        variable: config.key_env.clone(),
+    })?;
     value.set_sensitive(true);
     Ok(Some(value))
 }
@@ -128,9 +149,10 @@ fn authorization(config: &BackendConfig) -> Result<Option<HeaderValue>, BuildErr
 fn backend_specs<'a>(backend: &'a BackendConfig, profile: &'a Profile) -> impl Iterator<Item = ReplicaSpec> + 'a {
     backend.replica.iter().map(move |replica| {
         let launcher = match replica.launcher {
-            LauncherKind::External => {
-                LauncherConfig::External(ExternalConfig { url: replica.url.clone(), probe_s: 2 })
-            }
+            LauncherKind::External => LauncherConfig::External(ExternalConfig {
+                url: replica.url.clone(),
+                probe_s: 2,
+            }),
             LauncherKind::Process => LauncherConfig::Process(ProcessConfig {
                 command: replica.command.clone(),
                 ..ProcessConfig::on_port(replica.port)
@@ -142,7 +164,11 @@ fn backend_specs<'a>(backend: &'a BackendConfig, profile: &'a Profile) -> impl I
             name: replica.name.clone(),
             model: served_id(&backend.model, simulated),
             aliases: backend.aliases.clone(),
-            key: if simulated { ReplicaKey::NotWanted } else { ReplicaKey::from_env(&backend.key_env) },
+            key: if simulated {
+                ReplicaKey::NotWanted
+            } else {
+                ReplicaKey::from_env(&backend.key_env)
+            },
             profile: profile.clone(),
             launcher,
         }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::supervisor::SimulatedGpu;
+use crate::simulator::Gpu;
 
 /// A served model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,7 +66,7 @@ pub struct ReplicaConfig {
     pub command: Vec<String>,
     /// `simulated`: whose speed it imitates, `h100` (default) or `rtx4090x2`.
     #[serde(default)]
-    pub gpu: SimulatedGpu,
+    pub gpu: Gpu,
 }
 
 fn default_command() -> Vec<String> {
@@ -106,7 +106,7 @@ impl ReplicaConfig {
             url: String::new(),
             port: 0,
             command: default_command(),
-            gpu: SimulatedGpu::default(),
+            gpu: Gpu::default(),
         }
     }
 }

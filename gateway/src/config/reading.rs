@@ -90,6 +90,15 @@ fn shape(document: &Document<'_>, error: &toml::de::Error, known: &[(String, Str
             let help = "an IP address and a port, as \"127.0.0.1:5002\"".to_owned();
             ("this is no address to listen on".to_owned(), Some(help), Show::Line)
         }
+        // The value itself may be a key that stands in the wrong place.
+        Refused::Other(message) if key.starts_with("auth.") || key.ends_with("key_env") => {
+            let message = in_words(message);
+            (
+                message.split(", found ").next().unwrap_or_default().to_owned(),
+                None,
+                Show::Key,
+            )
+        }
         Refused::Other(message) => (in_words(message), None, Show::Line),
     };
     Problem {

@@ -361,6 +361,8 @@ fn an_error_never_shows_the_value_of_an_unknown_key() {
         "[auth]\nkey = sk-secret\n",
         "sk = 'sk-secret'\n",
         "auth = { key = 'sk-secret' }\n",
+        "[auth]\nallow_no_key = \"sk-secret\"\n",
+        "[auth]\nkey_env = [\"sk-secret\"]\n",
         "[auth]\nsk-secret\n",
         "[auth]\nkey_env = \"\"\"\nsk-secret\n",
     ] {

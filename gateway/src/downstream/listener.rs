@@ -18,7 +18,7 @@ use pingora_core::server::ShutdownWatch;
 use sluice_policy::protocol::fault::{ErrorShape, Fault, FaultKind};
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -90,12 +90,21 @@ impl<S: Serve> Listener<S> {
         limits: Arc<dyn Fn() -> ConnectionLimits + Send + Sync>,
         open: Arc<AtomicUsize>,
     ) -> Self {
-        Listener { service, tls, limits, open }
+        Listener {
+            service,
+            tls,
+            limits,
+            open,
+        }
     }
 
     async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
         let limits = (self.limits)();
-        let peer = Peer(stream.get_socket_digest().and_then(|digest| digest.peer_addr().and_then(|a| a.as_inet().copied())));
+        let peer = Peer(
+            stream
+                .get_socket_digest()
+                .and_then(|digest| digest.peer_addr().and_then(|a| a.as_inet().copied())),
+        );
         let Some(_open) = Open::new(&self.open, limits.connections) else {
             tracing::warn!(limit = limits.connections, "connection refused: too many at once");
             return;
@@ -107,9 +116,21 @@ impl<S: Serve> Listener<S> {
                     return; // not TLS, no common version, or too slow: nobody to tell
                 };
                 if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-                    self.h2(Transport::new(stream, Bytes::new(), limits.write_stall), peer, limits, shutdown).await;
+                    self.h2(
+                        Transport::new(stream, Bytes::new(), limits.write_stall),
+                        peer,
+                        limits,
+                        shutdown,
+                    )
+                    .await;
                 } else {
-                    self.h1(Transport::new(stream, Bytes::new(), limits.write_stall), peer, limits, shutdown).await;
+                    self.h1(
+                        Transport::new(stream, Bytes::new(), limits.write_stall),
+                        peer,
+                        limits,
+                        shutdown,
+                    )
+                    .await;
                 }
             }
         }
@@ -178,7 +199,10 @@ impl<S: Serve> Listener<S> {
     }
 
     fn per_request(&self, peer: Peer) -> PerRequest<S> {
-        PerRequest { service: self.service.clone(), peer }
+        PerRequest {
+            service: self.service.clone(),
+            peer,
+        }
     }
 }
 
@@ -238,7 +262,10 @@ where
     if !transport.is_unanswered() {
         return;
     }
-    let message = format!("The request's head did not arrive in time (limit header_time, {:?}).", limits.header_time);
+    let message = format!(
+        "The request's head did not arrive in time (limit header_time, {:?}).",
+        limits.header_time
+    );
     let body = Fault::new(FaultKind::BodyTimeout, message).body(ErrorShape::OpenAi);
     let head = format!(
         "HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",

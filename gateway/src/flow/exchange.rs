@@ -1,8 +1,8 @@
 //! What stays the same over all attempts of one request: the ask, where it may go, and its limits.
 
 use bytes::Bytes;
-use http::header::{HeaderName, HeaderValue};
 use http::Method;
+use http::header::{HeaderName, HeaderValue};
 use sluice_policy::protocol::ask::Ask;
 use sluice_policy::route::session::SessionKey;
 use std::sync::Arc;
@@ -76,7 +76,11 @@ impl Exchange {
 
     /// Each attempt has an id of its own: some versions of vLLM refuse an id that still runs.
     pub fn upstream_id(&self, attempt: u32) -> Option<HeaderValue> {
-        let text = if attempt == 1 { self.own_id.clone() } else { format!("{}-{attempt}", self.own_id) };
+        let text = if attempt == 1 {
+            self.own_id.clone()
+        } else {
+            format!("{}-{attempt}", self.own_id)
+        };
         HeaderValue::from_str(&text).ok()
     }
 }

@@ -17,8 +17,8 @@ use sluice_policy::turn::{AnswerPlan, ReasoningNames, ReasoningPlan, Surface, To
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::upstream::replica::ToolSetup;
 use crate::upstream::Replica;
+use crate::upstream::replica::ToolSetup;
 
 /// What is the same for all replicas.
 pub struct Wishes {
@@ -58,7 +58,9 @@ fn tools(ask: &Ask, wishes: &Wishes, setup: ToolSetup) -> Tools {
     let engine = wishes.engine_parsing || setup == ToolSetup::EngineOnly;
     match &ask.tool_choice {
         ToolChoice::None => Tools::Off,
-        ToolChoice::Absent | ToolChoice::Auto if engine || (ask.strict_tools && setup == ToolSetup::Parsers) => Tools::Engine,
+        ToolChoice::Absent | ToolChoice::Auto if engine || (ask.strict_tools && setup == ToolSetup::Parsers) => {
+            Tools::Engine
+        }
         ToolChoice::Absent | ToolChoice::Auto => Tools::Scan,
         ToolChoice::Required | ToolChoice::Named(_) if setup == ToolSetup::Raw && !engine && !ask.response_format => {
             Tools::Guided
@@ -73,11 +75,26 @@ pub fn answer(ask: &Ask, wishes: &Wishes, replica: &Replica) -> AnswerPlan {
     let tools = tools(ask, wishes, replica.tool_setup());
     AnswerPlan {
         surface: if chat { Surface::Chat } else { Surface::Completions },
-        reasoning: if chat && wishes.reasoning { ReasoningPlan::Qwen3 { thinking: thinking(ask), opener: wishes.opener.unwrap_or_else(|| replica.opener()) } } else { ReasoningPlan::Off },
+        reasoning: if chat && wishes.reasoning {
+            ReasoningPlan::Qwen3 {
+                thinking: thinking(ask),
+                opener: wishes.opener.unwrap_or_else(|| replica.opener()),
+            }
+        } else {
+            ReasoningPlan::Off
+        },
         tools: match (tools, &wishes.tools) {
-            (Tools::Scan, Some(set)) => ToolPlan::Scan { tools: set.clone(), bare: bare(ask) },
-            (Tools::Guided, Some(set)) => ToolPlan::Scan { tools: set.clone(), bare: Bare::Calls },
-            (Tools::Engine, _) => ToolPlan::Engine,
+            (Tools::Scan, Some(set)) => ToolPlan::Scan {
+                tools: set.clone(),
+                bare: bare(ask),
+            },
+            (Tools::Guided, Some(set)) => ToolPlan::Scan {
+                tools: set.clone(),
+                bare: Bare::Calls,
+            },
+            (Tools::Engine, Some(_)) if wishes.engine_parsing => ToolPlan::Engine,
+            // The scanner takes over the calls that vLLM has parsed, and finds what its parsers leak.
+            (Tools::Engine, Some(set)) => ToolPlan::Scan { tools: set.clone(), bare: Bare::Text },
             _ => ToolPlan::Off,
         },
         parallel_tool_calls: ask.parallel_tool_calls,

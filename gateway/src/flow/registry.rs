@@ -29,7 +29,10 @@ impl Stop {
     pub fn fault(self) -> Fault {
         match self {
             Stop::Cancelled => Fault::new(FaultKind::Cancelled, "The request was cancelled."),
-            Stop::Drained => Fault::new(FaultKind::Draining, "The gateway is shutting down; the answer could not end in time."),
+            Stop::Drained => Fault::new(
+                FaultKind::Draining,
+                "The gateway is shutting down; the answer could not end in time.",
+            ),
         }
     }
 }
@@ -124,7 +127,12 @@ impl Registry {
     pub fn register(self: &Arc<Self>, id: &Arc<str>, key: &Arc<str>) -> Registered {
         let entry = Arc::new(Entry::default());
         self.shard(id).insert((key.clone(), id.clone()), entry.clone());
-        Registered { registry: self.clone(), id: id.clone(), key: key.clone(), entry }
+        Registered {
+            registry: self.clone(),
+            id: id.clone(),
+            key: key.clone(),
+            entry,
+        }
     }
 
     /// Cancels; false if no such request of this key runs.
@@ -159,7 +167,9 @@ impl Registry {
     }
 
     fn shard(&self, id: &str) -> MutexGuard<'_, HashMap<(Arc<str>, Arc<str>), Arc<Entry>>> {
-        let sum = id.bytes().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+        let sum = id
+            .bytes()
+            .fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
         let [first, ..] = &self.shards;
         lock(self.shards.get(sum % SHARDS).unwrap_or(first))
     }

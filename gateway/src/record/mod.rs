@@ -1,7 +1,7 @@
-//! What is kept of a request: one [`Record`] when it ends, one row in SQLite soon after.
+//! What is kept of a request: one `Record` when it ends, one row in SQLite soon after.
 //!
-//! A finished request enters by [`Recorder::submit`], which never waits: a bounded queue takes it, one thread writes
-//! it, and when the queue is full the row is shed and counted. Rows leave by [`query`], which other processes use on the
+//! A finished request enters by `Recorder::submit`, which never waits: a bounded queue takes it, one thread writes
+//! it, and when the queue is full the row is shed and counted. Rows leave by `query`, which other processes use on the
 //! live file. Prompts, answers and keys never enter: a record has names, numbers and codes only. A broken or locked
 //! database never stops serving. The schema is in `schema`, the thread in `writer`, what is thrown away in `retention`.
 
@@ -143,7 +143,7 @@ pub struct RecordConfig {
     /// Rows that started longer ago are deleted. Default `"30d"`.
     #[serde(with = "crate::config::duration")]
     pub max_age: Duration,
-    /// Above this size of the file, in bytes, the oldest rows are deleted. Default 1 GiB (some 3 million rows), at least
+    /// Above this size of the file, in bytes, the oldest rows are deleted. Default 1 GiB (some 4 million rows), at least
     /// 1 MiB. The write-ahead log beside it comes on top (a few MiB).
     #[serde(with = "crate::config::size")]
     pub max_bytes: u64,

@@ -409,6 +409,29 @@ fn what_is_too_old_goes_when_the_gateway_starts() {
     assert_eq!(recorder.counts().failures, 0);
 }
 
+#[test]
+fn what_is_too_much_goes_while_the_gateway_writes() {
+    let place = Place::new();
+    let config = RecordConfig {
+        max_bytes: MIN_BYTES,
+        ..Place::config(20_000)
+    };
+    let recorder = open(&config, &place.state()).unwrap();
+    (0..12_000).for_each(|i| recorder.submit(full(i)));
+    assert!(recorder.flush(PATIENCE));
+    assert_eq!(recorder.counts().written, 12_000);
+    wait_until("the oldest are gone", || place.rows().len() < 8_000);
+    let rows = place.rows();
+    assert!(rows.len() > 2_000, "it deletes no more than it must: {}", rows.len());
+    assert_eq!(rows.last().unwrap().id, "req-11999");
+    let first = 12_000 - rows.len();
+    assert_eq!(
+        rows[0].id,
+        format!("req-{first}"),
+        "the newest are kept, without a hole"
+    );
+}
+
 /// Another process with the file: it says `ready` when 500 rows are on disk, goes on writing, and never ends by itself.
 /// Not a test of its own: [`killed_and_opened_again`] starts it.
 #[test]

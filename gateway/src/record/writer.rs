@@ -230,7 +230,7 @@ struct Thread {
     open: Option<Open>,
     next_retention: Instant,
     rows_since_retention: u64,
-    last_log: Option<Instant>,
+    log: Paced,
 }
 
 struct Open {
@@ -258,7 +258,7 @@ impl Thread {
             open: None,
             next_retention,
             rows_since_retention: 0,
-            last_log: None,
+            log: Paced::default(),
         }
     }
 
@@ -368,11 +368,26 @@ impl Thread {
 
     fn failed(&mut self, error: &RecordError) {
         let failures = self.shared.failures.fetch_add(1, Ordering::Relaxed) + 1;
-        if self.last_log.is_none_or(|last| last.elapsed() >= LOG_EVERY) {
-            self.last_log = Some(Instant::now());
+        if self.log.due(Instant::now()) {
             let shed = self.shared.shed.load(Ordering::Relaxed);
             warn!(%error, failures, shed, "records can't be written; requests are served all the same, and it is tried again");
         }
+    }
+}
+
+/// Lets a log line pass that would come again and again, once in [`LOG_EVERY`].
+#[derive(Default)]
+struct Paced {
+    last: Option<Instant>,
+}
+
+impl Paced {
+    fn due(&mut self, now: Instant) -> bool {
+        let due = self.last.is_none_or(|last| now.duration_since(last) >= LOG_EVERY);
+        if due {
+            self.last = Some(now);
+        }
+        due
     }
 }
 
@@ -402,4 +417,17 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 
 fn wait<'a>(on: &Condvar, queue: MutexGuard<'a, Queue>, left: Duration) -> MutexGuard<'a, Queue> {
     on.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_that_goes_on_is_logged_once_a_minute() {
+        let start = Instant::now();
+        let mut paced = Paced::default();
+        let lines = (0..180).filter(|second| paced.due(start + Duration::from_secs(*second)));
+        assert_eq!(lines.collect::<Vec<_>>(), [0, 60, 120]);
+    }
 }

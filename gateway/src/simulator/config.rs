@@ -97,7 +97,11 @@ impl SimConfig {
 
     /// KV blocks in effect.
     pub fn blocks(&self) -> u32 {
-        if self.num_gpu_blocks == 0 { self.gpu.rates().num_gpu_blocks } else { self.num_gpu_blocks }
+        if self.num_gpu_blocks == 0 {
+            self.gpu.rates().num_gpu_blocks
+        } else {
+            self.num_gpu_blocks
+        }
     }
 
     /// Tokens of one step in effect.
@@ -224,19 +228,23 @@ impl FaultRates {
             return Err(SimConfigError { key, range: "0 to 1" });
         }
         if one_of > 1.0 {
-            return Err(SimConfigError { key: "faults", range: "shares that add up to at most 1" });
+            return Err(SimConfigError {
+                key: "faults",
+                range: "shares that add up to at most 1",
+            });
         }
         Ok(())
     }
 }
 
 /// Hardware presets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Gpu {
     /// One H100 with 80 GB. Measured with vLLM 0.24 on a Qwen3-32B-AWQ shape at TP 1, fp8 KV: cold TTFT 98.8 ms at
     /// 1,024 prompt tokens, 371.9 at 4,096, 1,737 at 16,384, 11,794 at 65,536; warm 26.9, 41.0, 65.2 and 169.7 ms;
     /// 64–75 tokens/s for one stream. The constants are a fit to these ten numbers; a test holds it.
+    #[default]
     H100,
     /// Two RTX 4090 with TP 2. Reported for `chunked_only_safe`: 2,928 ms cold, 908 ms warm, 27 tokens/s at the low
     /// end. The prompt's length was not reported: 8,192 tokens are assumed, the warm time that a step can't explain is
@@ -313,7 +321,14 @@ mod tests {
         let config = SimConfig::default();
         assert_eq!(config.check(), Ok(()));
         assert_eq!(config.served_model(), "Qwen/Qwen3-32B-AWQ-simulated");
-        assert_eq!(SimConfig { model: "m-simulated".into(), ..config }.served_model(), "m-simulated");
+        assert_eq!(
+            SimConfig {
+                model: "m-simulated".into(),
+                ..config
+            }
+            .served_model(),
+            "m-simulated"
+        );
     }
 
     #[test]
@@ -321,7 +336,10 @@ mod tests {
         let read = |text| toml::from_str::<SimConfig>(text);
         assert!(read("sped = 1.0").is_err());
         let config = read("gpu = \"rtx4090x2\"\nspeed = 0.0\nsetup = \"parsers\"\n[faults]\nstall = 0.1").unwrap();
-        assert_eq!((config.gpu, config.setup, config.faults.stall), (Gpu::Rtx4090x2, Setup::Parsers, 0.1));
+        assert_eq!(
+            (config.gpu, config.setup, config.faults.stall),
+            (Gpu::Rtx4090x2, Setup::Parsers, 0.1)
+        );
         assert_eq!(config.blocks(), 8_750);
     }
 
@@ -329,12 +347,44 @@ mod tests {
     fn what_is_out_of_range_is_named() {
         let key = |config: SimConfig| config.check().unwrap_err().key;
         let base = SimConfig::default;
-        assert_eq!(key(SimConfig { speed: f64::NAN, ..base() }), "speed");
+        assert_eq!(
+            key(SimConfig {
+                speed: f64::NAN,
+                ..base()
+            }),
+            "speed"
+        );
         assert_eq!(key(SimConfig { speed: -1.0, ..base() }), "speed");
-        assert_eq!(key(SimConfig { max_num_seqs: 0, ..base() }), "max_num_seqs");
-        assert_eq!(key(SimConfig { answer_tokens_min: 9, answer_tokens_max: 8, ..base() }), "answer_tokens_max");
-        assert_eq!(key(SimConfig { faults: FaultRates { hang: 1.1, ..FaultRates::default() }, ..base() }), "faults.hang");
-        let faults = FaultRates { hang: 0.6, stall: 0.6, ..FaultRates::default() };
+        assert_eq!(
+            key(SimConfig {
+                max_num_seqs: 0,
+                ..base()
+            }),
+            "max_num_seqs"
+        );
+        assert_eq!(
+            key(SimConfig {
+                answer_tokens_min: 9,
+                answer_tokens_max: 8,
+                ..base()
+            }),
+            "answer_tokens_max"
+        );
+        assert_eq!(
+            key(SimConfig {
+                faults: FaultRates {
+                    hang: 1.1,
+                    ..FaultRates::default()
+                },
+                ..base()
+            }),
+            "faults.hang"
+        );
+        let faults = FaultRates {
+            hang: 0.6,
+            stall: 0.6,
+            ..FaultRates::default()
+        };
         assert_eq!(key(SimConfig { faults, ..base() }), "faults");
     }
 }

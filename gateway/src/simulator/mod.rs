@@ -132,7 +132,9 @@ impl Simulator {
             started_s: now.map_or(0.0, |since| since.as_secs_f64()),
             config,
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
     }
 
     /// Serves connections of `listener` until `shutdown` is ready. Then it ends as vLLM does at SIGTERM: running streams
@@ -191,5 +193,7 @@ impl Simulator {
 /// The configuration is out of range, the key's variable isn't set, or the address can't be listened on.
 pub async fn run(config: SimConfig, address: SocketAddr) -> Result<(), SimulatorError> {
     let simulator = Simulator::new(config)?;
-    serve::run(simulator, address).await.map_err(|source| SimulatorError::Listen { address, source })
+    serve::run(simulator, address)
+        .await
+        .map_err(|source| SimulatorError::Listen { address, source })
 }

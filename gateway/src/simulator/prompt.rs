@@ -23,7 +23,11 @@ pub(super) struct Prompt {
 impl Prompt {
     /// An empty prompt.
     pub(super) fn new(salt: u64, keep_ids: bool, keep_text: bool) -> Self {
-        Self { chain: Chain::new(salt), ids: keep_ids.then(Vec::new), text: keep_text.then(String::new) }
+        Self {
+            chain: Chain::new(salt),
+            ids: keep_ids.then(Vec::new),
+            text: keep_text.then(String::new),
+        }
     }
 
     /// Adds text.
@@ -67,9 +71,19 @@ pub(super) struct Template<'a> {
 
 /// Renders a conversation.
 pub(super) fn render(messages: &[Value], template: Template<'_>, prompt: &mut Prompt) {
-    let role = |message: &Value| message.get("role").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let role = |message: &Value| {
+        message
+            .get("role")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
     let first_is_system = messages.first().is_some_and(|message| role(message) == "system");
-    let system = messages.first().filter(|_| first_is_system).map(content).unwrap_or_default();
+    let system = messages
+        .first()
+        .filter(|_| first_is_system)
+        .map(content)
+        .unwrap_or_default();
     if !template.tools.is_empty() {
         tools(&system, template.tools, prompt);
     } else if first_is_system {
@@ -88,8 +102,15 @@ pub(super) fn render(messages: &[Value], template: Template<'_>, prompt: &mut Pr
             }
             "assistant" => assistant(message, last_query.is_none_or(|last| place > last), prompt),
             "tool" => {
-                let is = |at: Option<usize>| at.and_then(|at| messages.get(at)).is_some_and(|other| role(other) == "tool");
-                prompt.text(if is(place.checked_sub(1)) { "" } else { "<|im_start|>user" });
+                let is = |at: Option<usize>| {
+                    at.and_then(|at| messages.get(at))
+                        .is_some_and(|other| role(other) == "tool")
+                };
+                prompt.text(if is(place.checked_sub(1)) {
+                    ""
+                } else {
+                    "<|im_start|>user"
+                });
                 prompt.text("\n<tool_response>\n");
                 prompt.text(&content(message));
                 prompt.text("\n</tool_response>");
@@ -101,7 +122,11 @@ pub(super) fn render(messages: &[Value], template: Template<'_>, prompt: &mut Pr
     }
     if template.opens_answer {
         prompt.text("<|im_start|>assistant\n");
-        prompt.text(if template.thinking { "" } else { "<think>\n\n</think>\n\n" });
+        prompt.text(if template.thinking {
+            ""
+        } else {
+            "<think>\n\n</think>\n\n"
+        });
     }
 }
 
@@ -128,9 +153,14 @@ fn tools(system: &str, tools: &[Value], prompt: &mut Prompt) {
 
 fn assistant(message: &Value, is_running_turn: bool, prompt: &mut Prompt) {
     let text = content(message);
-    let named = ["reasoning_content", "reasoning"].iter().find_map(|key| message.get(*key)?.as_str());
+    let named = ["reasoning_content", "reasoning"]
+        .iter()
+        .find_map(|key| message.get(*key)?.as_str());
     let (inside, after) = match text.split_once("</think>") {
-        Some((inside, after)) => (Some(inside.trim_start().trim_start_matches("<think>")), after.trim_start_matches('\n')),
+        Some((inside, after)) => (
+            Some(inside.trim_start().trim_start_matches("<think>")),
+            after.trim_start_matches('\n'),
+        ),
         None => (None, text.as_str()),
     };
     prompt.text("<|im_start|>assistant\n");
@@ -140,16 +170,26 @@ fn assistant(message: &Value, is_running_turn: bool, prompt: &mut Prompt) {
         prompt.text("\n</think>\n\n");
     }
     prompt.text(after);
-    for (place, call) in message.get("tool_calls").and_then(Value::as_array).into_iter().flatten().enumerate() {
+    for (place, call) in message
+        .get("tool_calls")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
         let function = call.get("function").unwrap_or(call);
         let name = function.get("name").and_then(Value::as_str).unwrap_or_default();
         let arguments = match function.get("arguments") {
-            Some(Value::String(text)) => serde_json::from_str::<Value>(text).map_or_else(|_| text.clone(), |v| spaced(&v)),
+            Some(Value::String(text)) => {
+                serde_json::from_str::<Value>(text).map_or_else(|_| text.clone(), |v| spaced(&v))
+            }
             Some(other) => spaced(other),
             None => "{}".to_owned(),
         };
         let gap = if place == 0 && after.is_empty() { "" } else { "\n" };
-        prompt.text(&format!("{gap}<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n</tool_call>"));
+        prompt.text(&format!(
+            "{gap}<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n</tool_call>"
+        ));
     }
     prompt.text("<|im_end|>\n");
 }
@@ -159,8 +199,10 @@ pub(super) fn content(message: &Value) -> String {
     match message.get("content") {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Array(parts)) => {
-            let texts: Vec<&str> =
-                parts.iter().filter_map(|part| part.as_str().or_else(|| part.get("text")?.as_str())).collect();
+            let texts: Vec<&str> = parts
+                .iter()
+                .filter_map(|part| part.as_str().or_else(|| part.get("text")?.as_str()))
+                .collect();
             texts.join("\n")
         }
         _ => String::new(),
@@ -169,7 +211,8 @@ pub(super) fn content(message: &Value) -> String {
 
 /// The declared tools; what has no function name isn't one.
 pub(super) fn declared(tools: &[Value]) -> Vec<Tool> {
-    let text = |from: &Map<String, Value>, key: &str| from.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let text =
+        |from: &Map<String, Value>, key: &str| from.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     tools
         .iter()
         .filter_map(|tool| tool.get("function")?.as_object())
@@ -214,7 +257,11 @@ mod tests {
 
     fn rendered(messages: Value, tools: Value, thinking: bool) -> String {
         let mut prompt = Prompt::new(0, true, true);
-        let template = Template { tools: tools.as_array().unwrap(), thinking, opens_answer: true };
+        let template = Template {
+            tools: tools.as_array().unwrap(),
+            thinking,
+            opens_answer: true,
+        };
         render(messages.as_array().unwrap(), template, &mut prompt);
         assert_eq!(prompt.ids.as_ref().unwrap().len(), prompt.chain.tokens() as usize);
         prompt.text.unwrap()
@@ -224,8 +271,15 @@ mod tests {
     fn a_plain_question() {
         let text = rendered(json!([{"role": "user", "content": "Hi"}]), json!([]), true);
         assert_eq!(text, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
-        let text = rendered(json!([{"role": "system", "content": "S"}, {"role": "robot"}]), json!([]), false);
-        assert_eq!(text, "<|im_start|>system\nS<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n");
+        let text = rendered(
+            json!([{"role": "system", "content": "S"}, {"role": "robot"}]),
+            json!([]),
+            false,
+        );
+        assert_eq!(
+            text,
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+        );
     }
 
     #[test]
@@ -233,7 +287,9 @@ mod tests {
         let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
         let text = rendered(json!([{"role": "system", "content": "S"}]), tools, true);
         assert!(text.starts_with("<|im_start|>system\nS\n\n# Tools\n"));
-        assert!(text.contains("<tools>\n{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {}}}\n</tools>"));
+        assert!(text.contains(
+            "<tools>\n{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {}}}\n</tools>"
+        ));
     }
 
     #[test]
@@ -250,12 +306,17 @@ mod tests {
         let text = rendered(messages, json!([]), true);
         assert!(!text.contains("old") && text.contains("assistant\nanswer<|im_end|>"));
         assert!(text.contains("<think>\nnew\n</think>\n\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call><|im_end|>"));
-        assert!(text.contains("<|im_start|>user\n<tool_response>\nr1\n</tool_response>\n<tool_response>\nr2\n</tool_response><|im_end|>\n"));
+        assert!(text.contains(
+            "<|im_start|>user\n<tool_response>\nr1\n</tool_response>\n<tool_response>\nr2\n</tool_response><|im_end|>\n"
+        ));
     }
 
     #[test]
     fn parts_are_joined() {
-        assert_eq!(content(&json!({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]})), "a\nb");
+        assert_eq!(
+            content(&json!({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]})),
+            "a\nb"
+        );
         assert_eq!(content(&json!({"content": null})), "");
     }
 }

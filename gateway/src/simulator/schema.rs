@@ -43,17 +43,27 @@ struct Maker<'a> {
 
 impl Maker<'_> {
     fn value(&self, schema: &Value, name: &str, dice: u64, depth: u32) -> Value {
-        let Some(object) = self.resolved(schema, depth) else { return json!("simulated") };
+        let Some(object) = self.resolved(schema, depth) else {
+            return json!("simulated");
+        };
         if depth > MAX_DEPTH {
             return Value::Null;
         }
         if let Some(value) = object.get("const") {
             return value.clone();
         }
-        if let Some(values) = object.get("enum").and_then(Value::as_array).filter(|values| !values.is_empty()) {
+        if let Some(values) = object
+            .get("enum")
+            .and_then(Value::as_array)
+            .filter(|values| !values.is_empty())
+        {
             return values[(dice % values.len() as u64) as usize].clone();
         }
-        if let Some(option) = ["anyOf", "oneOf"].iter().find_map(|key| object.get(*key)?.as_array()).and_then(|all| choose(all)) {
+        if let Some(option) = ["anyOf", "oneOf"]
+            .iter()
+            .find_map(|key| object.get(*key)?.as_array())
+            .and_then(|all| choose(all))
+        {
             let mut merged = object.clone();
             merged.remove("anyOf");
             merged.remove("oneOf");
@@ -99,10 +109,17 @@ impl Maker<'_> {
     fn object(&self, schema: &Map<String, Value>, dice: u64, depth: u32) -> Map<String, Value> {
         let empty = Map::new();
         let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&empty);
-        let required: Vec<&str> =
-            schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+        let required: Vec<&str> = schema
+            .get("required")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
         let fewest = bound(schema, "minProperties").unwrap_or(0);
-        let most = bound(schema, "maxProperties").unwrap_or(MAX_ITEMS).max(required.len() as u64);
+        let most = bound(schema, "maxProperties")
+            .unwrap_or(MAX_ITEMS)
+            .max(required.len() as u64);
         let mut made = Map::new();
         let mut extras = most - required.len() as u64;
         for (name, property) in properties {
@@ -114,8 +131,16 @@ impl Maker<'_> {
                 made.insert(name.clone(), self.value(property, name, draw, depth + 1));
             }
         }
-        let open = schema.get("additionalProperties").filter(|extra| extra.is_object()).cloned().unwrap_or(json!(true));
-        for name in required.into_iter().map(str::to_owned).chain((0..fewest).map(|n| format!("key_{n}"))) {
+        let open = schema
+            .get("additionalProperties")
+            .filter(|extra| extra.is_object())
+            .cloned()
+            .unwrap_or(json!(true));
+        for name in required
+            .into_iter()
+            .map(str::to_owned)
+            .chain((0..fewest).map(|n| format!("key_{n}")))
+        {
             let wanted = !properties.contains_key(&name) && (!name.starts_with("key_") || (made.len() as u64) < fewest);
             if wanted {
                 let draw = mix_text(dice, &name);
@@ -129,9 +154,17 @@ impl Maker<'_> {
     fn array(&self, schema: &Map<String, Value>, name: &str, dice: u64, depth: u32) -> Value {
         let fewest = bound(schema, "minItems").unwrap_or(0).min(MAX_ITEMS);
         let most = bound(schema, "maxItems").unwrap_or(MAX_ITEMS);
-        let first = schema.get("prefixItems").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let first = schema
+            .get("prefixItems")
+            .and_then(Value::as_array)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         let count = (1 + dice % 2).max(fewest).max(first.len() as u64).min(most);
-        let rest = schema.get("items").filter(|items| !items.is_boolean()).cloned().unwrap_or(json!({"type": "string"}));
+        let rest = schema
+            .get("items")
+            .filter(|items| !items.is_boolean())
+            .cloned()
+            .unwrap_or(json!({"type": "string"}));
         let is_unique = schema.get("uniqueItems") == Some(&Value::Bool(true));
         let mut made: Vec<Value> = Vec::new();
         for place in 0..count {
@@ -172,7 +205,11 @@ fn kind(schema: &Map<String, Value>) -> Kind {
         Some(Value::Array(names)) => {
             let mut names = names.iter().filter_map(Value::as_str);
             let first = names.next();
-            if first == Some("null") { names.next().or(first) } else { first }
+            if first == Some("null") {
+                names.next().or(first)
+            } else {
+                first
+            }
         }
         _ => None,
     };
@@ -193,7 +230,10 @@ fn kind(schema: &Map<String, Value>) -> Kind {
 
 /// The first alternative that isn't null.
 fn choose(options: &[Value]) -> Option<&Value> {
-    options.iter().find(|option| option.get("type") != Some(&json!("null"))).or_else(|| options.first())
+    options
+        .iter()
+        .find(|option| option.get("type") != Some(&json!("null")))
+        .or_else(|| options.first())
 }
 
 /// Adds the keywords of `other`; properties and required names are united, other keywords of `into` win.
@@ -205,7 +245,9 @@ fn merge(into: &mut Map<String, Value>, other: &Value) {
                     mine.entry(name).or_insert_with(|| schema.clone());
                 });
             }
-            (Some(Value::Array(mine)), Value::Array(theirs)) if key == "required" => mine.extend(theirs.iter().cloned()),
+            (Some(Value::Array(mine)), Value::Array(theirs)) if key == "required" => {
+                mine.extend(theirs.iter().cloned())
+            }
             (Some(_), _) => {}
             (None, _) => {
                 into.insert(key.clone(), value.clone());
@@ -224,15 +266,27 @@ fn range(schema: &Map<String, Value>, gap: f64) -> (Option<f64>, Option<f64>) {
     let is = |key: &str| schema.get(key) == Some(&Value::Bool(true));
     let low = number("minimum").map(|low| if is("exclusiveMinimum") { low + gap } else { low });
     let high = number("maximum").map(|high| if is("exclusiveMaximum") { high - gap } else { high });
-    let low = [low, number("exclusiveMinimum").map(|low| low + gap)].into_iter().flatten().reduce(f64::max);
-    let high = [high, number("exclusiveMaximum").map(|high| high - gap)].into_iter().flatten().reduce(f64::min);
+    let low = [low, number("exclusiveMinimum").map(|low| low + gap)]
+        .into_iter()
+        .flatten()
+        .reduce(f64::max);
+    let high = [high, number("exclusiveMaximum").map(|high| high - gap)]
+        .into_iter()
+        .flatten()
+        .reduce(f64::min);
     (low, high)
 }
 
 fn integer(schema: &Map<String, Value>, dice: u64) -> Value {
     let (low, high) = range(schema, 1.0);
-    let step = schema.get("multipleOf").and_then(Value::as_f64).map_or(1, |step| (step.abs().ceil() as i64).max(1));
-    let low = low.map_or_else(|| high.map_or(1, |high| (high.floor() as i64).min(1)), |low| low.ceil() as i64);
+    let step = schema
+        .get("multipleOf")
+        .and_then(Value::as_f64)
+        .map_or(1, |step| (step.abs().ceil() as i64).max(1));
+    let low = low.map_or_else(
+        || high.map_or(1, |high| (high.floor() as i64).min(1)),
+        |low| low.ceil() as i64,
+    );
     let high = high.map_or(low.saturating_add(9 * step), |high| high.floor() as i64);
     let first = low.saturating_add((step - low.rem_euclid(step)) % step);
     let choices = (high.saturating_sub(first) / step).clamp(0, 9) as u64 + 1;
@@ -247,11 +301,18 @@ fn number(schema: &Map<String, Value>, dice: u64) -> Value {
     let low = low.unwrap_or_else(|| high.map_or(0.5, |high| high - 9.0));
     let high = high.unwrap_or(low + 9.0);
     let value = low + (high - low) * ((dice % 9) as f64 / 8.0);
-    json!((value * 4.0).round() / 4.0).as_f64().filter(|v| (low..=high).contains(v)).map_or(json!(value), |v| json!(v))
+    json!((value * 4.0).round() / 4.0)
+        .as_f64()
+        .filter(|v| (low..=high).contains(v))
+        .map_or(json!(value), |v| json!(v))
 }
 
 fn string(schema: &Map<String, Value>, name: &str, dice: u64) -> String {
-    if let Some(text) = schema.get("pattern").and_then(Value::as_str).and_then(|pattern| matching(pattern, dice)) {
+    if let Some(text) = schema
+        .get("pattern")
+        .and_then(Value::as_str)
+        .and_then(|pattern| matching(pattern, dice))
+    {
         return text;
     }
     let format = schema.get("format").and_then(Value::as_str).unwrap_or_default();
@@ -380,7 +441,9 @@ mod tests {
 
     /// A small validator of its own, so that the maker isn't judged by itself.
     pub(in super::super) fn accepts(schema: &Value, value: &Value, root: &Value) -> Result<(), String> {
-        let Some(object) = schema.as_object() else { return Ok(()) };
+        let Some(object) = schema.as_object() else {
+            return Ok(());
+        };
         let fail = |why: &str| Err(format!("{why}: {value} against {schema}"));
         if let Some(target) = object.get("$ref").and_then(Value::as_str) {
             let target = root.pointer(target.trim_start_matches('#')).ok_or("dangling $ref")?;
@@ -399,7 +462,11 @@ mod tests {
         if object.get("const").is_some_and(|wanted| wanted != value) {
             return fail("const");
         }
-        if object.get("enum").and_then(Value::as_array).is_some_and(|all| !all.contains(value)) {
+        if object
+            .get("enum")
+            .and_then(Value::as_array)
+            .is_some_and(|all| !all.contains(value))
+        {
             return fail("enum");
         }
         let is_type = |name: &str| match name {
@@ -419,25 +486,42 @@ mod tests {
         if !has_type {
             return fail("type");
         }
-        for name in object.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+        for name in object
+            .get("required")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+        {
             if value.is_object() && value.get(name).is_none() {
                 return fail("required");
             }
         }
-        for (name, property) in object.get("properties").and_then(Value::as_object).into_iter().flatten() {
+        for (name, property) in object
+            .get("properties")
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten()
+        {
             if let Some(value) = value.get(name) {
                 accepts(property, value, root)?;
             }
         }
         if let (Some(Value::Bool(false)), Some(given)) = (object.get("additionalProperties"), value.as_object()) {
             let known = object.get("properties").and_then(Value::as_object);
-            if given.keys().any(|key| !known.is_some_and(|known| known.contains_key(key))) {
+            if given
+                .keys()
+                .any(|key| !known.is_some_and(|known| known.contains_key(key)))
+            {
                 return fail("additionalProperties");
             }
         }
         if let (Some(items), Some(values)) = (object.get("items"), value.as_array()) {
             let skip = object.get("prefixItems").and_then(Value::as_array).map_or(0, Vec::len);
-            values.iter().skip(skip).try_for_each(|value| accepts(items, value, root))?;
+            values
+                .iter()
+                .skip(skip)
+                .try_for_each(|value| accepts(items, value, root))?;
         }
         let limit = |key: &str| object.get(key).and_then(Value::as_f64);
         let size = match value {
@@ -453,8 +537,10 @@ mod tests {
             }
         }
         if let Some(number) = value.as_f64() {
-            let low = limit("minimum").is_some_and(|low| number < low) || limit("exclusiveMinimum").is_some_and(|low| number <= low);
-            let high = limit("maximum").is_some_and(|high| number > high) || limit("exclusiveMaximum").is_some_and(|high| number >= high);
+            let low = limit("minimum").is_some_and(|low| number < low)
+                || limit("exclusiveMinimum").is_some_and(|low| number <= low);
+            let high = limit("maximum").is_some_and(|high| number > high)
+                || limit("exclusiveMaximum").is_some_and(|high| number >= high);
             if low || high || limit("multipleOf").is_some_and(|step| (number / step).fract() != 0.0) {
                 return fail("bounds");
             }
@@ -488,7 +574,14 @@ mod tests {
     fn plain_patterns_are_met_and_others_declined() {
         assert_eq!(matching("^ab\\.c$", 1).as_deref(), Some("ab.c"));
         let date = matching("^\\d{4}-\\d{2}-\\d{2}$", 3).unwrap();
-        assert!(date.len() == 10 && date.bytes().enumerate().all(|(i, b)| if i == 4 || i == 7 { b == b'-' } else { b.is_ascii_digit() }));
+        assert!(
+            date.len() == 10
+                && date.bytes().enumerate().all(|(i, b)| if i == 4 || i == 7 {
+                    b == b'-'
+                } else {
+                    b.is_ascii_digit()
+                })
+        );
         let name = matching("^[A-Z][a-z_-]{2,5}$", 3).unwrap();
         assert!(name.len() == 3 && name.starts_with(|c: char| c.is_ascii_uppercase()));
         for other in ["^(a|b)$", "a+?", "[^a]", "\\bword"] {

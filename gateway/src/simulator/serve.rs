@@ -25,6 +25,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::Simulator;
 use super::answer;
 use super::ask::{self, Ask, Surface};
 use super::body::{Cut, Kill, Reply, Stream};
@@ -38,7 +39,6 @@ use super::refusal::Refusal;
 use super::script::Script;
 use super::tokens::{self, mix};
 use super::wire::{VERSION, Wire, quoted};
-use super::Simulator;
 
 /// Prefix of the headers that turn knobs.
 const KNOB_HEADER: &str = "x-sim-";
@@ -124,7 +124,10 @@ pub(super) async fn serve(simulator: Simulator, listener: TcpListener, shutdown:
 
 async fn connection(simulator: Simulator, stream: TcpStream, mut ended: watch::Receiver<bool>) {
     let kill = Arc::new(Kill::default());
-    let socket = Socket { stream, kill: Arc::clone(&kill) };
+    let socket = Socket {
+        stream,
+        kill: Arc::clone(&kill),
+    };
     let keep_alive = Duration::from_millis(u64::from(simulator.shared.config.keep_alive_ms));
     let service = hyper::service::service_fn(move |request| {
         let (simulator, kill) = (simulator.clone(), Arc::clone(&kill));
@@ -170,7 +173,11 @@ impl Simulator {
         let Some(route) = Route::of(&path) else {
             return Ok(redirect(&request).unwrap_or_else(|| refuse(&Refusal::not_found(), Some("Origin"))));
         };
-        if !route.allows().split(", ").any(|method| method == request.method().as_str()) {
+        if !route
+            .allows()
+            .split(", ")
+            .any(|method| method == request.method().as_str())
+        {
             let mut response = refuse(&Refusal::method_not_allowed(), Some("Origin"));
             let allow = HeaderValue::from_static(route.allows());
             response.headers_mut().insert(header::ALLOW, allow);
@@ -182,22 +189,41 @@ impl Simulator {
             Route::Tokenize => Ok(answered(self.tokenize(request).await)),
             Route::Detokenize => Ok(answered(self.detokenize(request).await)),
             Route::Models => Ok(json_reply(StatusCode::OK, self.models())),
-            Route::Load => Ok(json_reply(StatusCode::OK, format!("{{\"server_load\":{}}}", self.stats().present))),
+            Route::Load => Ok(json_reply(
+                StatusCode::OK,
+                format!("{{\"server_load\":{}}}", self.stats().present),
+            )),
             Route::Version => Ok(json_reply(StatusCode::OK, format!("{{\"version\":\"{VERSION}\"}}"))),
-            Route::Metrics => Ok(whole(StatusCode::OK, Some("text/plain; version=1.0.0; charset=utf-8"), self.metrics_page())),
-            Route::Health if self.shared.engine.is_dead() => Ok(whole(StatusCode::SERVICE_UNAVAILABLE, None, String::new())),
+            Route::Metrics => Ok(whole(
+                StatusCode::OK,
+                Some("text/plain; version=1.0.0; charset=utf-8"),
+                self.metrics_page(),
+            )),
+            Route::Health if self.shared.engine.is_dead() => {
+                Ok(whole(StatusCode::SERVICE_UNAVAILABLE, None, String::new()))
+            }
             Route::Health | Route::Ping => Ok(whole(StatusCode::OK, None, String::new())),
         }
     }
 
     fn is_authorized(&self, headers: &HeaderMap) -> bool {
         let Some(key) = &self.shared.key else { return true };
-        let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
-        given.strip_prefix(b"Bearer ").is_some_and(|given| bool::from(given.ct_eq(key.as_bytes())))
+        let given = headers
+            .get(header::AUTHORIZATION)
+            .map(HeaderValue::as_bytes)
+            .unwrap_or_default();
+        given
+            .strip_prefix(b"Bearer ")
+            .is_some_and(|given| bool::from(given.ct_eq(key.as_bytes())))
     }
 
     /// Chat and text completions.
-    async fn generate(&self, surface: Surface, request: Request<Incoming>, kill: Arc<Kill>) -> Result<Response<Reply>, Cut> {
+    async fn generate(
+        &self,
+        surface: Surface,
+        request: Request<Incoming>,
+        kill: Arc<Kill>,
+    ) -> Result<Response<Reply>, Cut> {
         let shared = &self.shared;
         let number = shared.requests.fetch_add(1, Ordering::Relaxed);
         let mut knobs = Knobs::drawn(&shared.config.faults, shared.config.seed, number);
@@ -237,7 +263,11 @@ impl Simulator {
         }
         if is_stream {
             let stream = Stream::new(wire, ticket, fault, kill);
-            return Ok(respond(StatusCode::OK, Some("text/event-stream; charset=utf-8"), Reply::Stream(Box::new(stream))));
+            return Ok(respond(
+                StatusCode::OK,
+                Some("text/event-stream; charset=utf-8"),
+                Reply::Stream(Box::new(stream)),
+            ));
         }
         match fault {
             Some(Fault::ResetMid(_)) => Err(cut_at_once(&kill)),
@@ -264,7 +294,10 @@ impl Simulator {
                 shared.config.max_model_len
             )
         };
-        format!("{{\"object\":\"list\",\"data\":[{}]}}", all.map(card).collect::<Vec<_>>().join(","))
+        format!(
+            "{{\"object\":\"list\",\"data\":[{}]}}",
+            all.map(card).collect::<Vec<_>>().join(",")
+        )
     }
 
     fn metrics_page(&self) -> String {
@@ -284,13 +317,19 @@ impl Simulator {
         let config = &self.shared.config;
         let object = ask::object(&read_json(request, config).await?)?;
         let mut prompt = Prompt::new(0, true, false);
-        match (object.get("messages").and_then(Value::as_array), object.get("prompt").and_then(Value::as_str)) {
+        match (
+            object.get("messages").and_then(Value::as_array),
+            object.get("prompt").and_then(Value::as_str),
+        ) {
             (Some(messages), _) => {
                 let none = Vec::new();
                 let template = Template {
                     tools: object.get("tools").and_then(Value::as_array).unwrap_or(&none),
                     thinking: ask::template_flag(&object, "enable_thinking").unwrap_or(true),
-                    opens_answer: object.get("add_generation_prompt").and_then(Value::as_bool).unwrap_or(true),
+                    opens_answer: object
+                        .get("add_generation_prompt")
+                        .and_then(Value::as_bool)
+                        .unwrap_or(true),
                 };
                 prompt::render(messages, template, &mut prompt);
             }
@@ -301,17 +340,24 @@ impl Simulator {
         }
         ask::check_model(&object, config)?;
         let ids = prompt.ids.unwrap_or_default();
-        let strings = object.get("return_token_strs").and_then(Value::as_bool).unwrap_or(false).then(|| {
-            let one = |id: &u32| {
-                let mut text = String::new();
-                tokens::decode(*id, &mut text);
-                // Byte-level spelling of white space, as Qwen's vocabulary has it.
-                text.replace(' ', "Ġ").replace('\n', "Ċ")
-            };
-            ids.iter().map(one).collect::<Vec<_>>()
-        });
+        let strings = object
+            .get("return_token_strs")
+            .and_then(Value::as_bool)
+            .unwrap_or(false)
+            .then(|| {
+                let one = |id: &u32| {
+                    let mut text = String::new();
+                    tokens::decode(*id, &mut text);
+                    // Byte-level spelling of white space, as Qwen's vocabulary has it.
+                    text.replace(' ', "Ġ").replace('\n', "Ċ")
+                };
+                ids.iter().map(one).collect::<Vec<_>>()
+            });
         let count = ids.len();
-        Ok(json!({"count": count, "max_model_len": config.max_model_len, "tokens": ids, "token_strs": strings}).to_string())
+        Ok(
+            json!({"count": count, "max_model_len": config.max_model_len, "tokens": ids, "token_strs": strings})
+                .to_string(),
+        )
     }
 
     async fn detokenize(&self, request: Request<Incoming>) -> Result<String, Refusal> {
@@ -332,7 +378,10 @@ impl Simulator {
 
     fn fresh_id(&self, number: u64) -> String {
         let shared = &self.shared;
-        format!("{:016x}", mix(mix(shared.config.seed, shared.started_s.to_bits()), number))
+        format!(
+            "{:016x}",
+            mix(mix(shared.config.seed, shared.started_s.to_bits()), number)
+        )
     }
 }
 
@@ -343,7 +392,10 @@ fn jobs(ask: &Ask, scripts: &[Script]) -> Vec<Job> {
         Some(Fault::Hang) => Some(0),
         _ => None,
     };
-    let prompts = ask.prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, ask.n as usize));
+    let prompts = ask
+        .prompts
+        .iter()
+        .flat_map(|prompt| std::iter::repeat_n(prompt, ask.n as usize));
     prompts
         .zip(scripts)
         .map(|(prompt, script)| Job {
@@ -361,7 +413,11 @@ fn jobs(ask: &Ask, scripts: &[Script]) -> Vec<Job> {
 async fn whole_answer(wire: &Wire, ticket: &Ticket) -> Response<Reply> {
     let mut progress = Progress::new(wire.scripts().len());
     let is_complete = |progress: &Progress| {
-        progress.produced.iter().zip(wire.scripts()).all(|(produced, script)| *produced >= script.tokens())
+        progress
+            .produced
+            .iter()
+            .zip(wire.scripts())
+            .all(|(produced, script)| *produced >= script.tokens())
     };
     while !is_complete(&progress) && !progress.is_dead {
         poll_fn(|cx| ticket.poll_progress(&mut progress, cx)).await;
@@ -385,17 +441,33 @@ fn cut_at_once(kill: &Kill) -> Cut {
 
 fn missing(places: &[&str], object: &Map<String, Value>) -> Refusal {
     let input = format!("<dict of {} items>", object.len());
-    let one = |place: &&str| format!("\n  {{'type': 'missing', 'loc': '{place}', 'msg': 'Field required', 'input': '{input}'}}");
+    let one = |place: &&str| {
+        format!("\n  {{'type': 'missing', 'loc': '{place}', 'msg': 'Field required', 'input': '{input}'}}")
+    };
     let plural = if places.len() == 1 { "" } else { "s" };
-    let text = format!("{} validation error{plural}:{}", places.len(), places.iter().map(one).collect::<String>());
+    let text = format!(
+        "{} validation error{plural}:{}",
+        places.len(),
+        places.iter().map(one).collect::<String>()
+    );
     let error = json!({"message": text, "type": "Bad Request", "param": places.first(), "code": 400});
-    Refusal { status: 400, body: json!({ "error": error }).to_string() }
+    Refusal {
+        status: 400,
+        body: json!({ "error": error }).to_string(),
+    }
 }
 
 /// The body of a JSON request, within the limit.
 async fn read_json(request: Request<Incoming>, config: &SimConfig) -> Result<Bytes, Refusal> {
-    let media = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let is_json = media.split(';').next().is_some_and(|media| media.trim().eq_ignore_ascii_case("application/json"));
+    let media = request
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let is_json = media
+        .split(';')
+        .next()
+        .is_some_and(|media| media.trim().eq_ignore_ascii_case("application/json"));
     if !is_json {
         return Err(Refusal::media_type());
     }
@@ -410,7 +482,9 @@ async fn read_json(request: Request<Incoming>, config: &SimConfig) -> Result<Byt
 fn header_knobs(headers: &HeaderMap, knobs: &mut Knobs) -> Result<(), Refusal> {
     for (name, value) in headers {
         if let Some(key) = name.as_str().strip_prefix(KNOB_HEADER) {
-            knobs.set(key, value.to_str().unwrap_or_default()).map_err(ask::knob_refused)?;
+            knobs
+                .set(key, value.to_str().unwrap_or_default())
+                .map_err(ask::knob_refused)?;
         }
     }
     Ok(())
@@ -431,7 +505,11 @@ fn redirect(request: &Request<Incoming>) -> Option<Response<Reply>> {
     let path = request.uri().path().strip_suffix('/')?;
     Route::of(path)?;
     let host = request.headers().get(header::HOST)?.to_str().ok()?;
-    let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
+    let query = request
+        .uri()
+        .query()
+        .map(|query| format!("?{query}"))
+        .unwrap_or_default();
     let location = HeaderValue::from_str(&format!("http://{host}{path}{query}")).ok()?;
     let mut response = whole(StatusCode::TEMPORARY_REDIRECT, None, String::new());
     response.headers_mut().insert(header::LOCATION, location);
@@ -445,10 +523,14 @@ fn is_preflight(request: &Request<Incoming>) -> bool {
 }
 
 fn preflight() -> Response<Reply> {
-    let mut response =
-        whole(StatusCode::BAD_REQUEST, Some("text/plain; charset=utf-8"), "Disallowed CORS origin".to_owned());
+    let mut response = whole(
+        StatusCode::BAD_REQUEST,
+        Some("text/plain; charset=utf-8"),
+        "Disallowed CORS origin".to_owned(),
+    );
     let headers = response.headers_mut();
-    let vary = "Origin, Access-Control-Request-Method, Access-Control-Request-Headers, Access-Control-Request-Private-Network";
+    let vary =
+        "Origin, Access-Control-Request-Method, Access-Control-Request-Headers, Access-Control-Request-Private-Network";
     headers.insert(header::VARY, HeaderValue::from_static(vary));
     let methods = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT, QUERY";
     headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(methods));

@@ -78,7 +78,11 @@ impl Wire {
         if self.ask.continuous_usage {
             self.running_usage(choice, 0, &mut out);
         }
-        let _ = write!(out, ",\"prompt_token_ids\":{},\"prompt_text\":null}}\n\n", self.prompt_ids(choice));
+        let _ = write!(
+            out,
+            ",\"prompt_token_ids\":{},\"prompt_text\":null}}\n\n",
+            self.prompt_ids(choice)
+        );
         Bytes::from(out)
     }
 
@@ -106,7 +110,11 @@ impl Wire {
 
     fn chat_choice(&self, choice: usize, token: u32, text: &str, is_last: bool, out: &mut String) {
         let script = &self.scripts[choice];
-        let _ = write!(out, "{{\"index\":{choice},\"delta\":{{\"content\":{}}},\"logprobs\":", quoted(text));
+        let _ = write!(
+            out,
+            "{{\"index\":{choice},\"delta\":{{\"content\":{}}},\"logprobs\":",
+            quoted(text)
+        );
         match self.ask.logprobs {
             Some(alternatives) => chat_logprobs(script, token..token + 1, alternatives, out),
             None => out.push_str("null"),
@@ -127,14 +135,30 @@ impl Wire {
     fn text_choice(&self, choice: usize, token: u32, text: &str, is_last: bool, out: &mut String) {
         let script = &self.scripts[choice];
         let echoed = if token == 0 { self.echo(choice) } else { "" };
-        let _ = write!(out, "{{\"index\":{choice},\"text\":{},\"logprobs\":", quoted(&format!("{echoed}{text}")));
+        let _ = write!(
+            out,
+            "{{\"index\":{choice},\"text\":{},\"logprobs\":",
+            quoted(&format!("{echoed}{text}"))
+        );
         match self.ask.logprobs {
             Some(alternatives) => text_logprobs(script, "", token..token + 1, alternatives, out),
             None => out.push_str("null"),
         }
-        let finish = if is_last { format!("\"{}\"", script.finish_reason()) } else { "null".to_owned() };
-        let stop = if is_last { stop_reason(script) } else { "null".to_owned() };
-        let prompt_ids = if token == 0 { self.prompt_ids(choice) } else { "null".to_owned() };
+        let finish = if is_last {
+            format!("\"{}\"", script.finish_reason())
+        } else {
+            "null".to_owned()
+        };
+        let stop = if is_last {
+            stop_reason(script)
+        } else {
+            "null".to_owned()
+        };
+        let prompt_ids = if token == 0 {
+            self.prompt_ids(choice)
+        } else {
+            "null".to_owned()
+        };
         let _ = write!(
             out,
             ",\"finish_reason\":{finish},\"stop_reason\":{stop},\"prompt_token_ids\":{prompt_ids},\"token_ids\":{}}}",
@@ -160,7 +184,11 @@ impl Wire {
 
     /// The whole answer as one body.
     pub(super) fn whole(&self, cached: u32) -> Bytes {
-        let object = if self.ask.surface == Surface::Chat { "chat.completion" } else { "text_completion" };
+        let object = if self.ask.surface == Surface::Chat {
+            "chat.completion"
+        } else {
+            "text_completion"
+        };
         let mut out = format!(
             "{{\"id\":{},\"object\":\"{object}\",\"created\":{},\"model\":{},\"choices\":[",
             quoted(&self.id),
@@ -186,7 +214,11 @@ impl Wire {
             prompt + completion
         );
         if self.ask.surface == Surface::Chat {
-            let _ = write!(out, ",\"prompt_logprobs\":null,\"prompt_token_ids\":{},\"prompt_text\":null", self.prompt_ids(0));
+            let _ = write!(
+                out,
+                ",\"prompt_logprobs\":null,\"prompt_token_ids\":{},\"prompt_text\":null",
+                self.prompt_ids(0)
+            );
         }
         out.push_str(",\"kv_transfer_params\":null,\"ec_transfer_params\":null,\"metrics\":null}");
         Bytes::from(out)
@@ -215,7 +247,11 @@ impl Wire {
     fn whole_text_choice(&self, choice: usize, out: &mut String) {
         let script = &self.scripts[choice];
         let echoed = self.echo(choice);
-        let _ = write!(out, "{{\"index\":{choice},\"text\":{},\"logprobs\":", quoted(&format!("{echoed}{}", script.text)));
+        let _ = write!(
+            out,
+            "{{\"index\":{choice},\"text\":{},\"logprobs\":",
+            quoted(&format!("{echoed}{}", script.text))
+        );
         match self.ask.logprobs {
             Some(alternatives) => text_logprobs(script, echoed, 0..script.tokens(), alternatives, out),
             None => out.push_str("null"),
@@ -247,7 +283,11 @@ impl Wire {
 
     /// Tokens of full prompt blocks that this request put into the cache.
     fn created_cache_tokens(&self, cached: u32) -> u32 {
-        self.ask.prompts.first().map_or(0, |prompt| prompt.chain.tokens() / BLOCK_TOKENS * BLOCK_TOKENS).saturating_sub(cached)
+        self.ask
+            .prompts
+            .first()
+            .map_or(0, |prompt| prompt.chain.tokens() / BLOCK_TOKENS * BLOCK_TOKENS)
+            .saturating_sub(cached)
     }
 
     fn prompt_index(&self, choice: usize) -> usize {
@@ -255,16 +295,29 @@ impl Wire {
     }
 
     fn prompt_of(&self, choice: usize) -> u32 {
-        self.ask.prompts.get(self.prompt_index(choice)).map_or(0, |prompt| prompt.chain.tokens())
+        self.ask
+            .prompts
+            .get(self.prompt_index(choice))
+            .map_or(0, |prompt| prompt.chain.tokens())
     }
 
     fn prompt_ids(&self, choice: usize) -> String {
-        let prompt = self.ask.prompts.get(self.prompt_index(choice)).filter(|_| self.ask.return_token_ids);
-        prompt.and_then(|prompt| prompt.ids.as_deref()).map_or_else(|| "null".to_owned(), listed)
+        let prompt = self
+            .ask
+            .prompts
+            .get(self.prompt_index(choice))
+            .filter(|_| self.ask.return_token_ids);
+        prompt
+            .and_then(|prompt| prompt.ids.as_deref())
+            .map_or_else(|| "null".to_owned(), listed)
     }
 
     fn echo(&self, choice: usize) -> &str {
-        let prompt = self.ask.prompts.get(self.prompt_index(choice)).filter(|_| self.ask.echo);
+        let prompt = self
+            .ask
+            .prompts
+            .get(self.prompt_index(choice))
+            .filter(|_| self.ask.echo);
         prompt.and_then(|prompt| prompt.text.as_deref()).unwrap_or_default()
     }
 
@@ -272,7 +325,12 @@ impl Wire {
         if !self.ask.return_token_ids {
             return "null".to_owned();
         }
-        listed(script.ids.get(tokens.start as usize..tokens.end as usize).unwrap_or_default())
+        listed(
+            script
+                .ids
+                .get(tokens.start as usize..tokens.end as usize)
+                .unwrap_or_default(),
+        )
     }
 }
 
@@ -300,7 +358,10 @@ fn logprob(script: &Script, token: u32) -> (String, f64) {
         text => text,
     };
     let id = script.ids.get(token as usize).copied().unwrap_or(0);
-    (text, -((mix(u64::from(id), u64::from(token)) % 1_000) as f64 + 1.0) / 1_024.0)
+    (
+        text,
+        -((mix(u64::from(id), u64::from(token)) % 1_000) as f64 + 1.0) / 1_024.0,
+    )
 }
 
 /// An alternative that wasn't taken: its text and logprob.
@@ -311,18 +372,31 @@ fn alternative(rank: u32, taken: f64) -> (String, f64) {
 fn chat_logprobs(script: &Script, tokens: std::ops::Range<u32>, alternatives: u32, out: &mut String) {
     let entry = |text: &str, logprob: f64| {
         let bytes: Vec<String> = text.bytes().map(|byte| byte.to_string()).collect();
-        format!("{{\"token\":{},\"logprob\":{logprob:?},\"bytes\":[{}]", quoted(text), bytes.join(","))
+        format!(
+            "{{\"token\":{},\"logprob\":{logprob:?},\"bytes\":[{}]",
+            quoted(text),
+            bytes.join(",")
+        )
     };
     out.push_str("{\"content\":[");
     for (place, token) in tokens.enumerate() {
         let (text, taken) = logprob(script, token);
         let mut tops = Vec::new();
         for rank in 0..alternatives {
-            let (text, logprob) = if rank == 0 { (text.clone(), taken) } else { alternative(rank, taken) };
+            let (text, logprob) = if rank == 0 {
+                (text.clone(), taken)
+            } else {
+                alternative(rank, taken)
+            };
             tops.push(format!("{}}}", entry(&text, logprob)));
         }
         let comma = if place == 0 { "" } else { "," };
-        let _ = write!(out, "{comma}{},\"top_logprobs\":[{}]}}", entry(&text, taken), tops.join(","));
+        let _ = write!(
+            out,
+            "{comma}{},\"top_logprobs\":[{}]}}",
+            entry(&text, taken),
+            tops.join(",")
+        );
     }
     out.push_str("]}");
 }
@@ -334,7 +408,11 @@ fn text_logprobs(script: &Script, echoed: &str, tokens: std::ops::Range<u32>, al
         let known = (place > 0).then(|| -((mix(place as u64, text.len() as u64) % 1_000) as f64 + 1.0) / 1_024.0);
         texts.push(((*text).to_owned(), known));
     }
-    texts.extend(tokens.map(|token| logprob(script, token)).map(|(text, taken)| (text, Some(taken))));
+    texts.extend(
+        tokens
+            .map(|token| logprob(script, token))
+            .map(|(text, taken)| (text, Some(taken))),
+    );
     let (mut offset, mut offsets, mut logprobs, mut names, mut tops) = (0, vec![], vec![], vec![], vec![]);
     for (text, taken) in &texts {
         offsets.push(offset.to_string());
@@ -346,7 +424,9 @@ fn text_logprobs(script: &Script, echoed: &str, tokens: std::ops::Range<u32>, al
             |taken| {
                 let others = (1..alternatives.max(1) + 1).map(|rank| alternative(rank, taken));
                 let all = std::iter::once((text.clone(), taken)).chain(others);
-                let pairs: Vec<String> = all.map(|(text, logprob)| format!("{}:{logprob:?}", quoted(&text))).collect();
+                let pairs: Vec<String> = all
+                    .map(|(text, logprob)| format!("{}:{logprob:?}", quoted(&text)))
+                    .collect();
                 format!("{{{}}}", pairs.join(","))
             },
         ));

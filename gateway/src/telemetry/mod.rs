@@ -1,7 +1,7 @@
-//! Metrics: a finished request's [`Record`] enters, `GET /metrics` leaves.
+//! Metrics: a finished request's `Record` enters, `GET /metrics` leaves.
 //!
 //! The instruments are OpenTelemetry's (one API for more than one export), the export is Prometheus' text format from a
-//! registry of our own. [`Metrics::observe`] costs well under a microsecond: the series of a (model, replica) are found
+//! registry of our own. `Metrics::observe` costs well under a microsecond: the series of a (model, replica) are found
 //! by two hash lookups and written to directly (`series`). Label values are enums, configured names, or bounded
 //! (`labels`): prompts, answers and keys are never labels. Gaps between tokens come in buckets (`gaps`).
 
@@ -85,7 +85,7 @@ impl Metrics {
         let outcome = Outcome::of(record);
         let model = state.model(&record.model);
         model
-            .requests(&state.instruments, (record.endpoint, record.status, outcome))
+            .requests(&state.instruments, (known(record.endpoint), record.status, outcome))
             .add(1);
         model.duration(outcome).record(record.duration.as_secs_f64());
         if record.attempts > 0 {
@@ -113,11 +113,11 @@ impl Metrics {
     /// meter's buckets tell. Call it once for each stream, beside [`Self::observe`].
     pub fn observe_gaps(&self, model: &str, replica: &str, gaps: impl IntoIterator<Item = (Duration, u64)>) {
         let state = &*self.inner.state;
-        let series = state.replica(&state.model(model), replica);
-        for (gap, count) in gaps {
-            if count > 0 {
-                series.gaps.add(gap, count);
-            }
+        let mut gaps = gaps.into_iter().filter(|(_, count)| *count > 0).peekable();
+        // A stream that never came to a second token leaves no empty series.
+        if gaps.peek().is_some() {
+            let series = state.replica(&state.model(model), replica);
+            gaps.for_each(|(gap, count)| series.gaps.add(gap, count));
         }
     }
 

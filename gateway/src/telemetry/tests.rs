@@ -245,6 +245,7 @@ fn a_request_is_counted_under_its_labels() {
         (Duration::from_secs(1), 0),
     ];
     metrics.observe_gaps("qwen3", "sim-a", gaps);
+    metrics.observe_gaps("qwen3", "", [(Duration::from_millis(14), 0)]);
     metrics.tool_call("qwen3", "get_weather", "passed");
     let scraped = parse(&metrics.render());
 
@@ -279,6 +280,12 @@ fn a_request_is_counted_under_its_labels() {
         Some(5.0)
     );
     assert_eq!(value(&scraped, "sluice_inter_token_seconds_count", &pair), Some(199.0));
+    let no_replica = [pair[0], ("replica", "none")];
+    assert_eq!(
+        value(&scraped, "sluice_inter_token_seconds_count", &no_replica),
+        None,
+        "it had no gap"
+    );
     let below = |bound| {
         value(
             &scraped,

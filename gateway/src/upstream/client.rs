@@ -108,7 +108,9 @@ impl Connection {
             .map_err(|_| UpstreamError::ConnectTimeout(limit))?
             .map_err(UpstreamError::Connect)?;
         stream.set_nodelay(true).map_err(UpstreamError::Connect)?;
-        let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(UpstreamError::Lost)?;
+        let (sender, driver) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(UpstreamError::Lost)?;
         Ok(Connection { sender, driver })
     }
 
@@ -223,7 +225,9 @@ pub async fn send(
         let response = connection.send(request()).await.map_err(UpstreamError::Lost)?;
         Ok(Answer::new(response, connection, pool.clone()))
     };
-    tokio::time::timeout(limits.head, exchange).await.map_err(|_| UpstreamError::HeadTimeout(limits.head))?
+    tokio::time::timeout(limits.head, exchange)
+        .await
+        .map_err(|_| UpstreamError::HeadTimeout(limits.head))?
 }
 
 /// A response whose body is read by polling. Dropping it before its end closes the connection.
@@ -239,7 +243,13 @@ pub struct Answer {
 impl Answer {
     fn new(response: Response<Incoming>, connection: Connection, pool: Arc<Pool>) -> Self {
         let (head, body) = response.into_parts();
-        Answer { head, body, connection: Some(connection), pool, ended: false }
+        Answer {
+            head,
+            body,
+            connection: Some(connection),
+            pool,
+            ended: false,
+        }
     }
 
     /// The response status.

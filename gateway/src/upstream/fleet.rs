@@ -92,8 +92,11 @@ impl Backend {
         replicas: Vec<Arc<Replica>>,
         limits: SessionLimits,
     ) -> Self {
-        let places: HashMap<SocketAddr, usize> =
-            replicas.iter().enumerate().map(|(index, replica)| (ring_place(name, &replica.name), index)).collect();
+        let places: HashMap<SocketAddr, usize> = replicas
+            .iter()
+            .enumerate()
+            .map(|(index, replica)| (ring_place(name, &replica.name), index))
+            .collect();
         let mut buckets: Vec<Bucket> = places.keys().map(|&place| Bucket::new(place, 1)).collect();
         buckets.sort();
         Backend {
@@ -104,7 +107,10 @@ impl Backend {
             ring: Continuum::new(&buckets),
             places,
             replicas,
-            sessions: Cache::builder().max_capacity(limits.count).time_to_idle(limits.idle).build(),
+            sessions: Cache::builder()
+                .max_capacity(limits.count)
+                .time_to_idle(limits.idle)
+                .build(),
         }
     }
 
@@ -132,7 +138,11 @@ impl Backend {
             && !tried.contains(&index)
             && let Some(replica) = self.replicas.get(index).filter(|replica| replica.is_usable())
         {
-            return Some(Choice { index, replica: replica.clone(), route: Route::Hit });
+            return Some(Choice {
+                index,
+                replica: replica.clone(),
+                route: Route::Hit,
+            });
         }
         let index = self.from_ring(session, tried)?;
         let replica = self.replicas.get(index)?.clone();
@@ -158,7 +168,11 @@ impl Backend {
     fn from_ring(&self, session: u64, tried: &[usize]) -> Option<usize> {
         let untried = |index: &usize| !tried.contains(index);
         let usable = |index: &usize| self.replicas.get(*index).is_some_and(|r| r.is_usable());
-        let ready = |index: &usize| self.replicas.get(*index).is_some_and(|r| r.readiness() == Readiness::Ready);
+        let ready = |index: &usize| {
+            self.replicas
+                .get(*index)
+                .is_some_and(|r| r.readiness() == Readiness::Ready)
+        };
         let all: Vec<usize> = (0..self.replicas.len()).filter(untried).collect();
         let mut candidates: Vec<usize> = all.iter().copied().filter(|i| usable(i) && ready(i)).collect();
         if candidates.is_empty() {
@@ -167,7 +181,10 @@ impl Backend {
         if candidates.is_empty() {
             // Resting after a failure, but not known to be down: better asked than refused.
             let resting = |r: &Arc<Replica>| r.readiness() != Readiness::Down && r.address().is_some();
-            candidates = all.into_iter().filter(|i| self.replicas.get(*i).is_some_and(resting)).collect();
+            candidates = all
+                .into_iter()
+                .filter(|i| self.replicas.get(*i).is_some_and(resting))
+                .collect();
         }
         let load = |index: usize| self.replicas.get(index).map_or(0, |r| r.in_flight());
         let total: usize = candidates.iter().map(|&i| load(i)).sum();
@@ -231,13 +248,18 @@ impl Fleet {
 
     /// Ids that clients may ask for, aliases included.
     pub fn model_ids(&self) -> Vec<String> {
-        let ids = self.backends.iter().flat_map(|b| std::iter::once(b.model().to_string()).chain(b.aliases.iter().cloned()));
+        let ids = self
+            .backends
+            .iter()
+            .flat_map(|b| std::iter::once(b.model().to_string()).chain(b.aliases.iter().cloned()));
         ids.filter(|id| !id.is_empty()).collect()
     }
 
     /// Every replica of every backend.
     pub fn replicas(&self) -> impl Iterator<Item = (&Arc<Backend>, &Arc<Replica>)> {
-        self.backends.iter().flat_map(|backend| backend.replicas.iter().map(move |replica| (backend, replica)))
+        self.backends
+            .iter()
+            .flat_map(|backend| backend.replicas.iter().map(move |replica| (backend, replica)))
     }
 }
 
@@ -249,12 +271,20 @@ mod tests {
     fn backend(count: usize) -> Backend {
         let replicas = (0..count)
             .map(|i| {
-                let replica = Replica::new(&format!("r{i}"), false, None, Address::new("127.0.0.1", 9000 + i as u16));
+                let replica = Replica::new(
+                    &format!("r{i}"),
+                    false,
+                    None,
+                    Address::new("127.0.0.1", 9000 + i as u16),
+                );
                 replica.set_readiness(Readiness::Ready);
                 Arc::new(replica)
             })
             .collect();
-        let limits = SessionLimits { idle: Duration::from_secs(60), count: 1000 };
+        let limits = SessionLimits {
+            idle: Duration::from_secs(60),
+            count: 1000,
+        };
         Backend::new("b", "m", vec![], "p", replicas, limits)
     }
 
@@ -279,7 +309,10 @@ mod tests {
         let before: Vec<usize> = (0..1000).map(place).collect();
         for index in 0..4 {
             let share = before.iter().filter(|&&i| i == index).count();
-            assert!((100..500).contains(&share), "replica {index} has {share} of 1000 sessions");
+            assert!(
+                (100..500).contains(&share),
+                "replica {index} has {share} of 1000 sessions"
+            );
         }
         backend.replicas[2].set_readiness(Readiness::Down);
         for (session, &was) in before.iter().enumerate() {
@@ -312,7 +345,9 @@ mod tests {
     fn a_model_is_found_by_id_and_alias_and_the_only_one_without() {
         let mut one = backend(1);
         one.aliases.push("qwen3".into());
-        let fleet = Fleet { backends: vec![Arc::new(one)] };
+        let fleet = Fleet {
+            backends: vec![Arc::new(one)],
+        };
         assert!(fleet.backend(Some("m")).is_some());
         assert!(fleet.backend(Some("qwen3")).is_some());
         assert!(fleet.backend(None).is_some());

@@ -1,9 +1,9 @@
 //! Chat completion chunks and messages, read by places and rewritten in place.
 //!
-//! [`Chunk::read`] walks one JSON text (a data line of a stream or a whole answer) and keeps the places of the few members
+//! `Chunk::read` walks one JSON text (a data line of a stream or a whole answer) and keeps the places of the few members
 //! that are judged: identity, usage, error, and of each choice its delta, finish and texts. What isn't judged is never
 //! parsed into values, so that logprobs, token ids, fingerprints and fields of the future leave as they came. Changes are
-//! [`Edits`] (a place and its new text) and [`rebuild`] (an object with some members replaced, dropped or added).
+//! `Edits` (a place and its new text) and `rebuild` (an object with some members replaced, dropped or added).
 //! Legacy completions have the same frame with `text` for a delta: see `completions`.
 
 mod calls;
@@ -17,6 +17,8 @@ use walk::{Walk, Walked};
 
 /// Choices that one chunk may carry; vLLM sends one, a whole answer `n`.
 pub const CHOICES_LIMIT: usize = 1024;
+/// Longest tail that is remembered; vLLM's has 55 bytes.
+const TAIL_LIMIT_BYTES: usize = 1024;
 
 /// The places of one chunk's judged members. Reuse it from chunk to chunk: it keeps its memory.
 #[derive(Debug, Default)]
@@ -39,6 +41,9 @@ pub struct Chunk {
     pub choices: Vec<Choice>,
     /// Some other top-level member isn't null: the chunk mustn't be dropped.
     pub carries: bool,
+    /// What followed the delta of the last chunk in which nothing of note followed it. A text that goes on like that needs
+    /// no reading any further.
+    idle_tail: String,
 }
 
 /// The places of one choice's judged members. A member that is null or absent is `None`.
@@ -73,19 +78,22 @@ impl Chunk {
     /// # Errors
     /// [`Malformed`] if `text` isn't one JSON object of the expected shape.
     pub fn read(&mut self, text: &str, head: &str) -> Result<(), Malformed> {
-        let choices = std::mem::take(&mut self.choices);
+        let (mut choices, idle_tail) = (std::mem::take(&mut self.choices), std::mem::take(&mut self.idle_tail));
+        choices.clear();
         *self = Self {
             choices,
+            idle_tail,
             ..Self::default()
         };
-        self.choices.clear();
         let mut walk = Walk::new(text);
         let mut first = true;
         if !head.is_empty() && text.starts_with(head) {
             self.known_head = true;
             walk.at = head.len();
             first = false;
-            self.read_choices(&mut walk)?;
+            if self.read_choices(&mut walk)? == Rest::Idle {
+                return Ok(());
+            }
         } else {
             walk.expect(b'{')?;
         }
@@ -96,15 +104,33 @@ impl Chunk {
                 "created" => self.created = walk.unless_null()?,
                 "usage" => self.usage = walk.unless_null()?,
                 "error" => self.error = walk.unless_null()?,
-                "choices" => self.read_choices(&mut walk)?,
+                "choices" => {
+                    if self.read_choices(&mut walk)? == Rest::Idle {
+                        return Ok(());
+                    }
+                }
                 "object" | "system_fingerprint" | "service_tier" => drop(walk.value()?),
                 _ => self.carries |= walk.unless_null()?.is_some(),
             }
         }
-        walk.end()
+        walk.end()?;
+        self.learn_tail(text);
+        Ok(())
     }
 
-    fn read_choices(&mut self, walk: &mut Walk<'_>) -> Walked<()> {
+    /// Remembers what follows the delta, if it said nothing.
+    fn learn_tail(&mut self, text: &str) {
+        let [choice] = &self.choices[..] else { return };
+        let places = [self.id, self.model, self.created, self.usage, self.error, choice.finish];
+        let noted = places.iter().any(Option::is_some) || self.carries || choice.carries;
+        let tail = choice.body.and_then(|body| text.get(body.end..)).unwrap_or_default();
+        if self.known_head && !noted && tail.len() <= TAIL_LIMIT_BYTES && !tail.contains("\"index\"") {
+            self.idle_tail.clear();
+            self.idle_tail.push_str(tail);
+        }
+    }
+
+    fn read_choices(&mut self, walk: &mut Walk<'_>) -> Walked<Rest> {
         self.choices_at = Some(walk.at);
         self.choices.clear();
         let mut first = true;
@@ -113,29 +139,47 @@ impl Chunk {
             if self.choices.len() == CHOICES_LIMIT {
                 return walk.malformed();
             }
-            let choice = Choice::read(walk)?;
+            let mut choice = Choice::default();
+            let tail = if self.choices.is_empty() { &*self.idle_tail } else { "" };
+            let rest = choice.read(walk, tail)?;
             self.choices.push(choice);
+            if rest == Rest::Idle {
+                return Ok(rest);
+            }
         }
-        Ok(())
+        Ok(Rest::Unread)
     }
 }
 
+/// What comes behind a place in the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    Unread,
+    /// What is known to say nothing, up to the end.
+    Idle,
+}
+
 impl Choice {
-    fn read(walk: &mut Walk<'_>) -> Walked<Self> {
-        let mut choice = Self::default();
+    /// Reads one element of `choices`; stops behind its body if `idle_tail` follows there.
+    fn read(&mut self, walk: &mut Walk<'_>, idle_tail: &str) -> Walked<Rest> {
         let mut first = true;
         walk.expect(b'{')?;
         while let Some(key) = walk.member(&mut first)? {
             match key {
-                "index" => choice.index = number(walk)?,
-                "delta" | "message" => choice.read_body(walk)?,
-                "text" => choice.text = string(walk)?,
-                "finish_reason" => choice.finish = walk.unless_null()?,
+                "index" => self.index = number(walk)?,
+                "delta" | "message" => {
+                    self.read_body(walk)?;
+                    if !idle_tail.is_empty() && walk.rest() == idle_tail {
+                        return Ok(Rest::Idle);
+                    }
+                }
+                "text" => self.text = string(walk)?,
+                "finish_reason" => self.finish = walk.unless_null()?,
                 "stop_reason" => drop(walk.value()?),
-                _ => choice.carries |= walk.unless_null()?.is_some(),
+                _ => self.carries |= walk.unless_null()?.is_some(),
             }
         }
-        Ok(choice)
+        Ok(Rest::Unread)
     }
 
     fn read_body(&mut self, walk: &mut Walk<'_>) -> Walked<()> {
@@ -362,6 +406,43 @@ mod tests {
         let other = TEXT.replace("chatcmpl-1", "chatcmpl-2");
         chunk.read(&other, head).unwrap();
         assert!(!chunk.known_head);
+    }
+
+    #[test]
+    fn an_idle_tail_is_read_once_and_says_nothing() {
+        let head = &TEXT[..TEXT.find("[{").unwrap()];
+        let mut learned = Chunk::default();
+        learned.read(TEXT, head).unwrap();
+        assert!(learned.idle_tail.starts_with(",\"logprobs\":null"), "{learned:?}");
+        let noted = TEXT.replace("\"finish_reason\":null", "\"finish_reason\":\"stop\"");
+        let texts = [
+            TEXT.to_owned(),
+            TEXT.replace("\"index\":0,", "")
+                .replace("null}]}", "null,\"index\":3}]}"),
+            TEXT.replace("null}]}", "null}],\"created\":18}"),
+            TEXT.replace(" Paris", "x"),
+            TEXT.replace("\"index\":0", "\"index\":1,\"token_ids\":[1]"),
+            noted.clone(),
+            TEXT.replace("chatcmpl-1", "chatcmpl-2"),
+            TEXT.replace("}]}", "}],\"usage\":{}}"),
+            TEXT.replace("}]}", "},{\"index\":1,\"delta\":{}}]}"),
+            format!("{TEXT}x"),
+            TEXT.trim_end_matches('}').to_owned(),
+        ];
+        let places = |chunk: &Chunk| {
+            format!(
+                "{:?} {:?} {:?} {:?} {}",
+                chunk.known_head, chunk.usage, chunk.error, chunk.choices, chunk.carries
+            )
+        };
+        for text in texts.iter().chain([&noted]).chain(&texts) {
+            let mut fresh = Chunk::default();
+            let result = fresh.read(text, head);
+            assert_eq!(learned.read(text, head), result, "{text}");
+            if result.is_ok() {
+                assert_eq!(places(&learned), places(&fresh), "{text}");
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Legacy completions (`/v1/completions`): a chunk is framed as in chat, with `text` in the choice where chat has a delta.
 //!
-//! So [`chat::Chunk`](super::chat::Chunk) reads it, and nothing of it is rewritten but identity and usage: the text is the
+//! So `chat::Chunk` reads it, and nothing of it is rewritten but identity and usage: the text is the
 //! model's own, tags included. What is judged is said here.
 
 use super::chat::Choice;

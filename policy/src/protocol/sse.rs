@@ -1,6 +1,6 @@
 //! Server-sent events, cut out of a byte stream.
 //!
-//! Bytes in, [`Event`]s out. An event that lies within one input chunk is a slice of it; only one that spans chunks is
+//! Bytes in, `Event`s out. An event that lies within one input chunk is a slice of it; only one that spans chunks is
 //! copied. Line ends may be LF, CRLF or CR, mixed; comments, `id:` and `event:` fields are kept in `raw` and otherwise
 //! ignored; a byte order mark at the start is skipped. Any split of the same bytes gives the same events: a CR at the end
 //! of a chunk waits for the next byte, because an LF there would belong to it. Nothing here knows JSON: see `chat`.

@@ -111,8 +111,6 @@ pub struct Splitter {
     closed: bool,
     /// Whoever opened the first block, as far as this answer shows.
     seen: Option<Opener>,
-    /// The content's marks while a block is read.
-    aside: Marks,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,7 +150,6 @@ impl Splitter {
             reasoned: false,
             closed: false,
             seen: None,
-            aside: Marks::default(),
         }
     }
 
@@ -389,7 +386,8 @@ impl Splitter {
         if self.opener != Opener::Prompt {
             self.seen.get_or_insert(Opener::Model);
         }
-        self.aside = std::mem::take(&mut self.watch.marks);
+        // a tag counts only in plain text, so that no place is lost by starting anew here and behind the block
+        self.watch.marks = Marks::default();
         // behind a later opening tag white space is kept: it parts the two texts
         self.behind_tag = !self.reasoned;
         self.calls = None;
@@ -415,8 +413,7 @@ impl Splitter {
                 calls: calls.to_owned(),
             };
         }
-        self.watch.marks = std::mem::take(&mut self.aside);
-        self.watch.marks.after_markup();
+        self.watch.marks = Marks::default();
         self.watch.thought = false;
         *at += THINK_CLOSE.len();
         *from = *at;

@@ -281,7 +281,7 @@ impl Block {
             return Took::Wait;
         };
         let string = json.in_string();
-        let tag = string.is_some() && rest.starts_with('<');
+        let tag = json.takes_tag() && rest.starts_with('<');
         if tag {
             match Tag::read(rest) {
                 Tag::Partial => return Took::Wait,

@@ -93,6 +93,11 @@ impl Json {
         matches!(self.state, State::Str { .. }).then_some(self.strings)
     }
 
+    /// A `<` that comes next is text of a string (behind a backslash it is a bad escape).
+    pub(crate) fn takes_tag(&self) -> bool {
+        matches!(self.state, State::Str { at: InString::Text, .. })
+    }
+
     /// Reads on; `from_tag` says that `bytes` begins with a `<` of a string that has been looked at.
     pub(crate) fn push(&mut self, bytes: &[u8], from_tag: bool) -> Progress {
         let mut at = usize::from(from_tag);

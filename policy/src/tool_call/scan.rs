@@ -285,7 +285,7 @@ impl Scanner {
                 _ => return Next::AsText,
             }
         }
-        let mut tag = text.as_bytes().get(*at) == Some(&b'<') && json.in_string().is_some();
+        let mut tag = text.as_bytes().get(*at) == Some(&b'<') && json.takes_tag();
         loop {
             let rest = text.as_bytes().get(*at..).unwrap_or_default();
             match json.push(rest, tag) {

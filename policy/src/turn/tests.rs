@@ -433,6 +433,23 @@ fn unusual_framing_is_made_usual() {
 }
 
 #[test]
+fn nothing_is_said_behind_a_finish() {
+    let late = |delta: &str, finish: &str| {
+        chunk(
+            delta,
+            &format!(r#""logprobs":{{"content":[1]}},"finish_reason":{finish}"#),
+        )
+    };
+    let stream = [
+        content("a"),
+        finish("stop"),
+        content("b"),
+        late(r#"{"content":"c"}"#, "\"length\""),
+    ];
+    check(plan(), &stream, &[content("a"), finish("stop"), late("{}", "null")]);
+}
+
+#[test]
 fn completions_pass() {
     let line = |text: &str, finish: &str| {
         format!(

@@ -158,6 +158,9 @@ impl Voice {
         }
         let cut = upstream == Finish::Length;
         self.sort_pieces(cut, said);
+        if let Some(tools) = self.tools.as_ref().filter(|_| !cut && !self.whole) {
+            self.engine.complete(tools, said);
+        }
         let finish = match upstream {
             Finish::Stop if self.found_calls && !self.named_function => Finish::ToolCalls,
             upstream => upstream,

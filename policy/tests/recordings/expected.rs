@@ -214,7 +214,6 @@ pub(crate) fn spoilt(set: &str, case: &str) -> Option<&'static str> {
             "text is lost where tokens are held for a stop string"
         }
         "tool_stop_string" => "the stream keeps a surplus brace",
-        "tool_empty_args" | "tool_auto_logprobs" if set == "parsers-v0.12" => "{} is streamed as nothing",
         "tool_char_tokens" if set == "parsers-v0.12" => "white space stays in the arguments",
         "tool_in_think" if set == "parsers" => "0.32 makes a thought a call and drops what follows",
         "tool_length_cut" => "half a call is streamed; 0.12 even says tool_calls",

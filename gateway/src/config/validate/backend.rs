@@ -4,7 +4,7 @@ use std::collections::{HashMap, hash_map::Entry};
 
 use sluice_policy::profile;
 
-use crate::supervisor::SimulatedGpu;
+use crate::simulator::Gpu;
 
 use super::{
     super::{BackendConfig, Config, LauncherKind, ReplicaConfig},
@@ -108,7 +108,7 @@ fn replica_alone(config: &Config, replica: &ReplicaConfig, at: &str, seen: &mut 
         ("url", !replica.url.is_empty(), LauncherKind::External),
         ("port", replica.port != 0, LauncherKind::Process),
         ("command", replica.command != ["vllm"], LauncherKind::Process),
-        ("gpu", replica.gpu != SimulatedGpu::default(), LauncherKind::Simulated),
+        ("gpu", replica.gpu != Gpu::default(), LauncherKind::Simulated),
     ];
     for (name, given, owner) in given {
         if given && owner != replica.launcher {

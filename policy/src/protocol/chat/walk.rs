@@ -55,6 +55,11 @@ impl<'a> Walk<'a> {
         Err(Malformed { at: self.at })
     }
 
+    /// What hasn't been walked.
+    pub(super) fn rest(&self) -> &'a str {
+        self.text.get(self.at..).unwrap_or_default()
+    }
+
     fn peek(&self) -> Option<u8> {
         self.text.as_bytes().get(self.at).copied()
     }
