@@ -145,7 +145,7 @@ impl SimulateArgs {
         let mut text = String::new();
         let file = File::open(path).map_err(failed)?;
         file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(failed)?;
-        Ok(read_table::<Table>(&path.display().to_string(), &text).map_err(CliError::Config)?)
+        read_table(&path.display().to_string(), &text).map_err(CliError::Config)
     }
 }
 
