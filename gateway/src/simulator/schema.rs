@@ -3,12 +3,16 @@
 //! Enters: a schema and a draw. Leaves: a value that keeps types, `enum`, `const`, `required`, bounds, lengths, formats,
 //! `$ref` inside the schema, `anyOf`, `oneOf` and `allOf`. What it can't promise: `pattern` beyond plain classes and
 //! counts, `not`, `if`. Depth is limited; recursion that is required for ever ends in null.
+use std::cell::Cell;
+
 use serde_json::{Map, Value, json};
 
 use super::tokens::{mix, mix_text};
 
 /// Deepest nesting that is generated.
 const MAX_DEPTH: u32 = 12;
+/// Most values in one generated instance; a schema that branches for ever ends in nulls.
+const MAX_VALUES: u32 = 20_000;
 /// Most elements of a generated array and most optional properties of a generated object.
 const MAX_ITEMS: u64 = 64;
 /// Longest string that `minLength` or a pattern can ask for.
@@ -25,7 +29,7 @@ pub(super) enum Optional {
 
 /// A value that `schema` accepts.
 pub(super) fn instance(schema: &Value, optional: Optional, dice: u64) -> Value {
-    Maker { root: schema, optional }.value(schema, "value", dice, 0)
+    Maker { root: schema, optional, left: Cell::new(MAX_VALUES) }.value(schema, "value", dice, 0)
 }
 
 /// An object for a tool's `parameters`; the empty object if the schema wants none.
@@ -39,14 +43,16 @@ pub(super) fn arguments(parameters: Option<&Value>, optional: Optional, dice: u6
 struct Maker<'a> {
     root: &'a Value,
     optional: Optional,
+    /// Values that may still be made.
+    left: Cell<u32>,
 }
 
 impl Maker<'_> {
     fn value(&self, schema: &Value, name: &str, dice: u64, depth: u32) -> Value {
-        let Some(object) = self.resolved(schema, depth) else { return json!("simulated") };
-        if depth > MAX_DEPTH {
+        if depth > MAX_DEPTH || self.left.get() == 0 {
             return Value::Null;
         }
+        let Some(object) = self.resolved(schema, depth) else { return json!("simulated") };
         if let Some(value) = object.get("const") {
             return value.clone();
         }
@@ -73,6 +79,7 @@ impl Maker<'_> {
 
     /// The schema with its local `$ref` followed and `allOf` merged; None for `true`.
     fn resolved(&self, schema: &Value, depth: u32) -> Option<Map<String, Value>> {
+        self.left.set(self.left.get().checked_sub(1)?);
         let mut object = schema.as_object()?.clone();
         let mut hops = 0;
         while let Some(target) = object.remove("$ref").and_then(|at| self.target(&at)) {
@@ -84,7 +91,8 @@ impl Maker<'_> {
         }
         if let Some(Value::Array(parts)) = object.remove("allOf") {
             for part in parts {
-                if let Some(part) = self.resolved(&part, depth + 1).filter(|_| depth < MAX_DEPTH) {
+                let part = if depth < MAX_DEPTH { self.resolved(&part, depth + 1) } else { None };
+                if let Some(part) = part {
                     merge(&mut object, &Value::Object(part));
                 }
             }
@@ -502,7 +510,10 @@ mod tests {
         assert!(instance(&schema, Optional::All, 1).is_object());
         let ring = json!({"$ref": "#/a", "a": {"$ref": "#/b"}, "b": {"$ref": "#/a"}});
         instance(&ring, Optional::All, 1);
-        let all = json!({"allOf": [{"$ref": "#"}]});
+        let all = json!({"allOf": vec![json!({"$ref": "#"}); 10]});
         instance(&all, Optional::All, 1);
+        let fan: Map<String, Value> = (0..10).map(|n| (format!("p{n}"), json!({"$ref": "#"}))).collect();
+        let names: Vec<&String> = fan.keys().collect();
+        instance(&json!({"type": "object", "properties": fan, "required": names}), Optional::All, 1);
     }
 }

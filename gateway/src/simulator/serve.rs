@@ -162,19 +162,19 @@ impl Simulator {
     async fn answer(&self, request: Request<Incoming>, kill: Arc<Kill>) -> Result<Response<Reply>, Cut> {
         let path = request.uri().path().to_owned();
         if path.starts_with("/v1") && !self.is_authorized(request.headers()) {
-            return Ok(refuse(&Refusal::unauthorized(), None));
+            return Ok(refuse(&Refusal::unauthorized(), Vary::None));
         }
         if is_preflight(&request) {
             return Ok(preflight());
         }
         let Some(route) = Route::of(&path) else {
-            return Ok(redirect(&request).unwrap_or_else(|| refuse(&Refusal::not_found(), Some("Origin"))));
+            return Ok(redirect(&request).unwrap_or_else(|| refuse(&Refusal::not_found(), Vary::Origin)));
         };
         if !route.allows().split(", ").any(|method| method == request.method().as_str()) {
-            let mut response = refuse(&Refusal::method_not_allowed(), Some("Origin"));
-            let allow = HeaderValue::from_static(route.allows());
-            response.headers_mut().insert(header::ALLOW, allow);
-            return Ok(response);
+            let refusal = Refusal::method_not_allowed();
+            let headers = [(header::ALLOW, route.allows()), LENGTH, JSON, VARY_ORIGIN];
+            let body = Reply::Whole(Some(Bytes::from(refusal.body)));
+            return Ok(respond(StatusCode::METHOD_NOT_ALLOWED, &headers, body));
         }
         match route {
             Route::Chat => self.generate(Surface::Chat, request, kill).await,
@@ -184,9 +184,12 @@ impl Simulator {
             Route::Models => Ok(json_reply(StatusCode::OK, self.models())),
             Route::Load => Ok(json_reply(StatusCode::OK, format!("{{\"server_load\":{}}}", self.stats().present))),
             Route::Version => Ok(json_reply(StatusCode::OK, format!("{{\"version\":\"{VERSION}\"}}"))),
-            Route::Metrics => Ok(whole(StatusCode::OK, Some("text/plain; version=1.0.0; charset=utf-8"), self.metrics_page())),
-            Route::Health if self.shared.engine.is_dead() => Ok(whole(StatusCode::SERVICE_UNAVAILABLE, None, String::new())),
-            Route::Health | Route::Ping => Ok(whole(StatusCode::OK, None, String::new())),
+            Route::Metrics => {
+                let page = Reply::Whole(Some(Bytes::from(self.metrics_page())));
+                Ok(respond(StatusCode::OK, &[LENGTH, METRICS, VARY_ORIGIN], page))
+            },
+            Route::Health if self.shared.engine.is_dead() => Ok(empty_reply(StatusCode::SERVICE_UNAVAILABLE)),
+            Route::Health | Route::Ping => Ok(empty_reply(StatusCode::OK)),
         }
     }
 
@@ -202,7 +205,7 @@ impl Simulator {
         let number = shared.requests.fetch_add(1, Ordering::Relaxed);
         let mut knobs = Knobs::drawn(&shared.config.faults, shared.config.seed, number);
         if let Err(refusal) = header_knobs(request.headers(), &mut knobs) {
-            return Ok(refuse(&refusal, Some("Origin")));
+            return Ok(refuse(&refusal, Vary::Origin));
         }
         if knobs.fault == Some(Fault::Refuse) {
             return Err(cut_at_once(&kill));
@@ -214,12 +217,12 @@ impl Simulator {
         };
         let ask = match ask {
             Ok(ask) => ask,
-            Err(refusal) => return Ok(refuse(&refusal, Some("Origin"))),
+            Err(refusal) => return Ok(refuse(&refusal, Vary::Origin)),
         };
         let fault = ask.knobs.fault;
         match fault {
             Some(Fault::Refuse | Fault::ResetBefore) => return Err(cut_at_once(&kill)),
-            Some(Fault::Status(status)) => return Ok(refuse(&Refusal::with_status(status), Some("Origin"))),
+            Some(Fault::Status(status)) => return Ok(refuse(&Refusal::with_status(status), Vary::Origin)),
             Some(Fault::SlowStart(delay)) => tokio::time::sleep(delay).await,
             _ => {}
         }
@@ -229,20 +232,20 @@ impl Simulator {
         let wire = Wire::new(ask, scripts, &id, unix_seconds(), &shared.model, &shared.fingerprint);
         let ticket = match shared.engine.submit(jobs) {
             Ok(ticket) => ticket,
-            Err(Turned::Away) => return Ok(refuse(&Refusal::queue_full(), Some("Origin"))),
-            Err(Turned::Dead) => return Ok(refuse(&Refusal::engine_dead(), Some("Origin"))),
+            Err(Turned::Away) => return Ok(refuse(&Refusal::queue_full(), Vary::Origin)),
+            Err(Turned::Dead) => return Ok(refuse(&Refusal::engine_dead(), Vary::Origin)),
         };
         if fault == Some(Fault::Hang) {
             return never(ticket).await;
         }
         if is_stream {
             let stream = Stream::new(wire, ticket, fault, kill);
-            return Ok(respond(StatusCode::OK, Some("text/event-stream; charset=utf-8"), Reply::Stream(Box::new(stream))));
+            return Ok(respond(StatusCode::OK, &[EVENTS, VARY_ORIGIN], Reply::Stream(Box::new(stream))));
         }
         match fault {
             Some(Fault::ResetMid(_)) => Err(cut_at_once(&kill)),
             Some(Fault::CloseMid(_)) => Err(Cut),
-            Some(Fault::ErrorEvent(_)) => Ok(refuse(&Refusal::engine_dead(), Some("Origin"))),
+            Some(Fault::ErrorEvent(_)) => Ok(refuse(&Refusal::engine_dead(), Vary::Origin)),
             Some(Fault::Stall(_)) => never(ticket).await,
             _ => Ok(whole_answer(&wire, &ticket).await),
         }
@@ -367,9 +370,9 @@ async fn whole_answer(wire: &Wire, ticket: &Ticket) -> Response<Reply> {
         poll_fn(|cx| ticket.poll_progress(&mut progress, cx)).await;
     }
     if is_complete(&progress) {
-        whole(StatusCode::OK, Some("application/json"), wire.whole(progress.cached))
+        respond(StatusCode::OK, &[LENGTH, JSON, VARY_ORIGIN], Reply::Whole(Some(wire.whole(progress.cached))))
     } else {
-        refuse(&Refusal::engine_dead(), Some("Origin"))
+        refuse(&Refusal::engine_dead(), Vary::Origin)
     }
 }
 
@@ -432,10 +435,9 @@ fn redirect(request: &Request<Incoming>) -> Option<Response<Reply>> {
     Route::of(path)?;
     let host = request.headers().get(header::HOST)?.to_str().ok()?;
     let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
-    let location = HeaderValue::from_str(&format!("http://{host}{path}{query}")).ok()?;
-    let mut response = whole(StatusCode::TEMPORARY_REDIRECT, None, String::new());
-    response.headers_mut().insert(header::LOCATION, location);
-    Some(response)
+    let location = format!("http://{host}{path}{query}");
+    let headers = [LENGTH, (header::LOCATION, location.as_str()), VARY_ORIGIN];
+    Some(respond(StatusCode::TEMPORARY_REDIRECT, &headers, Reply::Whole(Some(Bytes::new()))))
 }
 
 fn is_preflight(request: &Request<Incoming>) -> bool {
@@ -445,67 +447,77 @@ fn is_preflight(request: &Request<Incoming>) -> bool {
 }
 
 fn preflight() -> Response<Reply> {
-    let mut response =
-        whole(StatusCode::BAD_REQUEST, Some("text/plain; charset=utf-8"), "Disallowed CORS origin".to_owned());
-    let headers = response.headers_mut();
     let vary = "Origin, Access-Control-Request-Method, Access-Control-Request-Headers, Access-Control-Request-Private-Network";
-    headers.insert(header::VARY, HeaderValue::from_static(vary));
-    let methods = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT, QUERY";
-    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(methods));
-    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
-    response
+    let headers = [
+        (header::VARY, vary),
+        (header::ACCESS_CONTROL_ALLOW_METHODS, "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT, QUERY"),
+        (header::ACCESS_CONTROL_MAX_AGE, "600"),
+        LENGTH,
+        (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
+    ];
+    respond(StatusCode::BAD_REQUEST, &headers, Reply::Whole(Some(Bytes::from_static(b"Disallowed CORS origin"))))
 }
 
 fn answered(result: Result<String, Refusal>) -> Response<Reply> {
     match result {
         Ok(body) => json_reply(StatusCode::OK, body),
-        Err(refusal) => refuse(&refusal, Some("Origin")),
+        Err(refusal) => refuse(&refusal, Vary::Origin),
     }
 }
 
-/// An error; what uvicorn's outermost layer sends has no `vary`.
-fn refuse(refusal: &Refusal, vary: Option<&'static str>) -> Response<Reply> {
+/// `vary`, which only answers from within uvicorn's outermost layer have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Vary {
+    None,
+    Origin,
+}
+
+fn refuse(refusal: &Refusal, vary: Vary) -> Response<Reply> {
     let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = json_reply(status, refusal.body.clone());
-    if vary.is_none() {
-        response.headers_mut().remove(header::VARY);
-    }
-    response
+    let body = Reply::Whole(Some(Bytes::from(refusal.body.clone())));
+    let headers: &[_] = match vary {
+        Vary::None => &[LENGTH, JSON],
+        Vary::Origin => &[LENGTH, JSON, VARY_ORIGIN],
+    };
+    respond(status, headers, body)
 }
 
 fn json_reply(status: StatusCode, body: String) -> Response<Reply> {
-    whole(status, Some("application/json"), body)
+    respond(status, &[LENGTH, JSON, VARY_ORIGIN], Reply::Whole(Some(Bytes::from(body))))
 }
 
-fn whole(status: StatusCode, media: Option<&'static str>, body: impl Into<Bytes>) -> Response<Reply> {
-    let body: Bytes = body.into();
-    respond(status, media, Reply::Whole((!body.is_empty()).then_some(body)))
+fn empty_reply(status: StatusCode) -> Response<Reply> {
+    respond(status, &[LENGTH, VARY_ORIGIN], Reply::Whole(Some(Bytes::new())))
 }
 
-/// A response with uvicorn's headers in uvicorn's order (hyper adds the transfer coding).
-fn respond(status: StatusCode, media: Option<&'static str>, body: Reply) -> Response<Reply> {
+type Header<'a> = (HeaderName, &'a str);
+
+/// Stands for the body's length, at its place among the headers.
+const LENGTH: Header<'_> = (header::CONTENT_LENGTH, "");
+const JSON: Header<'_> = (header::CONTENT_TYPE, "application/json");
+const EVENTS: Header<'_> = (header::CONTENT_TYPE, "text/event-stream; charset=utf-8");
+const METRICS: Header<'_> = (header::CONTENT_TYPE, "text/plain; version=1.0.0; charset=utf-8");
+const VARY_ORIGIN: Header<'_> = (header::VARY, "Origin");
+
+/// A response with uvicorn's headers: `date` and `server`, then `headers` in their order (hyper adds the transfer
+/// coding of a stream). A value that can't stand in a header is left out.
+fn respond(status: StatusCode, headers: &[Header<'_>], body: Reply) -> Response<Reply> {
     let length = match &body {
-        Reply::Whole(bytes) => Some(bytes.as_ref().map_or(0, Bytes::len)),
-        Reply::Stream(_) => None,
+        Reply::Whole(bytes) => bytes.as_ref().map_or(0, Bytes::len),
+        Reply::Stream(_) => 0,
     };
     let mut response = Response::new(body);
     *response.status_mut() = status;
-    let headers = response.headers_mut();
-    let mut add = |name: HeaderName, value: Result<HeaderValue, header::InvalidHeaderValue>| {
-        if let Ok(value) = value {
-            headers.insert(name, value);
-        }
-    };
+    let map = response.headers_mut();
     let date = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
-    add(header::DATE, HeaderValue::from_str(&date));
-    add(header::SERVER, Ok(HeaderValue::from_static("uvicorn")));
-    if let Some(length) = length {
-        add(header::CONTENT_LENGTH, Ok(HeaderValue::from(length)));
+    let first = [(header::DATE, date.as_str()), (header::SERVER, "uvicorn")];
+    for (name, value) in first.iter().chain(headers) {
+        if *name == header::CONTENT_LENGTH {
+            map.insert(name, HeaderValue::from(length));
+        } else if let Ok(value) = HeaderValue::from_str(value) {
+            map.insert(name, value);
+        }
     }
-    if let Some(media) = media {
-        add(header::CONTENT_TYPE, Ok(HeaderValue::from_static(media)));
-    }
-    add(header::VARY, Ok(HeaderValue::from_static("Origin")));
     response
 }
 

@@ -222,10 +222,11 @@ impl Wire {
         }
         let _ = write!(
             out,
-            ",\"finish_reason\":\"{}\",\"stop_reason\":{},\"token_ids\":{},\"prompt_logprobs\":null,\"prompt_token_ids\":{},\"routed_experts\":null}}",
+            ",\"finish_reason\":\"{}\",\"stop_reason\":{},\"token_ids\":{},\"prompt_logprobs\":{},\"prompt_token_ids\":{},\"routed_experts\":null}}",
             script.finish_reason(),
             stop_reason(script),
             self.token_ids(script, 0..script.tokens()),
+            self.prompt_logprobs(choice),
             self.prompt_ids(choice)
         );
     }
@@ -261,6 +262,27 @@ impl Wire {
     fn prompt_ids(&self, choice: usize) -> String {
         let prompt = self.ask.prompts.get(self.prompt_index(choice)).filter(|_| self.ask.return_token_ids);
         prompt.and_then(|prompt| prompt.ids.as_deref()).map_or_else(|| "null".to_owned(), listed)
+    }
+
+    /// Logprobs of an echoed prompt: made up, each token the second best.
+    fn prompt_logprobs(&self, choice: usize) -> String {
+        let echoed = self.echo(choice);
+        if echoed.is_empty() || self.ask.logprobs.is_none() {
+            return "null".to_owned();
+        }
+        let one = |(place, piece): (usize, &str)| {
+            let id = super::tokens::id(piece);
+            let best = super::tokens::id(".");
+            match place {
+                0 => "null".to_owned(),
+                _ => format!(
+                    "{{\"{id}\":{{\"logprob\":-1.5,\"rank\":2,\"decoded_token\":{}}},\"{best}\":{{\"logprob\":-0.5,\"rank\":1,\"decoded_token\":\".\"}}}}",
+                    quoted(piece)
+                ),
+            }
+        };
+        let all: Vec<String> = super::tokens::pieces(echoed).enumerate().map(one).collect();
+        format!("[{}]", all.join(","))
     }
 
     fn echo(&self, choice: usize) -> &str {
