@@ -11,7 +11,10 @@ pub const MODEL: &str = "Qwen/Qwen3-32B-AWQ-simulated";
 
 /// A configuration without any waiting.
 pub fn instant() -> SimConfig {
-    SimConfig { speed: 0.0, ..SimConfig::default() }
+    SimConfig {
+        speed: 0.0,
+        ..SimConfig::default()
+    }
 }
 
 /// A simulator on a port of its own, for as long as the test runs.
@@ -55,7 +58,10 @@ impl Answer {
     /// Data lines of a stream but for `[DONE]`.
     pub fn events(&self) -> Vec<Value> {
         let text = self.text();
-        let lines = text.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|line| *line != "[DONE]");
+        let lines = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("data: "))
+            .filter(|line| *line != "[DONE]");
         lines.map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
@@ -63,23 +69,34 @@ impl Answer {
     pub fn content(&self, choice: u64) -> String {
         let events = self.events();
         let all = events.iter().flat_map(|event| event["choices"].as_array().unwrap());
-        all.filter(|c| c["index"] == choice).filter_map(|c| c["delta"]["content"].as_str()).collect()
-    }
-
-    pub fn header_names(&self) -> Vec<&str> {
-        self.head.lines().skip(1).filter_map(|line| line.split_once(": ")).map(|(name, _)| name).collect()
+        all.filter(|c| c["index"] == choice)
+            .filter_map(|c| c["delta"]["content"].as_str())
+            .collect()
     }
 
     /// Takes raw bytes apart.
     pub fn parse(raw: &[u8], is_reset: bool, is_head_only: bool) -> Self {
         let Some(end) = raw.windows(4).position(|w| w == b"\r\n\r\n") else {
-            return Self { head: String::new(), chunks: vec![raw.to_vec()], is_complete: false, is_reset };
+            return Self {
+                head: String::new(),
+                chunks: vec![raw.to_vec()],
+                is_complete: false,
+                is_reset,
+            };
         };
         let head = String::from_utf8(raw[..end].to_vec()).unwrap();
         let mut rest = &raw[end + 4..];
-        let mut answer = Self { head, chunks: Vec::new(), is_complete: false, is_reset };
+        let mut answer = Self {
+            head,
+            chunks: Vec::new(),
+            is_complete: false,
+            is_reset,
+        };
         if !answer.head.contains("transfer-encoding: chunked") {
-            let length = answer.head.lines().find_map(|line| line.strip_prefix("content-length: "));
+            let length = answer
+                .head
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length: "));
             let length: usize = length.map_or(0, |length| length.parse().unwrap());
             answer.is_complete = is_head_only || rest.len() == length;
             answer.chunks.push(rest.to_vec());
@@ -103,7 +120,11 @@ impl Answer {
 
 pub fn request(method: &str, path: &str, headers: &str, body: &str) -> Vec<u8> {
     let length = body.len();
-    let framing = if body.is_empty() && method == "GET" { String::new() } else { format!("content-length: {length}\r\n") };
+    let framing = if body.is_empty() && method == "GET" {
+        String::new()
+    } else {
+        format!("content-length: {length}\r\n")
+    };
     format!("{method} {path} HTTP/1.1\r\nhost: sim\r\n{headers}{framing}\r\n{body}").into_bytes()
 }
 
@@ -128,7 +149,12 @@ pub async fn exchange(address: SocketAddr, raw: &[u8], patience: Duration) -> An
 }
 
 pub async fn get(address: SocketAddr, path: &str) -> Answer {
-    exchange(address, &request("GET", path, "connection: close\r\n", ""), Duration::from_secs(5)).await
+    exchange(
+        address,
+        &request("GET", path, "connection: close\r\n", ""),
+        Duration::from_secs(5),
+    )
+    .await
 }
 
 pub async fn post(address: SocketAddr, path: &str, body: &Value) -> Answer {
@@ -137,7 +163,12 @@ pub async fn post(address: SocketAddr, path: &str, body: &Value) -> Answer {
 
 pub async fn post_with(address: SocketAddr, path: &str, headers: &str, body: &Value) -> Answer {
     let headers = format!("content-type: application/json\r\nconnection: close\r\n{headers}");
-    exchange(address, &request("POST", path, &headers, &body.to_string()), Duration::from_secs(5)).await
+    exchange(
+        address,
+        &request("POST", path, &headers, &body.to_string()),
+        Duration::from_secs(5),
+    )
+    .await
 }
 
 pub fn chat(more: Value) -> Value {
@@ -147,4 +178,3 @@ pub fn chat(more: Value) -> Value {
 }
 
 pub const CHAT: &str = "/v1/chat/completions";
-
