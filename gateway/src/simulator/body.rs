@@ -197,8 +197,14 @@ impl Stream {
             Some(choice) => {
                 let event = self.wire.token(choice, self.sent[choice]);
                 self.sent[choice] += 1;
-                self.events += 1;
-                Some(event)
+                match event {
+                    Some(event) => {
+                        self.events += 1;
+                        Some(event)
+                    }
+                    // vLLM's parser swallowed it.
+                    None => self.next_event(),
+                }
             }
             None => {
                 let totals = self.wire.scripts().iter().map(super::script::Script::tokens);

@@ -275,6 +275,22 @@ pub(super) struct Rates {
     pub(super) gpu_memory_utilization: &'static str,
 }
 
+impl std::str::FromStr for Gpu {
+    type Err = SimConfigError;
+
+    /// As in the configuration file, for a command line.
+    fn from_str(name: &str) -> Result<Self, SimConfigError> {
+        match name {
+            "h100" => Ok(Gpu::H100),
+            "rtx4090x2" => Ok(Gpu::Rtx4090x2),
+            _ => Err(SimConfigError {
+                key: "gpu",
+                range: "h100 or rtx4090x2",
+            }),
+        }
+    }
+}
+
 impl Gpu {
     /// The preset's numbers.
     pub(super) fn rates(self) -> Rates {
@@ -341,6 +357,15 @@ mod tests {
             (Gpu::Rtx4090x2, Setup::Parsers, 0.1)
         );
         assert_eq!(config.blocks(), 8_750);
+        for gpu in [Gpu::H100, Gpu::Rtx4090x2] {
+            let name = toml::Value::try_from(gpu).unwrap();
+            assert_eq!(
+                name.as_str().unwrap().parse(),
+                Ok(gpu),
+                "file and command line name it alike"
+            );
+        }
+        assert!("a100".parse::<Gpu>().unwrap_err().to_string().contains("rtx4090x2"));
     }
 
     #[test]

@@ -356,12 +356,13 @@ impl Core {
             cached: seq.cached.unwrap_or(0),
             is_last: seq.is_complete(),
         });
-        if seq.is_complete() {
-            if let Some(mut seq) = self.seqs.remove(&id) {
-                self.pool.release(&mut seq.blocks);
-                self.running.retain(|other| *other != id);
-                self.tally.finished(&finished(&seq, at));
-            }
+        if !seq.is_complete() {
+            return;
+        }
+        if let Some(mut seq) = self.seqs.remove(&id) {
+            self.pool.release(&mut seq.blocks);
+            self.running.retain(|other| *other != id);
+            self.tally.finished(&finished(&seq, at));
         }
     }
 
@@ -553,3 +554,6 @@ fn finished(seq: &Seq, at: Duration) -> super::metrics::Finished {
         preemptions: seq.preemptions,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -71,6 +71,7 @@ pub(super) struct Template<'a> {
 
 /// Renders a conversation.
 pub(super) fn render(messages: &[Value], template: Template<'_>, prompt: &mut Prompt) {
+    let mut out = String::new();
     let role = |message: &Value| {
         message
             .get("role")
@@ -85,73 +86,75 @@ pub(super) fn render(messages: &[Value], template: Template<'_>, prompt: &mut Pr
         .map(content)
         .unwrap_or_default();
     if !template.tools.is_empty() {
-        tools(&system, template.tools, prompt);
+        tools(&system, template.tools, &mut out);
     } else if first_is_system {
-        prompt.text(&format!("<|im_start|>system\n{system}<|im_end|>\n"));
+        out.push_str(&format!("<|im_start|>system\n{system}<|im_end|>\n"));
     }
     let last_query = messages.iter().rposition(|message| role(message) == "user");
     let rest = messages.iter().enumerate().skip(usize::from(first_is_system));
     for (place, message) in rest {
         match role(message).as_str() {
             name @ ("user" | "system") => {
-                prompt.text("<|im_start|>");
-                prompt.text(name);
-                prompt.text("\n");
-                prompt.text(&content(message));
-                prompt.text("<|im_end|>\n");
+                out.push_str("<|im_start|>");
+                out.push_str(name);
+                out.push('\n');
+                out.push_str(&content(message));
+                out.push_str("<|im_end|>\n");
             }
-            "assistant" => assistant(message, last_query.is_none_or(|last| place > last), prompt),
+            "assistant" => assistant(message, last_query.is_none_or(|last| place > last), &mut out),
             "tool" => {
                 let is = |at: Option<usize>| {
                     at.and_then(|at| messages.get(at))
                         .is_some_and(|other| role(other) == "tool")
                 };
-                prompt.text(if is(place.checked_sub(1)) {
+                out.push_str(if is(place.checked_sub(1)) {
                     ""
                 } else {
                     "<|im_start|>user"
                 });
-                prompt.text("\n<tool_response>\n");
-                prompt.text(&content(message));
-                prompt.text("\n</tool_response>");
-                prompt.text(if is(Some(place + 1)) { "" } else { "<|im_end|>\n" });
+                out.push_str("\n<tool_response>\n");
+                out.push_str(&content(message));
+                out.push_str("\n</tool_response>");
+                out.push_str(if is(Some(place + 1)) { "" } else { "<|im_end|>\n" });
             }
             // The template has no branch for other roles and renders nothing.
             _ => {}
         }
     }
     if template.opens_answer {
-        prompt.text("<|im_start|>assistant\n");
-        prompt.text(if template.thinking {
+        out.push_str("<|im_start|>assistant\n");
+        out.push_str(if template.thinking {
             ""
         } else {
             "<think>\n\n</think>\n\n"
         });
     }
+    // As one text, so that it has the tokens that `/completions` finds in it.
+    prompt.text(&out);
 }
 
-fn tools(system: &str, tools: &[Value], prompt: &mut Prompt) {
-    prompt.text("<|im_start|>system\n");
+fn tools(system: &str, tools: &[Value], out: &mut String) {
+    out.push_str("<|im_start|>system\n");
     if !system.is_empty() {
-        prompt.text(system);
-        prompt.text("\n\n");
+        out.push_str(system);
+        out.push_str("\n\n");
     }
-    prompt.text(
+    out.push_str(
         "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with function \
          signatures within <tools></tools> XML tags:\n<tools>",
     );
     for tool in tools {
-        prompt.text("\n");
-        prompt.text(&spaced(tool));
+        out.push('\n');
+        out.push_str(&spaced(tool));
     }
-    prompt.text(
+    out.push_str(
         "\n</tools>\n\nFor each function call, return a json object with function name and arguments within \
          <tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": <function-name>, \"arguments\": \
          <args-json-object>}\n</tool_call><|im_end|>\n",
     );
 }
 
-fn assistant(message: &Value, is_running_turn: bool, prompt: &mut Prompt) {
+fn assistant(message: &Value, is_running_turn: bool, out: &mut String) {
     let text = content(message);
     let named = ["reasoning_content", "reasoning"]
         .iter()
@@ -163,13 +166,13 @@ fn assistant(message: &Value, is_running_turn: bool, prompt: &mut Prompt) {
         ),
         None => (None, text.as_str()),
     };
-    prompt.text("<|im_start|>assistant\n");
+    out.push_str("<|im_start|>assistant\n");
     if let Some(reasoning) = named.or(inside).filter(|_| is_running_turn) {
-        prompt.text("<think>\n");
-        prompt.text(reasoning.trim_matches('\n'));
-        prompt.text("\n</think>\n\n");
+        out.push_str("<think>\n");
+        out.push_str(reasoning.trim_matches('\n'));
+        out.push_str("\n</think>\n\n");
     }
-    prompt.text(after);
+    out.push_str(after);
     for (place, call) in message
         .get("tool_calls")
         .and_then(Value::as_array)
@@ -187,11 +190,11 @@ fn assistant(message: &Value, is_running_turn: bool, prompt: &mut Prompt) {
             None => "{}".to_owned(),
         };
         let gap = if place == 0 && after.is_empty() { "" } else { "\n" };
-        prompt.text(&format!(
+        out.push_str(&format!(
             "{gap}<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n</tool_call>"
         ));
     }
-    prompt.text("<|im_end|>\n");
+    out.push_str("<|im_end|>\n");
 }
 
 /// A message's text; parts are joined with newlines, other parts have no text.

@@ -113,6 +113,17 @@ impl Script {
         end
     }
 
+    /// The shown text of one token, nothing held back; empty for the end-of-turn token and within a stop string.
+    pub(super) fn shown(&self, token: u32) -> &str {
+        let end = |token: u32| {
+            self.ends
+                .get(token as usize)
+                .map_or(0, |end| (*end as usize).min(self.text.len()))
+        };
+        let start = token.checked_sub(1).map_or(0, end);
+        self.text.get(start..end(token)).unwrap_or_default()
+    }
+
     /// The generated text of one token (the stop string included); empty for the end-of-turn token.
     pub(super) fn token_text(&self, index: u32) -> String {
         let mut text = String::new();

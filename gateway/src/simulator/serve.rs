@@ -13,8 +13,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -29,6 +29,7 @@ use super::Simulator;
 use super::answer;
 use super::ask::{self, Ask, Surface};
 use super::body::{Cut, Kill, Reply, Stream};
+use super::check;
 use super::config::SimConfig;
 use super::drive::{Progress, Ticket, Turned};
 use super::engine::Job;
@@ -36,6 +37,10 @@ use super::fault::{Fault, Knobs, unit};
 use super::metrics;
 use super::prompt::{self, Prompt, Template};
 use super::refusal::Refusal;
+use super::reply::{
+    EVENTS, JSON, LENGTH, METRICS, VARY_ORIGIN, Vary, answered, empty_reply, is_preflight, json_reply, preflight,
+    refuse, respond,
+};
 use super::script::Script;
 use super::tokens::{self, mix};
 use super::wire::{VERSION, Wire, quoted};
@@ -165,23 +170,23 @@ impl Simulator {
     async fn answer(&self, request: Request<Incoming>, kill: Arc<Kill>) -> Result<Response<Reply>, Cut> {
         let path = request.uri().path().to_owned();
         if path.starts_with("/v1") && !self.is_authorized(request.headers()) {
-            return Ok(refuse(&Refusal::unauthorized(), None));
+            return Ok(refuse(&Refusal::unauthorized(), Vary::None));
         }
         if is_preflight(&request) {
             return Ok(preflight());
         }
         let Some(route) = Route::of(&path) else {
-            return Ok(redirect(&request).unwrap_or_else(|| refuse(&Refusal::not_found(), Some("Origin"))));
+            return Ok(redirect(&request).unwrap_or_else(|| refuse(&Refusal::not_found(), Vary::Origin)));
         };
         if !route
             .allows()
             .split(", ")
             .any(|method| method == request.method().as_str())
         {
-            let mut response = refuse(&Refusal::method_not_allowed(), Some("Origin"));
-            let allow = HeaderValue::from_static(route.allows());
-            response.headers_mut().insert(header::ALLOW, allow);
-            return Ok(response);
+            let refusal = Refusal::method_not_allowed();
+            let headers = [(header::ALLOW, route.allows()), LENGTH, JSON, VARY_ORIGIN];
+            let body = Reply::Whole(Some(Bytes::from(refusal.body)));
+            return Ok(respond(StatusCode::METHOD_NOT_ALLOWED, &headers, body));
         }
         match route {
             Route::Chat => self.generate(Surface::Chat, request, kill).await,
@@ -194,15 +199,12 @@ impl Simulator {
                 format!("{{\"server_load\":{}}}", self.stats().present),
             )),
             Route::Version => Ok(json_reply(StatusCode::OK, format!("{{\"version\":\"{VERSION}\"}}"))),
-            Route::Metrics => Ok(whole(
-                StatusCode::OK,
-                Some("text/plain; version=1.0.0; charset=utf-8"),
-                self.metrics_page(),
-            )),
-            Route::Health if self.shared.engine.is_dead() => {
-                Ok(whole(StatusCode::SERVICE_UNAVAILABLE, None, String::new()))
+            Route::Metrics => {
+                let page = Reply::Whole(Some(Bytes::from(self.metrics_page())));
+                Ok(respond(StatusCode::OK, &[LENGTH, METRICS, VARY_ORIGIN], page))
             }
-            Route::Health | Route::Ping => Ok(whole(StatusCode::OK, None, String::new())),
+            Route::Health if self.shared.engine.is_dead() => Ok(empty_reply(StatusCode::SERVICE_UNAVAILABLE)),
+            Route::Health | Route::Ping => Ok(empty_reply(StatusCode::OK)),
         }
     }
 
@@ -228,7 +230,7 @@ impl Simulator {
         let number = shared.requests.fetch_add(1, Ordering::Relaxed);
         let mut knobs = Knobs::drawn(&shared.config.faults, shared.config.seed, number);
         if let Err(refusal) = header_knobs(request.headers(), &mut knobs) {
-            return Ok(refuse(&refusal, Some("Origin")));
+            return Ok(refuse(&refusal, Vary::Origin));
         }
         if knobs.fault == Some(Fault::Refuse) {
             return Err(cut_at_once(&kill));
@@ -240,12 +242,12 @@ impl Simulator {
         };
         let ask = match ask {
             Ok(ask) => ask,
-            Err(refusal) => return Ok(refuse(&refusal, Some("Origin"))),
+            Err(refusal) => return Ok(refuse(&refusal, Vary::Origin)),
         };
         let fault = ask.knobs.fault;
         match fault {
             Some(Fault::Refuse | Fault::ResetBefore) => return Err(cut_at_once(&kill)),
-            Some(Fault::Status(status)) => return Ok(refuse(&Refusal::with_status(status), Some("Origin"))),
+            Some(Fault::Status(status)) => return Ok(refuse(&Refusal::with_status(status), Vary::Origin)),
             Some(Fault::SlowStart(delay)) => tokio::time::sleep(delay).await,
             _ => {}
         }
@@ -255,8 +257,8 @@ impl Simulator {
         let wire = Wire::new(ask, scripts, &id, unix_seconds(), &shared.model, &shared.fingerprint);
         let ticket = match shared.engine.submit(jobs) {
             Ok(ticket) => ticket,
-            Err(Turned::Away) => return Ok(refuse(&Refusal::queue_full(), Some("Origin"))),
-            Err(Turned::Dead) => return Ok(refuse(&Refusal::engine_dead(), Some("Origin"))),
+            Err(Turned::Away) => return Ok(refuse(&Refusal::queue_full(), Vary::Origin)),
+            Err(Turned::Dead) => return Ok(refuse(&Refusal::engine_dead(), Vary::Origin)),
         };
         if fault == Some(Fault::Hang) {
             return never(ticket).await;
@@ -265,14 +267,14 @@ impl Simulator {
             let stream = Stream::new(wire, ticket, fault, kill);
             return Ok(respond(
                 StatusCode::OK,
-                Some("text/event-stream; charset=utf-8"),
+                &[EVENTS, VARY_ORIGIN],
                 Reply::Stream(Box::new(stream)),
             ));
         }
         match fault {
             Some(Fault::ResetMid(_)) => Err(cut_at_once(&kill)),
             Some(Fault::CloseMid(_)) => Err(Cut),
-            Some(Fault::ErrorEvent(_)) => Ok(refuse(&Refusal::engine_dead(), Some("Origin"))),
+            Some(Fault::ErrorEvent(_)) => Ok(refuse(&Refusal::engine_dead(), Vary::Origin)),
             Some(Fault::Stall(_)) => never(ticket).await,
             _ => Ok(whole_answer(&wire, &ticket).await),
         }
@@ -338,7 +340,7 @@ impl Simulator {
                 return Err(missing(&["body.prompt", "body.messages"], &object));
             }
         }
-        ask::check_model(&object, config)?;
+        check::model(&object, config)?;
         let ids = prompt.ids.unwrap_or_default();
         let strings = object
             .get("return_token_strs")
@@ -365,7 +367,7 @@ impl Simulator {
         let Some(ids) = object.get("tokens").and_then(Value::as_array) else {
             return Err(missing(&["body.tokens"], &object));
         };
-        ask::check_model(&object, &self.shared.config)?;
+        check::model(&object, &self.shared.config)?;
         let mut text = String::new();
         for id in ids.iter().take(MAX_DETOKENIZE) {
             match id.as_u64().map(u32::try_from) {
@@ -423,9 +425,13 @@ async fn whole_answer(wire: &Wire, ticket: &Ticket) -> Response<Reply> {
         poll_fn(|cx| ticket.poll_progress(&mut progress, cx)).await;
     }
     if is_complete(&progress) {
-        whole(StatusCode::OK, Some("application/json"), wire.whole(progress.cached))
+        respond(
+            StatusCode::OK,
+            &[LENGTH, JSON, VARY_ORIGIN],
+            Reply::Whole(Some(wire.whole(progress.cached))),
+        )
     } else {
-        refuse(&Refusal::engine_dead(), Some("Origin"))
+        refuse(&Refusal::engine_dead(), Vary::Origin)
     }
 }
 
@@ -510,85 +516,13 @@ fn redirect(request: &Request<Incoming>) -> Option<Response<Reply>> {
         .query()
         .map(|query| format!("?{query}"))
         .unwrap_or_default();
-    let location = HeaderValue::from_str(&format!("http://{host}{path}{query}")).ok()?;
-    let mut response = whole(StatusCode::TEMPORARY_REDIRECT, None, String::new());
-    response.headers_mut().insert(header::LOCATION, location);
-    Some(response)
-}
-
-fn is_preflight(request: &Request<Incoming>) -> bool {
-    request.method() == Method::OPTIONS
-        && request.headers().contains_key(header::ORIGIN)
-        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
-}
-
-fn preflight() -> Response<Reply> {
-    let mut response = whole(
-        StatusCode::BAD_REQUEST,
-        Some("text/plain; charset=utf-8"),
-        "Disallowed CORS origin".to_owned(),
-    );
-    let headers = response.headers_mut();
-    let vary =
-        "Origin, Access-Control-Request-Method, Access-Control-Request-Headers, Access-Control-Request-Private-Network";
-    headers.insert(header::VARY, HeaderValue::from_static(vary));
-    let methods = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT, QUERY";
-    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(methods));
-    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
-    response
-}
-
-fn answered(result: Result<String, Refusal>) -> Response<Reply> {
-    match result {
-        Ok(body) => json_reply(StatusCode::OK, body),
-        Err(refusal) => refuse(&refusal, Some("Origin")),
-    }
-}
-
-/// An error; what uvicorn's outermost layer sends has no `vary`.
-fn refuse(refusal: &Refusal, vary: Option<&'static str>) -> Response<Reply> {
-    let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = json_reply(status, refusal.body.clone());
-    if vary.is_none() {
-        response.headers_mut().remove(header::VARY);
-    }
-    response
-}
-
-fn json_reply(status: StatusCode, body: String) -> Response<Reply> {
-    whole(status, Some("application/json"), body)
-}
-
-fn whole(status: StatusCode, media: Option<&'static str>, body: impl Into<Bytes>) -> Response<Reply> {
-    let body: Bytes = body.into();
-    respond(status, media, Reply::Whole((!body.is_empty()).then_some(body)))
-}
-
-/// A response with uvicorn's headers in uvicorn's order (hyper adds the transfer coding).
-fn respond(status: StatusCode, media: Option<&'static str>, body: Reply) -> Response<Reply> {
-    let length = match &body {
-        Reply::Whole(bytes) => Some(bytes.as_ref().map_or(0, Bytes::len)),
-        Reply::Stream(_) => None,
-    };
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    let mut add = |name: HeaderName, value: Result<HeaderValue, header::InvalidHeaderValue>| {
-        if let Ok(value) = value {
-            headers.insert(name, value);
-        }
-    };
-    let date = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
-    add(header::DATE, HeaderValue::from_str(&date));
-    add(header::SERVER, Ok(HeaderValue::from_static("uvicorn")));
-    if let Some(length) = length {
-        add(header::CONTENT_LENGTH, Ok(HeaderValue::from(length)));
-    }
-    if let Some(media) = media {
-        add(header::CONTENT_TYPE, Ok(HeaderValue::from_static(media)));
-    }
-    add(header::VARY, Ok(HeaderValue::from_static("Origin")));
-    response
+    let location = format!("http://{host}{path}{query}");
+    let headers = [LENGTH, (header::LOCATION, location.as_str()), VARY_ORIGIN];
+    Some(respond(
+        StatusCode::TEMPORARY_REDIRECT,
+        &headers,
+        Reply::Whole(Some(Bytes::new())),
+    ))
 }
 
 /// Makes the coming close of a socket a reset.

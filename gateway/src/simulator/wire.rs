@@ -6,9 +6,10 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 
-use super::ask::{Ask, Surface};
+use super::ask::{Ask, Choice, Parses, Surface};
+use super::parsers::{Told, tell};
 use super::script::{Finish, Script};
-use super::tokens::{BLOCK_TOKENS, END_OF_TURN_TEXT, mix};
+use super::tokens::{BLOCK_TOKENS, END_OF_TURN_TEXT, mix, mix_text};
 
 /// vLLM's version, as `/version` says it.
 pub(super) const VERSION: &str = "0.32.0";
@@ -21,6 +22,8 @@ pub(super) struct Wire {
     ask: Ask,
     /// Its answers, choice by choice over all prompts.
     scripts: Vec<Script>,
+    /// The same as vLLM's parsers tell them; empty without parsers.
+    told: Vec<Told>,
     /// `{"id":…,"object":…,"created":…,"model":…,"choices":[` of every event.
     event_head: String,
     id: String,
@@ -32,6 +35,14 @@ pub(super) struct Wire {
 impl Wire {
     /// Prepares the answers of a request. `id` is without its prefix.
     pub(super) fn new(ask: Ask, scripts: Vec<Script>, id: &str, created: u64, model: &str, fingerprint: &str) -> Self {
+        let told = match ask.parses {
+            Parses::Nothing => Vec::new(),
+            Parses::Reasoning | Parses::All => {
+                let seed = |choice: usize| mix(mix_text(created, id), choice as u64);
+                let one = |(choice, script)| tell(script, ask.thinking, ask.parses == Parses::All, seed(choice));
+                scripts.iter().enumerate().map(one).collect()
+            }
+        };
         let (prefix, object) = match ask.surface {
             Surface::Chat => ("chatcmpl", "chat.completion.chunk"),
             Surface::Completions => ("cmpl", "text_completion"),
@@ -45,6 +56,7 @@ impl Wire {
         Self {
             ask,
             scripts,
+            told,
             event_head,
             id,
             created,
@@ -86,15 +98,22 @@ impl Wire {
         Bytes::from(out)
     }
 
-    /// The event of a choice's token number `token` (from 0).
-    pub(super) fn token(&self, choice: usize, token: u32) -> Bytes {
+    /// The event of a choice's token number `token` (from 0); None if a parser swallowed it.
+    pub(super) fn token(&self, choice: usize, token: u32) -> Option<Bytes> {
         let script = &self.scripts[choice];
         let text = &script.text[script.visible(token)..script.visible(token + 1)];
         let is_last = token + 1 == script.tokens();
+        let delta = match self.told.get(choice) {
+            Some(told) => match told.deltas.get(token as usize).cloned().flatten() {
+                None if !is_last => return None,
+                delta => delta.unwrap_or_else(|| "{}".to_owned()),
+            },
+            None => format!("{{\"content\":{}}}", quoted(text)),
+        };
         let mut out = String::with_capacity(self.event_head.len() + text.len() + 192);
         out.push_str(&self.event_head);
         match self.ask.surface {
-            Surface::Chat => self.chat_choice(choice, token, text, is_last, &mut out),
+            Surface::Chat => self.chat_choice(choice, token, &delta, is_last, &mut out),
             Surface::Completions => self.text_choice(choice, token, text, is_last, &mut out),
         }
         out.push(']');
@@ -105,16 +124,12 @@ impl Wire {
             let _ = write!(out, ",\"system_fingerprint\":\"{}\"", self.fingerprint);
         }
         out.push_str("}\n\n");
-        Bytes::from(out)
+        Some(Bytes::from(out))
     }
 
-    fn chat_choice(&self, choice: usize, token: u32, text: &str, is_last: bool, out: &mut String) {
+    fn chat_choice(&self, choice: usize, token: u32, delta: &str, is_last: bool, out: &mut String) {
         let script = &self.scripts[choice];
-        let _ = write!(
-            out,
-            "{{\"index\":{choice},\"delta\":{{\"content\":{}}},\"logprobs\":",
-            quoted(text)
-        );
+        let _ = write!(out, "{{\"index\":{choice},\"delta\":{delta},\"logprobs\":");
         match self.ask.logprobs {
             Some(alternatives) => chat_logprobs(script, token..token + 1, alternatives, out),
             None => out.push_str("null"),
@@ -123,7 +138,10 @@ impl Wire {
             let _ = write!(
                 out,
                 ",\"finish_reason\":\"{}\",\"stop_reason\":{}",
-                script.finish_reason(),
+                self.finish_reason(
+                    choice,
+                    self.told.get(choice).is_some_and(|told| told.streamed_calls > 0)
+                ),
                 stop_reason(script)
             );
         } else {
@@ -178,7 +196,11 @@ impl Wire {
         if self.ask.surface == Surface::Chat {
             let _ = write!(out, ",\"created_cache_tokens\":{}", self.created_cache_tokens(cached));
         }
-        let _ = write!(out, "}}}},\"system_fingerprint\":\"{}\"}}\n\n", self.fingerprint);
+        out.push('}');
+        if let Some(details) = self.reasoning_details() {
+            let _ = write!(out, ",\"completion_tokens_details\":{details}");
+        }
+        let _ = write!(out, "}},\"system_fingerprint\":\"{}\"}}\n\n", self.fingerprint);
         Bytes::from(out)
     }
 
@@ -209,9 +231,10 @@ impl Wire {
         };
         let _ = write!(
             out,
-            "],\"service_tier\":null,\"system_fingerprint\":\"{}\",\"usage\":{{\"prompt_tokens\":{prompt},\"total_tokens\":{},\"completion_tokens\":{completion},\"prompt_tokens_details\":{{\"cached_tokens\":{cached},\"created_cache_tokens\":{created},\"multimodal_tokens\":null}},\"completion_tokens_details\":null}}",
+            "],\"service_tier\":null,\"system_fingerprint\":\"{}\",\"usage\":{{\"prompt_tokens\":{prompt},\"total_tokens\":{},\"completion_tokens\":{completion},\"prompt_tokens_details\":{{\"cached_tokens\":{cached},\"created_cache_tokens\":{created},\"multimodal_tokens\":null}},\"completion_tokens_details\":{}}}",
             self.fingerprint,
-            prompt + completion
+            prompt + completion,
+            self.reasoning_details().unwrap_or_else(|| "null".to_owned())
         );
         if self.ask.surface == Surface::Chat {
             let _ = write!(
@@ -224,13 +247,55 @@ impl Wire {
         Bytes::from(out)
     }
 
+    /// What a reasoning parser adds to the usage.
+    fn reasoning_details(&self) -> Option<String> {
+        let tokens: u32 = self.told.iter().map(|told| told.reasoning_tokens).sum();
+        (!self.told.is_empty()).then(|| format!("{{\"reasoning_tokens\":{tokens}}}"))
+    }
+
+    /// `finish_reason` of a choice that shows calls or not; a named function gives `stop`.
+    fn finish_reason(&self, choice: usize, has_calls: bool) -> &'static str {
+        let script = &self.scripts[choice];
+        let is_named = matches!(self.ask.choice, Choice::Named(_));
+        if has_calls && !is_named && !script.is_length() {
+            "tool_calls"
+        } else {
+            script.finish_reason()
+        }
+    }
+
     fn whole_chat_choice(&self, choice: usize, out: &mut String) {
         let script = &self.scripts[choice];
+        let told = self.told.get(choice);
+        let optional = |text: Option<&str>| text.map_or_else(|| "null".to_owned(), quoted);
+        let content = match told {
+            None => Some(script.text.as_str()),
+            // Under a grammar for calls vLLM leaves an empty text.
+            Some(told) if !told.calls.is_empty() && self.ask.choice != Choice::Free => {
+                told.content.as_deref().or(Some(""))
+            }
+            Some(told) => told.content.as_deref(),
+        };
         let _ = write!(
             out,
-            "{{\"index\":{choice},\"message\":{{\"role\":\"assistant\",\"content\":{},\"refusal\":null,\"annotations\":null,\"audio\":null,\"function_call\":null,\"reasoning\":null}},\"logprobs\":",
-            quoted(&script.text)
+            "{{\"index\":{choice},\"message\":{{\"role\":\"assistant\",\"content\":{},\"refusal\":null,\"annotations\":null,\"audio\":null,\"function_call\":null",
+            optional(content)
         );
+        let calls = told.map(|told| told.calls.as_slice()).unwrap_or_default();
+        if !calls.is_empty() {
+            let one = |(place, (name, arguments)): (usize, &(String, String))| {
+                let id = mix(mix_text(self.created, &self.id), place as u64);
+                format!(
+                    "{{\"id\":\"chatcmpl-tool-{id:016x}\",\"type\":\"function\",\"function\":{{\"name\":{},\"arguments\":{}}}}}",
+                    quoted(name),
+                    quoted(arguments)
+                )
+            };
+            let calls: Vec<String> = calls.iter().enumerate().map(one).collect();
+            let _ = write!(out, ",\"tool_calls\":[{}]", calls.join(","));
+        }
+        let reasoning = optional(told.and_then(|told| told.reasoning.as_deref()));
+        let _ = write!(out, ",\"reasoning\":{reasoning}}},\"logprobs\":");
         match self.ask.logprobs {
             Some(alternatives) => chat_logprobs(script, 0..script.tokens(), alternatives, out),
             None => out.push_str("null"),
@@ -238,7 +303,7 @@ impl Wire {
         let _ = write!(
             out,
             ",\"finish_reason\":\"{}\",\"stop_reason\":{},\"token_ids\":{},\"routed_experts\":null}}",
-            script.finish_reason(),
+            self.finish_reason(choice, !calls.is_empty()),
             stop_reason(script),
             self.token_ids(script, 0..script.tokens())
         );
@@ -258,10 +323,11 @@ impl Wire {
         }
         let _ = write!(
             out,
-            ",\"finish_reason\":\"{}\",\"stop_reason\":{},\"token_ids\":{},\"prompt_logprobs\":null,\"prompt_token_ids\":{},\"routed_experts\":null}}",
+            ",\"finish_reason\":\"{}\",\"stop_reason\":{},\"token_ids\":{},\"prompt_logprobs\":{},\"prompt_token_ids\":{},\"routed_experts\":null}}",
             script.finish_reason(),
             stop_reason(script),
             self.token_ids(script, 0..script.tokens()),
+            self.prompt_logprobs(choice),
             self.prompt_ids(choice)
         );
     }
@@ -310,6 +376,27 @@ impl Wire {
         prompt
             .and_then(|prompt| prompt.ids.as_deref())
             .map_or_else(|| "null".to_owned(), listed)
+    }
+
+    /// Logprobs of an echoed prompt: made up, each token the second best.
+    fn prompt_logprobs(&self, choice: usize) -> String {
+        let echoed = self.echo(choice);
+        if echoed.is_empty() || self.ask.logprobs.is_none() {
+            return "null".to_owned();
+        }
+        let one = |(place, piece): (usize, &str)| {
+            let id = super::tokens::id(piece);
+            let best = super::tokens::id(".");
+            match place {
+                0 => "null".to_owned(),
+                _ => format!(
+                    "{{\"{id}\":{{\"logprob\":-1.5,\"rank\":2,\"decoded_token\":{}}},\"{best}\":{{\"logprob\":-0.5,\"rank\":1,\"decoded_token\":\".\"}}}}",
+                    quoted(piece)
+                ),
+            }
+        };
+        let all: Vec<String> = super::tokens::pieces(echoed).enumerate().map(one).collect();
+        format!("[{}]", all.join(","))
     }
 
     fn echo(&self, choice: usize) -> &str {
