@@ -89,11 +89,7 @@ impl Target {
         };
         let prefix = uri.path().trim_end_matches('/').to_owned();
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        Ok(Target {
-            host,
-            port: uri.port_u16().unwrap_or(80),
-            prefix,
-        })
+        Ok(Target { host, port, prefix })
     }
 
     pub(super) fn loopback(port: u16) -> Target {
