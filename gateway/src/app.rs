@@ -1,1 +1,353 @@
-//! To come.
+//! The process: what is built at start, in which order, and how it ends.
+//!
+//! Enters: where the configuration comes from. Leaves: an exit code. pingora is the shell (listeners, runtimes, the signal
+//! that everything hears); requests are served by `downstream`, everything beside their path runs in one background
+//! service of one thread (`beside`). The end is ours: pingora's grace period is a fixed sleep (trap 1), so `drain` leaves
+//! as soon as the last stream has ended.
+
+/// What runs beside the path.
+pub mod beside;
+/// From configuration to what requests use.
+pub mod build;
+/// The end.
+pub mod drain;
+/// What a person reads at the start.
+pub mod greeting;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
+use pingora_core::server::configuration::ServerConf;
+use pingora_core::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
+use pingora_core::services::background::background_service;
+use pingora_core::services::listening::Service;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, Mutex};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_rustls::TlsAcceptor;
+use tower::ServiceBuilder;
+
+use self::beside::{Beside, Start};
+use self::drain::Drain;
+use crate::config::{Config, ConfigError, Live, Source, TlsConfig};
+use crate::downstream::cors::Cors;
+use crate::downstream::endpoints::Endpoints;
+use crate::downstream::keys::{KeyFileError, KeyRing};
+use crate::downstream::layers::admit::Admit;
+use crate::downstream::layers::auth::Auth;
+use crate::downstream::layers::body::{BodyLimits, Buffers, ReadBody};
+use crate::downstream::layers::guard::Guard;
+use crate::downstream::layers::trace::{HeadLimits, Trace};
+use crate::downstream::listener::{ConnectionLimits, Listener, Serve};
+use crate::flow::Flow;
+use crate::flow::account::{Books, Refusals};
+use crate::flow::registry::Registry;
+use crate::record::{self, RecordError, Recorder};
+use crate::simulator::{SimConfig, Simulator};
+use crate::supervisor::{self, Settings, Simulation, StartSimulation};
+use crate::telemetry::{Metrics, TelemetryError};
+
+/// The port that clients of a vLLM on our port would find it on after the two-step move.
+const VLLM_PORT: u16 = 8000;
+/// pingora's sleep must not end before our own drain does.
+const GRACE_MARGIN_S: u64 = 3600;
+
+/// Why the gateway doesn't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// What it names isn't there.
+    #[error(transparent)]
+    Build(#[from] build::BuildError),
+    /// No folder for keys and records.
+    #[error("no folder for keys and records: set [server] state_dir, or HOME")]
+    NoStateFolder,
+    /// It can't be made.
+    #[error("{path}: {source}")]
+    StateFolder {
+        /// The folder.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The keys.
+    #[error(transparent)]
+    Keys(#[from] KeyFileError),
+    /// The records.
+    #[error(transparent)]
+    Records(#[from] RecordError),
+    /// The metrics.
+    #[error(transparent)]
+    Metrics(#[from] TelemetryError),
+    /// Somebody else has the port.
+    #[error("{0}")]
+    PortTaken(String),
+    /// The address can't be listened on.
+    #[error("can't listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Certificate and key.
+    #[error("TLS: {0}")]
+    Tls(String),
+}
+
+/// Serves until told to end. Returns only if it can't start: the drain ends the process.
+///
+/// # Errors
+/// See [`StartError`]; nothing has been started then.
+pub fn run(source: Source, config: Config) -> Result<(), StartError> {
+    // Before anything of TLS is touched: two providers in the tree would make rustls panic at first use.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let env = |name: &str| std::env::var_os(name);
+    let state_folder = config.server.state_folder(env).ok_or(StartError::NoStateFolder)?;
+    make_private(&state_folder)?;
+    is_free(config.server.listen)?;
+    let admin = config.admin.enabled.then(|| bind(config.admin.listen)).transpose()?;
+    let tls = config
+        .server
+        .tls
+        .enabled
+        .then(|| acceptor(&config.server.tls, config.server.http2))
+        .transpose()?;
+    let opened = KeyRing::open(&config.auth, &state_folder, env)?;
+    let books = Books {
+        recorder: if config.records.enabled {
+            record::open(&config.records, &state_folder)?
+        } else {
+            Recorder::off()
+        },
+        metrics: Metrics::new()?,
+    };
+    books.metrics.watch_records(&books.recorder);
+    let (fleet, specs) = build::fleet(&config)?;
+    if let Some(secret) = &opened.first {
+        greeting::say(&secret.introduction(config.server.listen, config.server.tls.enabled));
+    }
+    greeting::started(
+        &source,
+        &config,
+        fleet.backends.iter().any(|backend| backend.is_simulated()),
+    );
+
+    let flow = Arc::new(Flow {
+        config: ArcSwap::from_pointee(build::flow(&config)),
+        fleet: ArcSwap::from_pointee(fleet),
+        registry: Registry::new(config.limits.requests),
+        books,
+    });
+    let draining = Arc::new(AtomicBool::new(false));
+    let connections = Arc::new(AtomicUsize::new(0));
+    let keys = Arc::new(opened.ring);
+    let secret_variables =
+        std::iter::once(config.auth.key_env.clone()).chain(config.backend.iter().map(|b| b.key_env.clone()));
+    let start = Start {
+        settings: Settings {
+            state_folder,
+            secret_variables: secret_variables.filter(|name| !name.is_empty()).collect(),
+        },
+        specs,
+        simulate: simulate(),
+    };
+    let drain = Drain {
+        draining: draining.clone(),
+        flow: flow.clone(),
+        connections: connections.clone(),
+        limit: config.server.drain,
+    };
+    let server_conf = server_conf(&config);
+    let listen = config.server.listen;
+    let live = Arc::new(Live::new(source, config));
+    let app = Listener::new(
+        service(&live, &flow, &keys, &draining),
+        tls,
+        connection_limits(&live),
+        connections,
+    );
+    let beside = Beside {
+        live,
+        flow,
+        keys,
+        start: Mutex::new(Some(start)),
+        drain: Mutex::new(Some(drain)),
+        admin: Mutex::new(admin),
+    };
+    serve(server_conf, listen, app, beside);
+    Ok(())
+}
+
+fn serve<S: Serve>(conf: ServerConf, listen: SocketAddr, app: Listener<S>, beside: Beside) {
+    let mut server = Server::new_with_opt_and_conf(None, conf);
+    server.bootstrap();
+    let mut clients = Service::new("clients".to_owned(), app);
+    // hyper has buffers of its own; pingora's would be 64 KiB more for each connection (trap 15).
+    clients.add_listener(ListenerConfig::tcp(listen.to_string()).l4_buffer(L4BufferSettings::unbuffered()));
+    server.add_service(background_service("beside", beside));
+    server.add_service(clients);
+    server.run(RunArgs {
+        shutdown_signal: Box::new(Signals),
+    });
+}
+
+fn server_conf(config: &Config) -> ServerConf {
+    ServerConf {
+        threads: config.server.worker_threads(),
+        work_stealing: config.server.work_stealing,
+        grace_period_seconds: Some(config.server.drain.as_secs() + GRACE_MARGIN_S),
+        ..ServerConf::default()
+    }
+}
+
+/// SIGTERM and Ctrl-C both drain; a second Ctrl-C is heard by the drain.
+struct Signals;
+
+#[async_trait]
+impl ShutdownSignalWatch for Signals {
+    async fn recv(&self) -> ShutdownSignal {
+        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+            (Ok(mut terminate), Ok(mut interrupt)) => {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+            }
+            _ => tracing::error!("signals can't be listened to; ending"),
+        }
+        ShutdownSignal::GracefulTerminate
+    }
+}
+
+/// The layers around the endpoints.
+fn service(live: &Arc<Live>, flow: &Arc<Flow>, keys: &Arc<KeyRing>, draining: &Arc<AtomicBool>) -> impl Serve {
+    let (head, cors, body) = (live.clone(), live.clone(), live.clone());
+    ServiceBuilder::new()
+        .layer(Trace {
+            limits: Arc::new(move || {
+                let limits = &head.get().limits;
+                HeadLimits {
+                    bytes: limits.header_bytes as usize,
+                    count: limits.header_count,
+                }
+            }),
+            cors: Arc::new(move || Arc::new(Cors::new(&cors.get().server.cors_origins))),
+            refusals: Refusals(flow.books.clone()),
+        })
+        .layer(Guard)
+        .layer(Auth { keys: keys.clone() })
+        .layer(Admit {
+            registry: flow.registry.clone(),
+        })
+        .layer(ReadBody {
+            buffers: Buffers::new(live.get().limits.buffered()),
+            limits: Arc::new(move || {
+                let limits = &body.get().limits;
+                BodyLimits {
+                    bytes: limits.body_bytes,
+                    time: limits.body_time,
+                }
+            }),
+        })
+        .service(Endpoints {
+            flow: flow.clone(),
+            draining: draining.clone(),
+        })
+}
+
+fn connection_limits(live: &Arc<Live>) -> Arc<dyn Fn() -> ConnectionLimits + Send + Sync> {
+    let live = live.clone();
+    Arc::new(move || {
+        let config = live.get();
+        ConnectionLimits {
+            header_bytes: config.limits.header_bytes as usize,
+            header_count: config.limits.header_count,
+            header_time: config.limits.header_time,
+            write_stall: config.server.write_stall,
+            connections: config.limits.connections,
+        }
+    })
+}
+
+/// A simulated replica is a simulator on a loopback port of its own, reached like any other replica.
+fn simulate() -> StartSimulation {
+    Arc::new(|spec, config| {
+        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let model = spec
+            .model
+            .trim_end_matches(crate::simulator::SIMULATED_SUFFIX)
+            .to_owned();
+        let simulator = Simulator::new(SimConfig {
+            model,
+            gpu: config.gpu,
+            ..SimConfig::default()
+        })
+        .map_err(std::io::Error::other)?;
+        let task = tokio::spawn(async move { simulator.serve(listener, std::future::pending()).await });
+        Ok(Simulation { address, task })
+    })
+}
+
+/// A folder that only its owner may read.
+fn make_private(folder: &Path) -> Result<(), StartError> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|source| StartError::StateFolder {
+            path: folder.display().to_string(),
+            source,
+        })
+}
+
+/// pingora would try a busy port 30 times in silence: it is looked at first, and its holder named.
+fn is_free(address: SocketAddr) -> Result<(), StartError> {
+    bind(address).map(drop)
+}
+
+fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let bound = TcpListener::bind(address).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    bound.map_err(|source| match source.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            let holder = supervisor::port_holder(address.port());
+            StartError::PortTaken(supervisor::busy_port_message(
+                address.port(),
+                holder.as_ref(),
+                VLLM_PORT,
+            ))
+        }
+        _ => StartError::Listen { address, source },
+    })
+}
+
+fn acceptor(config: &TlsConfig, http2: bool) -> Result<TlsAcceptor, StartError> {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let wrong = |path: &Path, error: &dyn std::fmt::Display| StartError::Tls(format!("{}: {error}", path.display()));
+    let chain = CertificateDer::pem_file_iter(&config.cert)
+        .and_then(|certificates| certificates.collect::<Result<Vec<_>, _>>())
+        .map_err(|error| wrong(&config.cert, &error))?;
+    let key = PrivateKeyDer::from_pem_file(&config.key).map_err(|error| wrong(&config.key, &error))?;
+    let mut tls = rustls::ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(|error| wrong(&config.cert, &error))?;
+    tls.alpn_protocols = if http2 {
+        vec![b"h2".to_vec(), b"http/1.1".to_vec()]
+    } else {
+        vec![b"http/1.1".to_vec()]
+    };
+    Ok(TlsAcceptor::from(Arc::new(tls)))
+}

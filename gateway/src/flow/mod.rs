@@ -1,1 +1,348 @@
-//! To come.
+//! One request: ask → plan → attempt → relay → record. Reads top to bottom like that line.
+//!
+//! Enters: a [`Call`] with its whole body. Leaves: a [`Reply`] whose body pulls the answer from a replica. What the answer
+//! *says* is judged in `policy`; which replica is asked, `upstream` knows; here is the order of things.
+
+/// What stays the same over all attempts.
+pub mod exchange;
+/// From what is asked to what is sent.
+pub mod plan;
+/// Attempts until one replica answers.
+pub mod attempt;
+/// Streamed answers.
+pub mod relay;
+/// Whole answers.
+pub mod whole;
+/// Answers that pass as they are.
+pub mod pass;
+/// What one request will have been.
+pub mod account;
+/// What runs in this process.
+pub mod registry;
+/// Ids of requests.
+pub mod ids;
+
+pub use pass::PassThrough;
+pub use relay::Relay;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{HeaderMap, Method, Response, StatusCode};
+use sluice_policy::protocol::ask::{self, AskLimits, Endpoint, Grants};
+use sluice_policy::protocol::fault::{Fault, FaultKind};
+use sluice_policy::reasoning::Opener;
+use sluice_policy::route::session;
+use sluice_policy::tool_call::ToolSet;
+use sluice_policy::turn::ReasoningNames;
+use std::sync::Arc;
+
+use self::account::{Account, Books};
+use self::attempt::{Live, Tried};
+use self::exchange::{Exchange, ExchangeLimits};
+use self::plan::Wishes;
+use self::registry::{Registered, Registry};
+use crate::config;
+use crate::downstream::keys::{Grant, KeyId};
+use crate::downstream::layers::Call;
+use crate::downstream::reply::{Reply, ReplyBody, json};
+use crate::upstream::{Fleet, Replica};
+
+/// Headers of a client that vLLM may see: trace context only.
+const FORWARDED: [HeaderName; 2] = [
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
+];
+
+/// Settings of the flow; taken anew for each request.
+#[derive(Debug, Clone)]
+pub struct FlowConfig {
+    /// Bounds of a request.
+    pub ask: AskLimits,
+    /// Bounds of the way through the replicas.
+    pub exchange: ExchangeLimits,
+    /// Names of reasoning.
+    pub names: ReasoningNames,
+    /// Reasoning is split off.
+    pub reasoning: bool,
+    /// Who opens think blocks, where the configuration says so.
+    pub opener: Option<Opener>,
+    /// All parsing is left to vLLM.
+    pub engine_parsing: bool,
+}
+
+/// What every request uses.
+pub struct Flow {
+    /// Settings in force.
+    pub config: ArcSwap<FlowConfig>,
+    /// Backends and replicas in force.
+    pub fleet: ArcSwap<Fleet>,
+    /// What runs.
+    pub registry: Arc<Registry>,
+    /// Records and metrics.
+    pub books: Books,
+}
+
+impl Flow {
+    /// A request that a replica answers.
+    ///
+    /// # Errors
+    /// What the client is told instead.
+    pub async fn run(self: &Arc<Self>, call: Call<Bytes>) -> Result<Reply, Fault> {
+        let config = self.config.load();
+        let key_name = call.key_name();
+        let mut account = Account::open(
+            self.books.clone(),
+            &call.claim,
+            &call.id,
+            call.accepted,
+            &call.endpoint,
+            &key_name,
+        );
+        account.asked(false, call.body.len());
+        let read = self.read(call, &config, &mut account);
+        let (exchange, registered) = match read {
+            Ok(read) => read,
+            Err(fault) => {
+                account.refused(&fault);
+                return Err(fault);
+            }
+        };
+        drop(config);
+        match (&exchange.ask.endpoint, exchange.ask.stream) {
+            (Endpoint::ChatCompletions | Endpoint::Completions, true) => stream(exchange, registered, account).await,
+            (Endpoint::ChatCompletions | Endpoint::Completions, false) => whole(exchange, registered, account).await,
+            _ => pass(exchange, registered, account).await,
+        }
+    }
+
+    /// Ask → plan.
+    fn read(
+        &self,
+        call: Call<Bytes>,
+        config: &FlowConfig,
+        account: &mut Account,
+    ) -> Result<(Arc<Exchange>, Registered), Fault> {
+        let key_name = call.key_name();
+        let identity = call.identity.as_deref();
+        let grants = identity.map_or(Grants::default(), granted);
+        let ask = ask::read(&call.endpoint, call.body, &config.ask, &grants)?;
+        account.asked(ask.stream, ask.body.len());
+        let fleet = self.fleet.load();
+        let backend = fleet
+            .backend(ask.model.as_deref())
+            .ok_or_else(|| model_unknown(&fleet, ask.model.as_deref()))?;
+        if let Some(identity) = identity
+            && !identity.may_use(&backend.model())
+        {
+            let message = format!("This key may not use the model `{}`.", backend.model());
+            return Err(Fault::new(FaultKind::KeyForbidden, message));
+        }
+        let headers = &call.head.headers;
+        let session = session::key(
+            |name| headers.get(name).and_then(|value| value.to_str().ok()),
+            &ask.session,
+        );
+        account.planned(backend, &session);
+        let registered = self.registry.register(&call.id, &key_name);
+        let exchange = Exchange {
+            wishes: wishes(&ask, headers, identity, config),
+            own_id: ids::request_id(),
+            id: call.id,
+            backend: backend.clone(),
+            session,
+            limits: config.exchange,
+            method: Method::POST,
+            path: call.endpoint.path(),
+            forwarded: forwarded(headers),
+            buffered: call.buffered,
+            permit: call.permit,
+            ask,
+        };
+        Ok((Arc::new(exchange), registered))
+    }
+}
+
+fn wishes(ask: &ask::Ask, headers: &HeaderMap, identity: Option<&KeyId>, config: &FlowConfig) -> Wishes {
+    Wishes {
+        tools: ask
+            .tools
+            .as_ref()
+            .and_then(|raw| ToolSet::parse(raw).ok())
+            .map(Arc::new),
+        engine_parsing: config.engine_parsing,
+        reasoning: config.reasoning,
+        opener: config.opener,
+        names: identity
+            .and_then(|identity| identity.reasoning)
+            .map_or(config.names, names),
+        show_verdicts: headers.get("x-sluice-verdicts").is_some_and(|value| value == "1"),
+        id_seed: ids::random(),
+    }
+}
+
+/// What this key may send that is refused by default (B4).
+fn granted(identity: &KeyId) -> Grants {
+    let has = |grant| identity.grants.contains(&grant);
+    Grants {
+        remote_media: has(Grant::RemoteMedia),
+        kv_transfer: has(Grant::KvTransfer),
+        prompt_embeds: has(Grant::PromptEmbeds),
+        chat_template: has(Grant::ChatTemplate),
+        vllm_xargs: has(Grant::VllmXargs),
+        logits_processors: has(Grant::LogitsProcessors),
+    }
+}
+
+/// The configured names of reasoning as the stages know them.
+pub fn names(configured: config::ReasoningNames) -> ReasoningNames {
+    match configured {
+        config::ReasoningNames::Both => ReasoningNames::Both,
+        config::ReasoningNames::Reasoning => ReasoningNames::Reasoning,
+        config::ReasoningNames::ReasoningContent => ReasoningNames::ReasoningContent,
+        config::ReasoningNames::Inline => ReasoningNames::Inline,
+    }
+}
+
+fn forwarded(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
+    FORWARDED
+        .iter()
+        .filter_map(|name| Some((name.clone(), headers.get(name)?.clone())))
+        .collect()
+}
+
+fn model_unknown(fleet: &Fleet, model: Option<&str>) -> Fault {
+    let ids = fleet.model_ids();
+    match model {
+        Some(model) => Fault::model_unknown(model, ids.iter().map(String::as_str)),
+        None => Fault::bad_request("model", format!("No model given; served here: {}.", ids.join(", "))),
+    }
+}
+
+/// A streamed answer: the head goes out when the upstream's status is known, or after `head_after`.
+async fn stream(exchange: Arc<Exchange>, registered: Registered, mut account: Account) -> Result<Reply, Fault> {
+    let head_after = exchange.limits.head_after;
+    let mut trying: relay::Trying = Box::pin(attempt::next(exchange.clone(), Tried::default()));
+    let begun = tokio::select! {
+        begun = tokio::time::timeout(head_after, trying.as_mut()) => begun,
+        stop = registered.entry.stopped() => {
+            let fault = stop.fault();
+            account.refused(&fault);
+            return Err(fault);
+        }
+    };
+    let (head, relay) = match begun {
+        Ok((tried, Ok(live))) => (
+            Head::of(Some(live.in_flight.replica()), &tried),
+            Relay::streaming(exchange, registered, account, live, tried),
+        ),
+        Ok((tried, Err(fault))) => {
+            account.tried(&tried);
+            account.refused(&fault);
+            return Err(fault);
+        }
+        Err(_) => (
+            Head::of(None, &Tried::default()),
+            Relay::trying(exchange, registered, account, trying),
+        ),
+    };
+    let mut reply = Response::new(ReplyBody::Relay(Box::new(relay)));
+    let headers = reply.headers_mut();
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/event-stream; charset=utf-8"),
+    );
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // nginx and its like in front of us must not hold events back.
+    headers.insert(
+        HeaderName::from_static("x-accel-buffering"),
+        HeaderValue::from_static("no"),
+    );
+    head.write(headers);
+    Ok(reply)
+}
+
+async fn whole(exchange: Arc<Exchange>, registered: Registered, mut account: Account) -> Result<Reply, Fault> {
+    let (tried, outcome) = whole::answer(&exchange, &registered.entry, Tried::default()).await;
+    account.tried(&tried);
+    let (message, facts, in_flight) = match outcome {
+        Ok(answer) => answer,
+        Err(fault) => {
+            account.refused(&fault);
+            return Err(fault);
+        }
+    };
+    account.answered(in_flight.replica(), &facts, message.len());
+    if let Some(opener) = facts.opener {
+        in_flight.replica().set_opener(opener);
+    }
+    let mut reply = json(StatusCode::OK, message);
+    Head::of(Some(in_flight.replica()), &tried).write(reply.headers_mut());
+    Ok(reply)
+}
+
+/// Forwarded as it is: status, content type and body are the engine's.
+async fn pass(exchange: Arc<Exchange>, registered: Registered, mut account: Account) -> Result<Reply, Fault> {
+    let (tried, begun) = tokio::select! {
+        begun = attempt::next(exchange.clone(), Tried::default()) => begun,
+        stop = registered.entry.stopped() => (Tried::default(), Err(stop.fault())),
+    };
+    account.tried(&tried);
+    let live: Live = begun.inspect_err(|fault| account.refused(fault))?;
+    account.dispatched(&live, &tried);
+    let head = Head::of(Some(live.in_flight.replica()), &tried);
+    let content_type = live.answer.content_type().cloned();
+    let mut reply = Response::new(ReplyBody::PassThrough(Box::new(PassThrough::new(
+        exchange, registered, account, live,
+    ))));
+    if let Some(content_type) = content_type {
+        reply.headers_mut().insert(CONTENT_TYPE, content_type);
+    }
+    reply.headers_mut().insert(
+        HeaderName::from_static("x-sluice-pipeline"),
+        HeaderValue::from_static("engine"),
+    );
+    head.write(reply.headers_mut());
+    Ok(reply)
+}
+
+/// Our own response headers (B6): what is known when the head is sent.
+struct Head {
+    replica: Option<Arc<str>>,
+    simulated: bool,
+    route: Option<&'static str>,
+    attempts: u32,
+}
+
+impl Head {
+    fn of(replica: Option<&Arc<Replica>>, tried: &Tried) -> Self {
+        Head {
+            replica: replica.map(|replica| replica.name.clone()),
+            simulated: replica.is_some_and(|replica| replica.simulated),
+            route: tried.route.map(|route| route.as_str()),
+            attempts: tried.count,
+        }
+    }
+
+    fn write(&self, headers: &mut HeaderMap) {
+        if let Some(value) = self.replica.as_ref().and_then(|name| HeaderValue::from_str(name).ok()) {
+            headers.insert(HeaderName::from_static("x-sluice-replica"), value);
+        }
+        if let Some(route) = self.route {
+            headers.insert(
+                HeaderName::from_static("x-sluice-route"),
+                HeaderValue::from_static(route),
+            );
+        }
+        headers.insert(
+            HeaderName::from_static("x-sluice-attempts"),
+            HeaderValue::from(self.attempts),
+        );
+        if self.simulated {
+            headers.insert(
+                HeaderName::from_static("x-sluice-simulated"),
+                HeaderValue::from_static("true"),
+            );
+        }
+    }
+}

@@ -31,7 +31,6 @@ pub use holder::{Holder, busy_port_message, port_holder, vllm_at, vllm_hint};
 pub use simulated::{Simulation, StartSimulation};
 pub use spec::{
     ExternalConfig, KEY_VARIABLE, LauncherConfig, OnExit, ProcessConfig, ReplicaKey, ReplicaSpec, SimulatedConfig,
-    SimulatedGpu,
 };
 pub use state::ReplicaState;
 

@@ -9,6 +9,7 @@ use sluice_policy::profile::Profile;
 use sluice_policy::profile::life::Rules;
 
 use super::SupervisorError;
+use crate::simulator::Gpu;
 
 /// Names are file names and label values: so long at most.
 const NAME_BYTES_MAX: usize = 64;
@@ -212,19 +213,7 @@ pub enum OnExit {
 #[serde(default, deny_unknown_fields)]
 pub struct SimulatedConfig {
     /// Whose speed it imitates. Default `h100`.
-    pub gpu: SimulatedGpu,
-}
-
-/// Whose prefill and decode rates a simulated replica has.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SimulatedGpu {
-    /// One H100 with 80 GB.
-    #[default]
-    H100,
-    /// Two RTX 4090.
-    #[serde(alias = "2x4090")]
-    Rtx4090x2,
+    pub gpu: Gpu,
 }
 
 fn default_probe_s() -> u32 {
@@ -263,10 +252,8 @@ mod tests {
             read("launcher = \"process\"\nport = 8000"),
             Ok(LauncherConfig::Process(ProcessConfig::on_port(8000)))
         );
-        let simulated = LauncherConfig::Simulated(SimulatedConfig {
-            gpu: SimulatedGpu::Rtx4090x2,
-        });
-        assert_eq!(read("launcher = \"simulated\"\ngpu = \"2x4090\""), Ok(simulated));
+        let simulated = LauncherConfig::Simulated(SimulatedConfig { gpu: Gpu::Rtx4090x2 });
+        assert_eq!(read("launcher = \"simulated\"\ngpu = \"rtx4090x2\""), Ok(simulated));
     }
 
     #[test]

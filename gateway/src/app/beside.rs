@@ -1,0 +1,257 @@
+//! What runs beside the path, in one background service of one thread: the supervisor and what it says of replicas, the
+//! sweeper of idle connections, the admin listener, reloads, and at the end the drain.
+
+use async_trait::async_trait;
+use pingora_core::server::ShutdownWatch;
+use pingora_core::services::background::BackgroundService;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use super::build;
+use super::drain::Drain;
+use super::greeting;
+use crate::admin::{self, AdminState};
+use crate::config::live::on_hangup;
+use crate::config::{Live, Watch};
+use crate::downstream::endpoints;
+use crate::downstream::keys::KeyRing;
+use crate::flow::Flow;
+use crate::supervisor::{self, ReplicaSpec, ReplicaState, Settings, StartSimulation, Supervisor};
+use crate::upstream::replica::{Address, Readiness};
+use crate::upstream::{Backend, Replica, probe};
+
+/// Where `vllm serve` listens if nothing is said.
+const USUAL_VLLM: &str = "127.0.0.1:8000";
+/// How often idle upstream connections are looked at.
+const SWEEP: Duration = Duration::from_secs(1);
+/// A probe of a replica's set-up that failed is tried again.
+const PROBE_AGAIN: Duration = Duration::from_secs(5);
+/// And at most so often: what it would find is a default by then.
+const PROBE_TRIES: u32 = 5;
+
+/// See the module.
+pub struct Beside {
+    /// The running configuration.
+    pub live: Arc<Live>,
+    /// What requests use.
+    pub flow: Arc<Flow>,
+    /// The accepted keys.
+    pub keys: Arc<KeyRing>,
+    /// For the supervisor; taken once.
+    pub start: Mutex<Option<Start>>,
+    /// For the end; taken once.
+    pub drain: Mutex<Option<Drain>>,
+    /// The admin listener's socket, bound before anything else started.
+    pub admin: Mutex<Option<std::net::TcpListener>>,
+}
+
+/// What the supervisor starts with.
+pub struct Start {
+    /// Where and what not to hand down.
+    pub settings: Settings,
+    /// The replicas.
+    pub specs: Vec<ReplicaSpec>,
+    /// How a simulated one is started.
+    pub simulate: StartSimulation,
+}
+
+#[async_trait]
+impl BackgroundService for Beside {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let supervisor = self.supervise();
+        self.serve_admin();
+        self.look_for_vllm();
+        let _watch = self.reload_on_change();
+        let sweeper = tokio::spawn(sweep(self.live.clone(), self.flow.clone()));
+        let _ = shutdown.wait_for(|draining| *draining).await;
+        sweeper.abort();
+        if let Some(drain) = take(&self.drain) {
+            drain.run(supervisor).await
+        }
+    }
+}
+
+impl Beside {
+    fn supervise(&self) -> Option<Supervisor> {
+        let start = take(&self.start)?;
+        let supervisor = match Supervisor::start(start.settings, start.specs, start.simulate) {
+            Ok(supervisor) => supervisor,
+            Err(error) => {
+                tracing::error!(%error, "the replicas can't be started");
+                return None;
+            }
+        };
+        for (backend, replica) in self.flow.fleet.load().replicas() {
+            if let Some(states) = supervisor.watch(&replica.name) {
+                tokio::spawn(follow(backend.clone(), replica.clone(), states, self.flow.clone()));
+            }
+        }
+        Some(supervisor)
+    }
+
+    fn serve_admin(&self) {
+        let Some(listener) = take(&self.admin) else { return };
+        let listener = match TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!(%error, "the admin listener can't be served"),
+        };
+        let flow = self.flow.clone();
+        let health = Arc::new(move || serde_json::json!({"replicas": endpoints::replicas(&flow.fleet.load())}));
+        let state = AdminState {
+            metrics: self.flow.books.metrics.clone(),
+            health,
+        };
+        tokio::spawn(admin::serve(listener, state, std::future::pending()));
+    }
+
+    /// Someone who tries the simulated replicas may have a real vLLM running: the line that uses it is printed.
+    fn look_for_vllm(&self) {
+        let simulated = self
+            .flow
+            .fleet
+            .load()
+            .backends
+            .iter()
+            .all(|backend| backend.is_simulated());
+        if simulated {
+            tokio::spawn(async {
+                if let Some(version) = supervisor::vllm_at(USUAL_VLLM).await {
+                    greeting::say(&supervisor::vllm_hint(USUAL_VLLM, &version));
+                }
+            });
+        }
+    }
+
+    /// The file and the keys, on change and on SIGHUP.
+    fn reload_on_change(&self) -> Option<Watch> {
+        let reload = {
+            let (live, flow, keys) = (self.live.clone(), self.flow.clone(), self.keys.clone());
+            move || {
+                live.reload();
+                if let Err(error) = keys.reload() {
+                    tracing::error!(%error, "the keys stay as they were");
+                }
+                let config = live.get();
+                flow.config.store(Arc::new(build::flow(&config)));
+                flow.registry.set_limit(config.limits.requests);
+            }
+        };
+        let files = self
+            .live
+            .source()
+            .file()
+            .map(std::path::Path::to_path_buf)
+            .into_iter()
+            .chain([self.keys.path().to_path_buf()]);
+        let hangup = reload.clone();
+        tokio::spawn(async move {
+            if let Err(error) = on_hangup(hangup).await {
+                tracing::error!(%error, "SIGHUP can't be listened to");
+            }
+        });
+        match Watch::start(files.collect(), reload) {
+            Ok(watch) => Some(watch),
+            Err(error) => {
+                tracing::warn!(%error, "changes of the configuration are seen at SIGHUP only");
+                None
+            }
+        }
+    }
+}
+
+fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// vLLM closes idle connections after 5 s: ours are gone before.
+async fn sweep(live: Arc<Live>, flow: Arc<Flow>) {
+    let mut ticks = tokio::time::interval(SWEEP);
+    loop {
+        ticks.tick().await;
+        let idle = live.get().upstream.idle;
+        for (_, replica) in flow.fleet.load().replicas() {
+            replica.pool.sweep(idle);
+        }
+    }
+}
+
+/// Carries what the supervisor says of a replica to where requests look.
+async fn follow(
+    backend: Arc<Backend>,
+    replica: Arc<Replica>,
+    mut states: watch::Receiver<ReplicaState>,
+    flow: Arc<Flow>,
+) {
+    loop {
+        let state = states.borrow_and_update().clone();
+        match &state {
+            ReplicaState::Ready { url, .. } => {
+                let address = Address::from_url(url);
+                if address.is_none() {
+                    tracing::error!(replica = %replica.name, url, "not a URL that requests can be sent to");
+                }
+                replica.moved_to(address);
+                learn(&backend, &replica).await;
+                let before = replica.set_readiness(Readiness::Ready);
+                if before != Readiness::Ready {
+                    greeting::ready(&backend, &replica, url);
+                }
+            }
+            ReplicaState::Starting { .. } => {
+                replica.set_readiness(Readiness::Down);
+            }
+            _ => {
+                if replica.set_readiness(Readiness::Down) == Readiness::Ready {
+                    tracing::warn!(replica = %replica.name, state = state.name(), "replica is not ready any more");
+                }
+            }
+        }
+        flow.books
+            .metrics
+            .replica_up(&replica.name, replica.readiness() == Readiness::Ready);
+        if states.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What only the replica knows: its model's id, and how it takes tools.
+async fn learn(backend: &Arc<Backend>, replica: &Arc<Replica>) {
+    if replica.model().is_empty() {
+        match probe::models(replica).await {
+            Ok(models) => {
+                if let Some(model) = models.first() {
+                    replica.serves(model);
+                    backend.learn_model(model);
+                }
+            }
+            Err(error) => tracing::warn!(replica = %replica.name, %error, "the replica did not list its models"),
+        }
+    }
+    match probe::opener(replica, &replica.model()).await {
+        Ok(opener) => replica.set_opener(opener),
+        Err(error) => {
+            tracing::debug!(replica = %replica.name, %error, "who opens think blocks will be learned from answers")
+        }
+    }
+    let replica = replica.clone();
+    // Requests need not wait for it: until it is known the replica is taken for one that gives raw text.
+    tokio::spawn(async move {
+        for _ in 0..PROBE_TRIES {
+            match probe::tool_setup(&replica, &replica.model()).await {
+                Ok(setup) => {
+                    replica.set_tool_setup(setup);
+                    tracing::info!(replica = %replica.name, ?setup, "how the replica takes tools is known");
+                    return;
+                }
+                Err(error) => {
+                    tracing::debug!(replica = %replica.name, %error, "how the replica takes tools isn't known yet");
+                    tokio::time::sleep(PROBE_AGAIN).await;
+                }
+            }
+        }
+        tracing::warn!(replica = %replica.name, "how the replica takes tools could not be found out; taken as raw text");
+    });
+}

@@ -1,0 +1,180 @@
+//! From configuration to what requests use: the flow's settings, the fleet, the supervisor's specs.
+
+use http::HeaderValue;
+use sluice_policy::profile::{Profile, builtin};
+use sluice_policy::protocol::ask::AskLimits;
+use sluice_policy::reasoning::Opener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::{BackendConfig, Config, LauncherKind, ReasoningForm, ThinkOpener, ToolParsing};
+use crate::flow::exchange::ExchangeLimits;
+use crate::flow::{self, FlowConfig};
+use crate::simulator::SIMULATED_SUFFIX;
+use crate::supervisor::{ExternalConfig, LauncherConfig, ProcessConfig, ReplicaKey, ReplicaSpec, SimulatedConfig};
+use crate::upstream::fleet::SessionLimits;
+use crate::upstream::{Backend, Fleet, Replica};
+
+/// A session is forgotten after this long, and the least recently used past this number.
+const SESSIONS: SessionLimits = SessionLimits {
+    idle: Duration::from_secs(2 * 60 * 60),
+    count: 100_000,
+};
+
+/// Why the fleet can't be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A backend names a profile that isn't there.
+    #[error("backend `{backend}`: there is no profile `{profile}`")]
+    Profile {
+        /// The backend.
+        backend: String,
+        /// The name.
+        profile: String,
+    },
+    /// A key that can't stand in a header.
+    #[error("backend `{backend}`: the key in {variable} has bytes that can't stand in a header")]
+    Key {
+        /// The backend.
+        backend: String,
+        /// The variable.
+        variable: String,
+    },
+}
+
+/// What the flow goes by.
+pub fn flow(config: &Config) -> FlowConfig {
+    let limits = &config.limits;
+    FlowConfig {
+        ask: AskLimits {
+            json_depth: u32::try_from(limits.json_depth).unwrap_or(u32::MAX),
+            n: limits.n,
+            max_tokens: limits.max_tokens,
+            grammar_bytes: usize_of(limits.grammar_bytes),
+            ..AskLimits::default()
+        },
+        exchange: ExchangeLimits {
+            attempts: config.upstream.attempts.max(1),
+            connect: config.upstream.connect,
+            idle: config.upstream.idle,
+            answer: config.upstream.answer,
+            stall: config.upstream.stall,
+            keep_alive: config.server.keep_alive,
+            head_after: config.server.head_after,
+            answer_bytes: usize_of(limits.body_bytes),
+        },
+        names: flow::names(config.reasoning.names),
+        reasoning: config.reasoning.form == ReasoningForm::Qwen3,
+        opener: match config.reasoning.opener {
+            ThinkOpener::Auto => None,
+            ThinkOpener::Model => Some(Opener::Model),
+            ThinkOpener::Prompt => Some(Opener::Prompt),
+        },
+        engine_parsing: config.tools.parsing == ToolParsing::Engine,
+    }
+}
+
+/// The fleet, and for each replica what the supervisor is to hold.
+///
+/// # Errors
+/// See [`BuildError`]: what `check-config` can't know without the environment.
+pub fn fleet(config: &Config) -> Result<(Fleet, Vec<ReplicaSpec>), BuildError> {
+    let mut backends = Vec::with_capacity(config.backend.len());
+    let mut specs = Vec::new();
+    for backend in &config.backend {
+        let profile = builtin(&backend.profile).ok_or_else(|| BuildError::Profile {
+            backend: backend.name.clone(),
+            profile: backend.profile.clone(),
+        })?;
+        specs.extend(backend_specs(backend, profile));
+        backends.push(Arc::new(self::backend(backend)?));
+    }
+    Ok((Fleet { backends }, specs))
+}
+
+fn backend(config: &BackendConfig) -> Result<Backend, BuildError> {
+    let all_simulated = config
+        .replica
+        .iter()
+        .all(|replica| replica.launcher == LauncherKind::Simulated);
+    let authorization = authorization(config)?;
+    let replicas = config
+        .replica
+        .iter()
+        .map(|replica| {
+            let simulated = replica.launcher == LauncherKind::Simulated;
+            let authorization = if simulated { None } else { authorization.clone() };
+            let made = Replica::new(&replica.name, simulated, authorization, None);
+            made.serves(&served_id(&config.model, simulated));
+            Arc::new(made)
+        })
+        .collect();
+    let mut aliases = config.aliases.clone();
+    let model = served_id(&config.model, all_simulated);
+    if all_simulated && !config.model.is_empty() {
+        // Clients are written for the real id; the answers say that they are simulated.
+        aliases.push(config.model.clone());
+    }
+    Ok(Backend::new(
+        &config.name,
+        &model,
+        aliases,
+        &config.profile,
+        replicas,
+        SESSIONS,
+    ))
+}
+
+/// A simulated model's id can't be mistaken (B6).
+fn served_id(model: &str, simulated: bool) -> String {
+    if simulated && !model.is_empty() {
+        format!("{model}{SIMULATED_SUFFIX}")
+    } else {
+        model.to_owned()
+    }
+}
+
+fn authorization(config: &BackendConfig) -> Result<Option<HeaderValue>, BuildError> {
+    let ReplicaKey::Given(key) = ReplicaKey::from_env(&config.key_env) else {
+        return Ok(None);
+    };
+    let mut value = HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| BuildError::Key {
+        backend: config.name.clone(),
+        variable: config.key_env.clone(),
+    })?;
+    value.set_sensitive(true);
+    Ok(Some(value))
+}
+
+fn backend_specs<'a>(backend: &'a BackendConfig, profile: &'a Profile) -> impl Iterator<Item = ReplicaSpec> + 'a {
+    backend.replica.iter().map(move |replica| {
+        let launcher = match replica.launcher {
+            LauncherKind::External => LauncherConfig::External(ExternalConfig {
+                url: replica.url.clone(),
+                probe_s: 2,
+            }),
+            LauncherKind::Process => LauncherConfig::Process(ProcessConfig {
+                command: replica.command.clone(),
+                ..ProcessConfig::on_port(replica.port)
+            }),
+            LauncherKind::Simulated => LauncherConfig::Simulated(SimulatedConfig { gpu: replica.gpu }),
+        };
+        let simulated = replica.launcher == LauncherKind::Simulated;
+        ReplicaSpec {
+            name: replica.name.clone(),
+            model: served_id(&backend.model, simulated),
+            aliases: backend.aliases.clone(),
+            key: if simulated {
+                ReplicaKey::NotWanted
+            } else {
+                ReplicaKey::from_env(&backend.key_env)
+            },
+            profile: profile.clone(),
+            launcher,
+        }
+    })
+}
+
+fn usize_of(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,111 @@
+//! Who asks (B2): the key is checked before a byte of the body is read.
+
+use pingora_limits::rate::Rate;
+use sluice_policy::protocol::ask::Endpoint;
+use sluice_policy::protocol::fault::{Fault, FaultKind};
+use std::net::IpAddr;
+use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tower::{Layer, Service};
+
+use super::Call;
+use super::trace::{Either, refuse};
+use crate::downstream::keys::{KeyId, KeyRing, KeyVerdict};
+use crate::downstream::listener::Peer;
+use crate::downstream::reply::Reply;
+
+/// Failed logins are counted over this time, per address.
+const WINDOW: Duration = Duration::from_secs(60);
+/// More failed logins than this in the window, and the address waits.
+const MAX_FAILED_LOGINS: isize = 120;
+
+/// Addresses and their failed logins; a sketch of fixed size, whatever attacks.
+static FAILED_LOGINS: LazyLock<Rate> = LazyLock::new(|| Rate::new(WINDOW));
+
+/// The layer.
+#[derive(Clone)]
+pub struct Auth {
+    /// The accepted keys.
+    pub keys: Arc<KeyRing>,
+}
+
+impl<S> Layer<S> for Auth {
+    type Service = Authenticated<S>;
+    fn layer(&self, inner: S) -> Authenticated<S> {
+        Authenticated {
+            inner,
+            keys: self.keys.clone(),
+        }
+    }
+}
+
+/// The service.
+#[derive(Clone)]
+pub struct Authenticated<S> {
+    inner: S,
+    keys: Arc<KeyRing>,
+}
+
+impl<S, B> Service<Call<B>> for Authenticated<S>
+where
+    S: Service<Call<B>, Response = Reply, Error = Fault>,
+{
+    type Response = Reply;
+    type Error = Fault;
+    type Future = Either<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut call: Call<B>) -> Self::Future {
+        if matches!(call.endpoint, Endpoint::Health | Endpoint::Ping) {
+            return Either::Left(self.inner.call(call));
+        }
+        match judge(&self.keys, &call) {
+            Ok(identity) => {
+                call.identity = identity;
+                Either::Left(self.inner.call(call))
+            }
+            Err(fault) => refuse(fault),
+        }
+    }
+}
+
+fn judge<B>(keys: &KeyRing, call: &Call<B>) -> Result<Option<Arc<KeyId>>, Fault> {
+    let address = call
+        .head
+        .extensions
+        .get::<Peer>()
+        .and_then(|peer| peer.0)
+        .map(|address| address.ip());
+    let header = |name: &str| call.head.headers.get(name).map(|value| value.as_bytes());
+    let anthropic = matches!(call.endpoint, Endpoint::Messages | Endpoint::CountTokens);
+    let verdict = keys.judge(header("authorization"), header("x-api-key").filter(|_| anthropic));
+    let fault = match verdict {
+        KeyVerdict::Accepted(identity) => return Ok(Some(identity)),
+        KeyVerdict::Open => return Ok(None),
+        KeyVerdict::Missing => Fault::new(
+            FaultKind::KeyMissing,
+            "You didn't provide an API key. Send it in the Authorization header: `Authorization: Bearer YOUR_KEY`.",
+        ),
+        KeyVerdict::NotBearer => Fault::new(
+            FaultKind::KeyMalformed,
+            "The Authorization header is not of the form `Bearer YOUR_KEY`.",
+        ),
+        KeyVerdict::NotAccepted => Fault::new(FaultKind::KeyRejected, "The API key provided is not accepted."),
+    };
+    if let Some(address) = address
+        && matches!(fault.kind, FaultKind::KeyRejected)
+        && failed_logins(address) > MAX_FAILED_LOGINS
+    {
+        let message = format!("Too many failed logins from this address (limit {MAX_FAILED_LOGINS} a minute).");
+        return Err(Fault::new(FaultKind::LoginsLimited, message).with_retry_after(WINDOW));
+    }
+    Err(fault)
+}
+
+fn failed_logins(address: IpAddr) -> isize {
+    FAILED_LOGINS.observe(&address, 1)
+}

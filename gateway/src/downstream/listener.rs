@@ -1,0 +1,295 @@
+//! One client connection, from the accepted socket to its end.
+//!
+//! pingora accepts and hands over a byte stream; here it may become TLS, is told apart into HTTP/1.1 and HTTP/2 (ALPN, or
+//! the first bytes), and is served by hyper. At a drain the connection finishes what runs and takes no more.
+//!
+//! hyper ends a connection whose head does not arrive in time without a word: this room says why (408) where the client
+//! had begun a request.
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use pingora_core::apps::ServerApp;
+use pingora_core::protocols::Stream;
+use pingora_core::server::ShutdownWatch;
+use sluice_policy::protocol::fault::{ErrorShape, Fault, FaultKind};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_rustls::TlsAcceptor;
+use tower::Service;
+
+use super::reply::Reply;
+use super::transport::Transport;
+
+/// HTTP/2 begins with these bytes.
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// hyper's own bounds on a head, a multiple of ours, so that ours can answer with a message.
+const HEAD_SLACK: usize = 4;
+/// hyper's smallest read buffer.
+const MIN_BUFFER_BYTES: usize = 8192;
+/// Streams of one HTTP/2 connection.
+const H2_MAX_STREAMS: u32 = 1024;
+/// Receive window of an HTTP/2 stream and connection: large bodies need not wait for a round trip each 64 KiB.
+const H2_WINDOW_BYTES: u32 = 1 << 20;
+
+/// The client's address, as an extension of its requests.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub Option<SocketAddr>);
+
+/// What a connection must keep to; taken anew for each connection, so a reload reaches the next one.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnectionLimits {
+    /// Bytes of a head.
+    pub header_bytes: usize,
+    /// Lines of a head.
+    pub header_count: usize,
+    /// From the first byte of a head to its last; also how long an idle connection is kept.
+    pub header_time: Duration,
+    /// A write without progress.
+    pub write_stall: Duration,
+    /// Connections at once.
+    pub connections: usize,
+}
+
+/// The service that every connection gets a clone of.
+pub trait Serve:
+    Service<Request<Incoming>, Response = Reply, Error = Infallible, Future: Send + 'static> + Clone + Send + Sync + 'static
+{
+}
+
+impl<S> Serve for S where
+    S: Service<Request<Incoming>, Response = Reply, Error = Infallible, Future: Send + 'static>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// Serves accepted connections.
+pub struct Listener<S> {
+    service: S,
+    tls: Option<TlsAcceptor>,
+    limits: Arc<dyn Fn() -> ConnectionLimits + Send + Sync>,
+    open: Arc<AtomicUsize>,
+}
+
+impl<S: Serve> Listener<S> {
+    /// `open` counts connections; the drain waits for it.
+    pub fn new(
+        service: S,
+        tls: Option<TlsAcceptor>,
+        limits: Arc<dyn Fn() -> ConnectionLimits + Send + Sync>,
+        open: Arc<AtomicUsize>,
+    ) -> Self {
+        Listener {
+            service,
+            tls,
+            limits,
+            open,
+        }
+    }
+
+    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
+        let limits = (self.limits)();
+        let peer = Peer(
+            stream
+                .get_socket_digest()
+                .and_then(|digest| digest.peer_addr().and_then(|a| a.as_inet().copied())),
+        );
+        let Some(_open) = Open::new(&self.open, limits.connections) else {
+            tracing::warn!(limit = limits.connections, "connection refused: too many at once");
+            return;
+        };
+        match &self.tls {
+            None => self.plain(stream, peer, limits, shutdown).await,
+            Some(acceptor) => {
+                let Ok(Ok(stream)) = tokio::time::timeout(limits.header_time, acceptor.accept(stream)).await else {
+                    return; // not TLS, no common version, or too slow: nobody to tell
+                };
+                if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                    self.h2(
+                        Transport::new(stream, Bytes::new(), limits.write_stall),
+                        peer,
+                        limits,
+                        shutdown,
+                    )
+                    .await;
+                } else {
+                    self.h1(
+                        Transport::new(stream, Bytes::new(), limits.write_stall),
+                        peer,
+                        limits,
+                        shutdown,
+                    )
+                    .await;
+                }
+            }
+        }
+    }
+
+    async fn plain(&self, mut stream: Stream, peer: Peer, limits: ConnectionLimits, shutdown: &ShutdownWatch) {
+        let sniffed = tokio::select! {
+            sniffed = tokio::time::timeout(limits.header_time, sniff(&mut stream)) => sniffed,
+            () = draining(shutdown) => return,
+        };
+        let Ok(Ok((first, is_h2))) = sniffed else { return };
+        let transport = Transport::new(stream, first, limits.write_stall);
+        if is_h2 {
+            self.h2(transport, peer, limits, shutdown).await;
+        } else {
+            self.h1(transport, peer, limits, shutdown).await;
+        }
+    }
+
+    async fn h1<T>(&self, transport: Transport<T>, peer: Peer, limits: ConnectionLimits, shutdown: &ShutdownWatch)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.header_time)
+            .max_buf_size((limits.header_bytes * HEAD_SLACK).max(MIN_BUFFER_BYTES))
+            .max_headers(limits.header_count * HEAD_SLACK)
+            .half_close(false)
+            .serve_connection(TokioIo::new(transport), self.per_request(peer));
+        let outcome = tokio::select! {
+            outcome = &mut connection => outcome,
+            () = draining(shutdown) => {
+                Pin::new(&mut connection).graceful_shutdown();
+                (&mut connection).await
+            }
+        };
+        if let Err(error) = outcome
+            && error.is_timeout()
+        {
+            say_head_timeout(connection.into_parts().io.into_inner(), limits).await;
+        }
+    }
+
+    async fn h2<T>(&self, transport: Transport<T>, peer: Peer, limits: ConnectionLimits, shutdown: &ShutdownWatch)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_header_list_size(u32::try_from(limits.header_bytes * HEAD_SLACK).unwrap_or(u32::MAX))
+            .max_concurrent_streams(H2_MAX_STREAMS)
+            .initial_stream_window_size(H2_WINDOW_BYTES)
+            .initial_connection_window_size(H2_WINDOW_BYTES)
+            .keep_alive_interval(limits.write_stall)
+            .keep_alive_timeout(limits.write_stall)
+            .serve_connection(TokioIo::new(transport), self.per_request(peer));
+        let mut connection = pin!(connection);
+        let _ = tokio::select! {
+            outcome = connection.as_mut() => outcome,
+            () = draining(shutdown) => {
+                connection.as_mut().graceful_shutdown();
+                connection.as_mut().await
+            }
+        };
+    }
+
+    fn per_request(&self, peer: Peer) -> PerRequest<S> {
+        PerRequest {
+            service: self.service.clone(),
+            peer,
+        }
+    }
+}
+
+#[async_trait]
+impl<S: Serve> ServerApp for Listener<S> {
+    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        self.serve(stream, shutdown).await;
+        None
+    }
+}
+
+/// hyper's view of the tower service.
+struct PerRequest<S> {
+    service: S,
+    peer: Peer,
+}
+
+impl<S: Serve> hyper::service::Service<Request<Incoming>> for PerRequest<S> {
+    type Response = Reply;
+    type Error = Infallible;
+    type Future = S::Future;
+
+    fn call(&self, mut request: Request<Incoming>) -> S::Future {
+        request.extensions_mut().insert(self.peer);
+        self.service.clone().call(request)
+    }
+}
+
+/// Waits until the process is told to end.
+async fn draining(shutdown: &ShutdownWatch) {
+    // The guard that it gives back must not live across an await.
+    drop(shutdown.clone().wait_for(|draining| *draining).await);
+}
+
+/// Reads until the first bytes tell HTTP/2 by prior knowledge from HTTP/1.1.
+async fn sniff(stream: &mut Stream) -> std::io::Result<(Bytes, bool)> {
+    let mut first = BytesMut::with_capacity(MIN_BUFFER_BYTES / 2);
+    loop {
+        if stream.read_buf(&mut first).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        let common = first.iter().zip(H2_PREFACE).take_while(|(a, b)| a == b).count();
+        if common == H2_PREFACE.len() {
+            return Ok((first.freeze(), true));
+        }
+        if common < first.len() {
+            return Ok((first.freeze(), false));
+        }
+    }
+}
+
+/// A head that did not arrive in time, where the client had begun one.
+async fn say_head_timeout<T>(mut transport: Transport<T>, limits: ConnectionLimits)
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    if !transport.is_unanswered() {
+        return;
+    }
+    let message = format!(
+        "The request's head did not arrive in time (limit header_time, {:?}).",
+        limits.header_time
+    );
+    let body = Fault::new(FaultKind::BodyTimeout, message).body(ErrorShape::OpenAi);
+    let head = format!(
+        "HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    let _ = transport.write_all(&[head.as_bytes(), &body].concat()).await;
+    let _ = transport.shutdown().await;
+}
+
+/// A connection that is counted while it is open.
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn new(open: &Arc<AtomicUsize>, limit: usize) -> Option<Self> {
+        if open.fetch_add(1, Ordering::Relaxed) >= limit {
+            open.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Open(open.clone()))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

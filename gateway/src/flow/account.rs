@@ -1,0 +1,302 @@
+//! What one request will have been: filled along its way, handed to records and metrics when it is dropped.
+//!
+//! A drop is the only end that always happens: a finished answer, a fault, a client that left. What was neither finished
+//! nor failed by then was cancelled.
+
+use jiff::Timestamp;
+use sluice_policy::meter::Meter;
+use sluice_policy::protocol::ask::Endpoint;
+use sluice_policy::protocol::fault::{Fault, FaultKind};
+use sluice_policy::route::session::SessionKey;
+use sluice_policy::turn::{Facts, Judged};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::attempt::{Live, Tried};
+use crate::record::{Record, Recorder};
+use crate::telemetry::{InFlight, Metrics};
+use crate::upstream::{Backend, Replica};
+
+/// Where accounts go.
+#[derive(Clone)]
+pub struct Books {
+    /// Rows.
+    pub recorder: Recorder,
+    /// Instruments.
+    pub metrics: Metrics,
+}
+
+/// See the module.
+pub struct Account {
+    record: Record,
+    accepted: Instant,
+    meter: Meter,
+    books: Books,
+    end: End,
+    has_token: bool,
+    judged: Vec<Judged>,
+    /// Only a first attempt says how fast an engine is.
+    first_attempt: bool,
+    /// The gauge of running requests.
+    _in_flight: Option<InFlight>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Open,
+    Finished,
+    Failed,
+}
+
+impl Account {
+    /// Of a request that a backend was found for.
+    pub fn open(books: Books, claim: &Claim, id: &str, accepted: Instant, endpoint: &Endpoint, key_name: &str) -> Self {
+        claim.0.store(true, Ordering::Relaxed);
+        let started = Timestamp::now()
+            .checked_sub(accepted.elapsed())
+            .unwrap_or(Timestamp::UNIX_EPOCH);
+        let record = Record {
+            id: id.to_owned(),
+            started,
+            key_name: key_name.to_owned(),
+            endpoint: endpoint.as_str(),
+            ..Record::default()
+        };
+        Account {
+            record,
+            accepted,
+            meter: Meter::new(Duration::ZERO),
+            books,
+            end: End::Open,
+            has_token: false,
+            judged: Vec::new(),
+            first_attempt: false,
+            _in_flight: None,
+        }
+    }
+
+    /// What the body said.
+    pub fn asked(&mut self, stream: bool, bytes_in: usize) {
+        self.record.stream = stream;
+        self.record.bytes_in = bytes_in as u64;
+    }
+
+    /// Where it goes.
+    pub fn planned(&mut self, backend: &Backend, session: &SessionKey) {
+        self.record.model = backend.model().to_string();
+        self.record.profile = backend.profile.to_string();
+        self.record.session_hash = Some(session.hash);
+        self.record.session_source = Some(session.source.as_str());
+        self._in_flight = Some(self.books.metrics.in_flight(&self.record.model));
+    }
+
+    /// Attempts so far.
+    pub fn tried(&mut self, tried: &Tried) {
+        self.record.attempts = tried.count;
+        self.record.route = tried.route.map_or("", |route| route.as_str());
+        if let Some(replica) = &tried.replica {
+            self.record.replica = replica.to_string();
+        }
+    }
+
+    /// A replica has begun to answer.
+    pub fn dispatched(&mut self, live: &Live, tried: &Tried) {
+        self.tried(tried);
+        self.record.simulated = live.in_flight.replica().simulated;
+        self.record.status = 200;
+        self.meter.dispatched(self.since_accepted(live.dispatched));
+        self.first_attempt = tried.count == 1;
+    }
+
+    /// Bytes came from upstream.
+    pub fn heard(&mut self, at: Instant, facts: &Facts) {
+        let at = self.since_accepted(at);
+        self.meter.tokens(at, facts.tokens_in_last_push);
+        self.meter.holds(at, facts.holds_call);
+        self.has_token |= facts.tokens_in_last_push > 0;
+    }
+
+    /// A token has come from upstream.
+    pub fn has_token(&self) -> bool {
+        self.has_token
+    }
+
+    /// Reasoning, text or a call is on its way to the client.
+    pub fn shown(&mut self, at: Instant) {
+        let at = self.since_accepted(at);
+        self.meter.shown(at);
+    }
+
+    /// Bytes were handed to the client's connection.
+    pub fn sent(&mut self, bytes: usize) {
+        self.record.bytes_out += bytes as u64;
+    }
+
+    /// The status that the client gets.
+    pub fn status(&mut self, status: u16) {
+        self.record.status = status;
+    }
+
+    /// A whole message from this replica.
+    pub fn answered(&mut self, replica: &Replica, facts: &Facts, bytes: usize) {
+        self.record.simulated = replica.simulated;
+        self.record.status = 200;
+        self.sent(bytes);
+        self.finished(facts);
+    }
+
+    /// A whole answer, with no more to say.
+    pub fn finished_plain(&mut self) {
+        self.end = End::Finished;
+    }
+
+    /// A whole answer.
+    pub fn finished(&mut self, facts: &Facts) {
+        self.end = End::Finished;
+        self.take(facts);
+    }
+
+    /// A fault ended it, after the head or before.
+    pub fn failed(&mut self, fault: &Fault, facts: &Facts) {
+        self.take(facts);
+        self.refused(fault);
+    }
+
+    /// A fault before any answer.
+    pub fn refused(&mut self, fault: &Fault) {
+        self.end = End::Failed;
+        self.record.error = Some(fault.kind.name().to_owned());
+        self.record.error_side = Some(fault.kind.side().as_str());
+        self.record.cancelled = matches!(
+            fault.kind,
+            FaultKind::Cancelled | FaultKind::ClientGone | FaultKind::ClientStalled
+        );
+        if self.record.status == 0 {
+            self.record.status = fault.kind.status();
+        }
+    }
+
+    fn take(&mut self, facts: &Facts) {
+        let record = &mut self.record;
+        record.prompt_tokens = facts.usage.prompt_tokens;
+        record.cached_tokens = facts.usage.cached_tokens;
+        record.completion_tokens = facts.usage.completion_tokens;
+        record.reasoning_tokens = facts.usage.reasoning_tokens;
+        record.tokens_estimated = facts.usage.estimated;
+        record.tool_calls = facts.tool_calls;
+        record.finish = facts.finish.first().map(|finish| finish.as_str().to_owned());
+        self.judged.clone_from(&facts.verdicts);
+    }
+
+    fn since_accepted(&self, at: Instant) -> Duration {
+        at.saturating_duration_since(self.accepted)
+    }
+
+    /// What was used until the client left: called by whoever owns the turn.
+    pub fn left(&mut self, facts: &Facts) {
+        if self.end == End::Open {
+            self.take(facts);
+        }
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        let mut record = std::mem::take(&mut self.record);
+        if self.end == End::Open {
+            record.cancelled = true;
+        }
+        let measured = self
+            .meter
+            .timings(record.completion_tokens.filter(|_| !record.tokens_estimated));
+        record.duration = self.accepted.elapsed();
+        if record.stream {
+            record.ttft_engine = measured.ttft_engine.filter(|_| self.first_attempt);
+            record.ttft_client = measured.ttft_client;
+            record.itl_p50 = measured.itl_p50;
+            record.itl_p99 = measured.itl_p99;
+            record.itl_max = measured.itl_max;
+            record.tool_hold = measured.tool_hold;
+            record.tpot = measured.tpot;
+            record.tokens_per_s = measured.tokens_per_s;
+        }
+        if record.stream {
+            self.books
+                .metrics
+                .observe_gaps(&record.model, &record.replica, self.meter.gaps());
+        }
+        for judged in &self.judged {
+            self.books
+                .metrics
+                .tool_call(&record.model, &judged.tool, judged.verdict.name());
+        }
+        self.books.metrics.observe(&record);
+        self.books.recorder.submit(record);
+    }
+}
+
+/// Records of requests that end before the flow has them.
+#[derive(Clone)]
+pub struct Refusals(pub Books);
+
+impl Refusals {
+    /// One for each request; the flow claims it with [`Account::open`].
+    pub fn expect(&self, id: &Arc<str>, accepted: Instant, endpoint: &Endpoint) -> (Refusal, Claim) {
+        let claim = Claim::default();
+        let refusal = Refusal {
+            books: self.0.clone(),
+            id: id.clone(),
+            accepted,
+            endpoint: endpoint.clone(),
+            claim: claim.clone(),
+        };
+        (refusal, claim)
+    }
+}
+
+/// Taken by whoever accounts for the request.
+#[derive(Clone, Default)]
+pub struct Claim(Arc<AtomicBool>);
+
+/// A request that nobody has claimed yet. Dropped unclaimed, it was cancelled: the client left on the way.
+pub struct Refusal {
+    books: Books,
+    id: Arc<str>,
+    accepted: Instant,
+    endpoint: Endpoint,
+    claim: Claim,
+}
+
+impl Refusal {
+    /// Answered without the flow: no record.
+    pub fn answered(self) {
+        self.claim.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Refused: a record, unless the flow made one.
+    pub fn refused(self, fault: &Fault) {
+        if !self.claim.0.load(Ordering::Relaxed) {
+            self.account().refused(fault);
+        }
+    }
+
+    fn account(&self) -> Account {
+        Account::open(
+            self.books.clone(),
+            &self.claim,
+            &self.id,
+            self.accepted,
+            &self.endpoint,
+            "",
+        )
+    }
+}
+
+impl Drop for Refusal {
+    fn drop(&mut self) {
+        if !self.claim.0.load(Ordering::Relaxed) {
+            drop(self.account());
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Attempts of one request until one replica answers (B31, first half): each with the same body, the failed one closed
+//! before the next begins, bounded in number.
+//!
+//! | what came | what follows |
+//! | --- | --- |
+//! | no connection, a reset, no head in time | another replica; the failed one rests |
+//! | 500, 502, 503, 504 | another replica; the same 500 from two is the answer |
+//! | 401, 403, 307, 405, `{"detail"}` 404 | 502 `upstream_misconfigured`, the log names replica and setting |
+//! | other 4xx | the client's fault: vLLM's words |
+//! | 200 | the answer |
+
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue, USER_AGENT};
+use http::{Method, Request, StatusCode, Uri};
+use sluice_policy::protocol::fault::{Fault, FaultKind, Side};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::exchange::Exchange;
+use crate::upstream::client::{self, SendLimits};
+use crate::upstream::{Answer, Choice, InFlight, Replica, Route, Segments, UpstreamError};
+
+/// An error body is read up to this size; vLLM's are below 10 KB.
+const MAX_ERROR_BYTES: usize = 64 * 1024;
+/// And for at most this long.
+const ERROR_TIME: Duration = Duration::from_secs(5);
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const AGENT: HeaderValue = HeaderValue::from_static(concat!("sluice/", env!("CARGO_PKG_VERSION")));
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const ANY: HeaderValue = HeaderValue::from_static("*/*");
+
+/// A replica's answer that may go to the client.
+pub struct Live {
+    /// To be read.
+    pub answer: Answer,
+    /// Counts on its replica until dropped.
+    pub in_flight: InFlight,
+    /// When the request was sent.
+    pub dispatched: Instant,
+}
+
+/// What has been tried so far.
+#[derive(Debug, Default)]
+pub struct Tried {
+    replicas: Vec<usize>,
+    /// Attempts made.
+    pub count: u32,
+    /// The route of the last choice.
+    pub route: Option<Route>,
+    /// The last replica asked.
+    pub replica: Option<Arc<str>>,
+    last_failure: Option<Fault>,
+}
+
+impl Tried {
+    /// One more has failed after it had begun.
+    pub fn after(mut self, fault: Fault) -> Self {
+        self.last_failure = Some(fault);
+        self
+    }
+}
+
+/// Asks replicas until one answers.
+///
+/// # Errors
+/// What the client is told: the upstream's own fault, or the last failure when nothing is left to try.
+pub async fn next(exchange: Arc<Exchange>, mut tried: Tried) -> (Tried, Result<Live, Fault>) {
+    let outcome = run(&exchange, &mut tried).await;
+    (tried, outcome)
+}
+
+async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
+    loop {
+        if tried.count >= exchange.limits.attempts {
+            return Err(given_up(tried));
+        }
+        let backend = &exchange.backend;
+        let Some(choice) = backend.choose(exchange.session.hash, exchange.has_past(), &tried.replicas) else {
+            return Err(given_up(tried));
+        };
+        tried.count += 1;
+        tried.route = Some(choice.route);
+        tried.replica = Some(choice.replica.name.clone());
+        tried.replicas.push(choice.index);
+        match once(exchange, &choice, tried.count).await {
+            Ok(live) => {
+                backend.pin(exchange.session.hash, choice.index);
+                return Ok(live);
+            }
+            Err(fault) if fault.kind.side() == Side::Upstream && is_worth_another(&fault, tried) => {
+                tracing::warn!(
+                    request = %exchange.id,
+                    replica = %choice.replica.name,
+                    attempt = tried.count,
+                    fault = fault.kind.name(),
+                    "attempt failed, trying another replica"
+                );
+                tried.last_failure = Some(fault);
+            }
+            Err(fault) => return Err(fault),
+        }
+    }
+}
+
+/// The same 500 from two replicas is the request's doing, not theirs.
+fn is_worth_another(fault: &Fault, tried: &Tried) -> bool {
+    match fault.kind {
+        FaultKind::UpstreamMisconfigured => false,
+        FaultKind::UpstreamFailed(500) => !tried
+            .last_failure
+            .as_ref()
+            .is_some_and(|last| last.kind == fault.kind && last.message == fault.message),
+        _ => true,
+    }
+}
+
+fn given_up(tried: &mut Tried) -> Fault {
+    tried
+        .last_failure
+        .take()
+        .unwrap_or_else(|| Fault::new(FaultKind::NoReplica, "No replica of this model is up."))
+}
+
+async fn once(exchange: &Exchange, choice: &Choice, attempt: u32) -> Result<Live, Fault> {
+    let replica = &choice.replica;
+    let Some(address) = replica.address() else {
+        return Err(Fault::new(
+            FaultKind::UpstreamUnreachable,
+            "The replica has no address yet.",
+        ));
+    };
+    let in_flight = replica.begin();
+    let body = Segments::new(exchange.upstream_body(replica));
+    let host = address.host_header();
+    let limits = SendLimits {
+        connect: exchange.limits.connect,
+        head: exchange.limits.answer,
+        idle: exchange.limits.idle,
+    };
+    let dispatched = Instant::now();
+    let request = || request(exchange, replica, host.clone(), attempt, body.clone());
+    let mut answer = match client::send(&replica.pool, &address, request, limits).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            rest_if_broken(replica, &error);
+            return Err(fault_of(&error));
+        }
+    };
+    replica.answered();
+    if answer.status() == StatusCode::OK {
+        return Ok(Live {
+            answer,
+            in_flight,
+            dispatched,
+        });
+    }
+    let status = answer.status().as_u16();
+    let said = tokio::time::timeout(ERROR_TIME, answer.collect(MAX_ERROR_BYTES)).await;
+    let said = said.ok().and_then(Result::ok).unwrap_or_default();
+    let fault = Fault::from_upstream(status, &said);
+    if fault.kind == FaultKind::UpstreamMisconfigured {
+        tracing::error!(
+            replica = %replica.name,
+            status,
+            setting = if status == 401 || status == 403 { "key_env of its backend" } else { "url of the replica" },
+            "the replica refuses us: it is set up wrongly"
+        );
+    }
+    Err(fault)
+}
+
+/// A request that the replica never answered for its own reasons makes it rest; one that is merely slow doesn't.
+fn rest_if_broken(replica: &Replica, error: &UpstreamError) {
+    match error {
+        UpstreamError::Connect(_) | UpstreamError::ConnectTimeout(_) | UpstreamError::Lost(_) => replica.failed(),
+        UpstreamError::HeadTimeout(_) | UpstreamError::TooLong(_) => {}
+    }
+}
+
+/// What an [`UpstreamError`] means for the client.
+pub fn fault_of(error: &UpstreamError) -> Fault {
+    match error {
+        UpstreamError::Connect(_) | UpstreamError::ConnectTimeout(_) => {
+            Fault::new(FaultKind::UpstreamUnreachable, "The replica can't be reached.")
+        }
+        UpstreamError::Lost(_) => Fault::new(
+            FaultKind::UpstreamUnreachable,
+            "The replica closed the connection before its answer was whole.",
+        ),
+        UpstreamError::HeadTimeout(limit) => Fault::new(
+            FaultKind::UpstreamTimeout,
+            format!("The replica did not answer within {limit:?}."),
+        ),
+        UpstreamError::TooLong(limit) => Fault::new(
+            FaultKind::UpstreamGarbled,
+            format!("The replica's answer is longer than {limit} bytes."),
+        ),
+    }
+}
+
+/// Headers upstream are an allowlist of ours: nothing of the client's travels (B2, B4), and never `Accept-Encoding`.
+fn request(
+    exchange: &Exchange,
+    replica: &Replica,
+    host: HeaderValue,
+    attempt: u32,
+    body: Segments,
+) -> Request<Segments> {
+    let length = body.len();
+    let mut request = Request::new(body);
+    *request.method_mut() = exchange.method.clone();
+    *request.uri_mut() = Uri::from_static(exchange.path);
+    let headers = request.headers_mut();
+    headers.insert(HOST, host);
+    if let Some(authorization) = &replica.authorization {
+        headers.insert(AUTHORIZATION, authorization.clone());
+    }
+    if exchange.method == Method::POST {
+        headers.insert(CONTENT_TYPE, JSON);
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    headers.insert(ACCEPT, ANY);
+    headers.insert(USER_AGENT, AGENT);
+    if let Some(id) = exchange.upstream_id(attempt) {
+        headers.insert(REQUEST_ID, id);
+    }
+    for (name, value) in &exchange.forwarded {
+        headers.insert(name.clone(), value.clone());
+    }
+    request
+}

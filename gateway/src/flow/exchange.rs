@@ -1,0 +1,86 @@
+//! What stays the same over all attempts of one request: the ask, where it may go, and its limits.
+
+use bytes::Bytes;
+use http::Method;
+use http::header::{HeaderName, HeaderValue};
+use sluice_policy::protocol::ask::Ask;
+use sluice_policy::route::session::SessionKey;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::plan::{self, Wishes};
+use super::registry::Permit;
+use crate::downstream::layers::body::Buffered;
+use crate::upstream::{Backend, Replica};
+
+/// Bounds of one request's way through the replicas.
+#[derive(Debug, Clone, Copy)]
+pub struct ExchangeLimits {
+    /// Attempts before the first data line.
+    pub attempts: u32,
+    /// Time to connect.
+    pub connect: Duration,
+    /// Age of a pooled connection.
+    pub idle: Duration,
+    /// Until the head, and until the first token: the engine may queue and prefill for long.
+    pub answer: Duration,
+    /// Silence of a stream that has begun.
+    pub stall: Duration,
+    /// Silence after which a comment is sent; zero: none.
+    pub keep_alive: Duration,
+    /// Silence after which the head is sent without knowing the upstream's.
+    pub head_after: Duration,
+    /// An answer that is held whole.
+    pub answer_bytes: usize,
+}
+
+/// See the module.
+pub struct Exchange {
+    /// `x-request-id`.
+    pub id: Arc<str>,
+    /// What is asked.
+    pub ask: Ask,
+    /// How the answer is made.
+    pub wishes: Wishes,
+    /// Whose replicas are asked.
+    pub backend: Arc<Backend>,
+    /// Which conversation.
+    pub session: SessionKey,
+    /// Bounds.
+    pub limits: ExchangeLimits,
+    /// Upstream's method and path.
+    pub method: Method,
+    /// See `method`.
+    pub path: &'static str,
+    /// Headers of the client that vLLM may see: trace context.
+    pub forwarded: Vec<(HeaderName, HeaderValue)>,
+    /// Ours, unique per request: vLLM derives the completion's id from it.
+    pub own_id: String,
+    /// Given back when the answer ends.
+    pub buffered: Option<Buffered>,
+    /// The same.
+    pub permit: Option<Permit>,
+}
+
+impl Exchange {
+    /// The conversation has had turns before this one.
+    pub fn has_past(&self) -> bool {
+        // A system and a user message begin a conversation.
+        self.ask.messages > 2
+    }
+
+    /// The body as this replica should get it.
+    pub fn upstream_body(&self, replica: &Replica) -> Vec<Bytes> {
+        plan::upstream_body(&self.ask, &self.wishes, replica)
+    }
+
+    /// Each attempt has an id of its own: some versions of vLLM refuse an id that still runs.
+    pub fn upstream_id(&self, attempt: u32) -> Option<HeaderValue> {
+        let text = if attempt == 1 {
+            self.own_id.clone()
+        } else {
+            format!("{}-{attempt}", self.own_id)
+        };
+        HeaderValue::from_str(&text).ok()
+    }
+}

@@ -1,0 +1,193 @@
+//! From what is asked to what is sent: the edits of the body and the stages of the answer, per replica (B19).
+//!
+//! | tools, `tool_choice` | replica | sent | calls are found by |
+//! | --- | --- | --- | --- |
+//! | absent, `auto` | raw, with parsers | `"none"`: raw text, the tools stay in the prompt | us |
+//! | absent, `auto` | engine only, or `parsing = "engine"` | as asked | vLLM, checked by us |
+//! | `required`, named, `strict` | with parsers, engine only | as asked: guided decoding | vLLM, checked by us |
+//! | `required`, named | raw | `"none"` and a grammar of the calls | us |
+//! | `none`, or no tools | any | as asked | nobody |
+
+use bytes::Bytes;
+use serde_json::value::RawValue;
+use sluice_policy::protocol::ask::{Ask, Edit, Endpoint, ToolChoice};
+use sluice_policy::reasoning::{Opener, Thinking};
+use sluice_policy::tool_call::{Bare, ToolSet};
+use sluice_policy::turn::{AnswerPlan, ReasoningNames, ReasoningPlan, Surface, ToolPlan};
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use crate::upstream::Replica;
+use crate::upstream::replica::ToolSetup;
+
+/// What is the same for all replicas.
+pub struct Wishes {
+    /// Tools of the request, read once; none if there are none, or vLLM will have to say what is wrong with them.
+    pub tools: Option<Arc<ToolSet>>,
+    /// All parsing is left to vLLM by configuration.
+    pub engine_parsing: bool,
+    /// How reasoning is found.
+    pub reasoning: bool,
+    /// Who opens think blocks, where the configuration says so.
+    pub opener: Option<Opener>,
+    /// Under which names the client gets it.
+    pub names: ReasoningNames,
+    /// The client asked for verdicts.
+    pub show_verdicts: bool,
+    /// Seed of the call ids.
+    pub id_seed: u64,
+}
+
+/// Who finds the calls of this request on this replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tools {
+    /// No call is looked for.
+    Off,
+    /// vLLM gives raw text.
+    Scan,
+    /// vLLM gives raw text that a grammar makes one bare call.
+    Guided,
+    /// vLLM parses.
+    Engine,
+}
+
+fn tools(ask: &Ask, wishes: &Wishes, setup: ToolSetup) -> Tools {
+    if ask.endpoint != Endpoint::ChatCompletions || wishes.tools.is_none() {
+        return Tools::Off;
+    }
+    let engine = wishes.engine_parsing || setup == ToolSetup::EngineOnly;
+    match &ask.tool_choice {
+        ToolChoice::None => Tools::Off,
+        ToolChoice::Absent | ToolChoice::Auto if engine || (ask.strict_tools && setup == ToolSetup::Parsers) => {
+            Tools::Engine
+        }
+        ToolChoice::Absent | ToolChoice::Auto => Tools::Scan,
+        ToolChoice::Required | ToolChoice::Named(_) if setup == ToolSetup::Raw && !engine && !ask.response_format => {
+            Tools::Guided
+        }
+        ToolChoice::Required | ToolChoice::Named(_) | ToolChoice::Unknown => Tools::Engine,
+    }
+}
+
+/// The stages of the answer of this replica.
+pub fn answer(ask: &Ask, wishes: &Wishes, replica: &Replica) -> AnswerPlan {
+    let chat = ask.endpoint == Endpoint::ChatCompletions;
+    let tools = tools(ask, wishes, replica.tool_setup());
+    AnswerPlan {
+        surface: if chat { Surface::Chat } else { Surface::Completions },
+        reasoning: if chat && wishes.reasoning {
+            ReasoningPlan::Qwen3 {
+                thinking: thinking(ask),
+                opener: wishes.opener.unwrap_or_else(|| replica.opener()),
+            }
+        } else {
+            ReasoningPlan::Off
+        },
+        tools: match (tools, &wishes.tools) {
+            (Tools::Scan, Some(set)) => ToolPlan::Scan {
+                tools: set.clone(),
+                bare: bare(ask),
+            },
+            (Tools::Guided, Some(set)) => ToolPlan::Scan {
+                tools: set.clone(),
+                bare: Bare::Calls,
+            },
+            (Tools::Engine, Some(_)) if wishes.engine_parsing => ToolPlan::Engine,
+            // The scanner takes over the calls that vLLM has parsed, and finds what its parsers leak.
+            (Tools::Engine, Some(set)) => ToolPlan::Scan { tools: set.clone(), bare: Bare::Text },
+            _ => ToolPlan::Off,
+        },
+        parallel_tool_calls: ask.parallel_tool_calls,
+        named_function: matches!(ask.tool_choice, ToolChoice::Named(_)),
+        include_usage: ask.include_usage,
+        show_verdicts: wishes.show_verdicts,
+        names: wishes.names,
+        simulated: replica.simulated,
+        id_seed: wishes.id_seed,
+    }
+}
+
+/// The stages of an answer that no replica has begun: nothing enters them.
+pub fn unknown(wishes: &Wishes) -> AnswerPlan {
+    AnswerPlan {
+        surface: Surface::Chat,
+        reasoning: ReasoningPlan::Off,
+        tools: ToolPlan::Off,
+        parallel_tool_calls: true,
+        named_function: false,
+        include_usage: false,
+        show_verdicts: false,
+        names: wishes.names,
+        simulated: false,
+        id_seed: wishes.id_seed,
+    }
+}
+
+fn thinking(ask: &Ask) -> Thinking {
+    match ask.thinking {
+        Some(true) => Thinking::On,
+        Some(false) => Thinking::Off,
+        None => Thinking::Unknown,
+    }
+}
+
+/// Bare JSON is a call only where nobody asked for JSON (B22).
+fn bare(ask: &Ask) -> Bare {
+    if ask.response_format { Bare::Text } else { Bare::Calls }
+}
+
+/// The body for this replica: slices of the received one with our edits between them.
+pub fn upstream_body(ask: &Ask, wishes: &Wishes, replica: &Replica) -> Vec<Bytes> {
+    let mut edits: Vec<Edit<'_>> = Vec::with_capacity(4);
+    let model = replica.model();
+    if !model.is_empty() && ask.model.as_deref() != Some(model.as_str()) && !ask.body.is_empty() {
+        edits.push(Edit::Set("model", json_string(&model)));
+    }
+    if matches!(ask.endpoint, Endpoint::ChatCompletions | Endpoint::Completions) && ask.stream && !ask.include_usage {
+        edits.push(Edit::SetIn("stream_options", "include_usage", Cow::Borrowed(b"true")));
+    }
+    match tools(ask, wishes, replica.tool_setup()) {
+        Tools::Scan => edits.push(Edit::Set("tool_choice", Cow::Borrowed(b"\"none\""))),
+        Tools::Guided => {
+            edits.push(Edit::Set("tool_choice", Cow::Borrowed(b"\"none\"")));
+            if let Some(grammar) = grammar(ask) {
+                edits.push(Edit::Set("structured_outputs", Cow::Owned(grammar)));
+            }
+        }
+        Tools::Off | Tools::Engine => {}
+    }
+    ask.upstream_body(&edits)
+}
+
+fn json_string(text: &str) -> Cow<'static, [u8]> {
+    Cow::Owned(serde_json::Value::from(text).to_string().into_bytes())
+}
+
+/// A JSON schema whose only values are calls of the wanted functions, as the model would write them between its tags.
+fn grammar(ask: &Ask) -> Option<Vec<u8>> {
+    #[derive(serde::Deserialize)]
+    struct Tool<'a> {
+        #[serde(borrow)]
+        function: Function<'a>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Function<'a> {
+        name: String,
+        #[serde(borrow)]
+        parameters: Option<&'a RawValue>,
+    }
+    let tools: Vec<Tool<'_>> = serde_json::from_slice(ask.tools.as_ref()?).ok()?;
+    let calls: Vec<String> = tools
+        .iter()
+        .filter(|tool| !matches!(&ask.tool_choice, ToolChoice::Named(name) if *name != tool.function.name))
+        .map(|tool| {
+            let name = serde_json::Value::from(tool.function.name.as_str());
+            let parameters = tool.function.parameters.map_or("{\"type\":\"object\"}", RawValue::get);
+            format!(
+                "{{\"type\":\"object\",\"properties\":{{\"name\":{{\"const\":{name}}},\"arguments\":{parameters}}},\
+                 \"required\":[\"name\",\"arguments\"],\"additionalProperties\":false}}"
+            )
+        })
+        .collect();
+    (!calls.is_empty()).then(|| format!("{{\"json\":{{\"anyOf\":[{}]}}}}", calls.join(",")).into_bytes())
+}

@@ -1,0 +1,343 @@
+//! A streamed answer as one pull-driven body: a step that is ready, else the upstream, else the timers.
+//!
+//! There is no task and no channel: hyper polls it when the socket has room and drops it when the client leaves, which
+//! closes the upstream. Frames that are ready together leave together. It may still be *trying* when the head has been
+//! sent; a replica that dies before the first data line is followed by another one (B31), after it by an error event (B10).
+//!
+//! | state | event | next |
+//! | --- | --- | --- |
+//! | `Trying` | a replica answers | `Streaming` |
+//! | `Trying` | nothing left to try | error event, `Over` |
+//! | `Streaming` | bytes | frames |
+//! | `Streaming` | `[DONE]` after a finish | `Over`, the connection is read to its end |
+//! | `Streaming` | reset, early end, error event, stall; nothing shown | `Trying` the next |
+//! | `Streaming` | the same; something shown | error event, `Over` |
+//! | any | cancelled, drained | error event, `Over` |
+//! | any | dropped | the record says `cancelled` |
+
+use bytes::{Bytes, BytesMut};
+use sluice_policy::protocol::fault::{Fault, FaultKind};
+use sluice_policy::protocol::sse::KEEP_ALIVE;
+use sluice_policy::turn::{Shows, Step, Turn};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::time::{Sleep, sleep_until};
+
+use super::account::Account;
+use super::attempt::{self, Live, Tried};
+use super::exchange::Exchange;
+use super::plan;
+use super::registry::Registered;
+
+/// Frames that are ready at once are merged up to this size: more would only wait in the socket's buffer.
+const MERGE_BYTES: usize = 64 * 1024;
+
+/// Attempts that are under way.
+pub type Trying = Pin<Box<dyn Future<Output = (Tried, Result<Live, Fault>)> + Send>>;
+
+enum State {
+    Trying(Trying),
+    Streaming(Box<Live>, Tried),
+    Over,
+}
+
+/// See the module.
+pub struct Relay {
+    exchange: Arc<Exchange>,
+    registered: Registered,
+    state: State,
+    turn: Turn,
+    steps: Vec<Step>,
+    account: Account,
+    /// A data line has been handed over: from now on nobody else can answer.
+    begun: bool,
+    /// When something was last sent to the client, and when something last came from upstream.
+    sent: Instant,
+    heard: Instant,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Relay {
+    /// Over an answer that has begun.
+    pub fn streaming(
+        exchange: Arc<Exchange>,
+        registered: Registered,
+        mut account: Account,
+        live: Live,
+        tried: Tried,
+    ) -> Self {
+        account.dispatched(&live, &tried);
+        let turn = Turn::new(plan::answer(&exchange.ask, &exchange.wishes, live.in_flight.replica()));
+        Self::new(
+            exchange,
+            registered,
+            account,
+            State::Streaming(Box::new(live), tried),
+            turn,
+        )
+    }
+
+    /// Over attempts that have not answered within `head_after`.
+    pub fn trying(exchange: Arc<Exchange>, registered: Registered, account: Account, trying: Trying) -> Self {
+        // Replaced when a replica answers.
+        let turn = Turn::new(plan::unknown(&exchange.wishes));
+        Self::new(exchange, registered, account, State::Trying(trying), turn)
+    }
+
+    fn new(exchange: Arc<Exchange>, registered: Registered, account: Account, state: State, turn: Turn) -> Self {
+        let now = Instant::now();
+        Relay {
+            exchange,
+            registered,
+            state,
+            turn,
+            steps: Vec::new(),
+            account,
+            begun: false,
+            sent: now,
+            heard: now,
+            timer: None,
+        }
+    }
+
+    /// Nothing more will come.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state, State::Over)
+    }
+
+    /// The next bytes for the client; `None` at the end.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let mut out = Outgoing::default();
+        if let Some(stop) = self.registered.entry.poll_stop(cx)
+            && !self.is_over()
+        {
+            self.fail(&stop.fault(), &mut out);
+        }
+        let mut waits = false;
+        while !waits && !self.is_over() && out.len() < MERGE_BYTES {
+            waits = self.advance(cx, &mut out).is_pending();
+        }
+        if self.is_over() {
+            return Poll::Ready(self.hand_over(out));
+        }
+        if out.is_empty() {
+            return self.poll_timers(cx);
+        }
+        Poll::Ready(self.hand_over(out))
+    }
+
+    fn hand_over(&mut self, out: Outgoing) -> Option<Bytes> {
+        let bytes = out.into_bytes()?;
+        self.sent = Instant::now();
+        self.account.sent(bytes.len());
+        Some(bytes)
+    }
+
+    /// One step of the state machine; pending if it waits for the upstream.
+    fn advance(&mut self, cx: &mut Context<'_>, out: &mut Outgoing) -> Poll<()> {
+        match &mut self.state {
+            State::Over => Poll::Ready(()),
+            State::Trying(trying) => match trying.as_mut().poll(cx) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready((tried, Ok(live))) => {
+                    self.begin(live, tried);
+                    Poll::Ready(())
+                }
+                Poll::Ready((tried, Err(fault))) => {
+                    self.account.tried(&tried);
+                    self.fail(&fault, out);
+                    Poll::Ready(())
+                }
+            },
+            State::Streaming(live, _) => match live.answer.poll_data(cx) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Some(Ok(bytes))) => {
+                    self.heard = Instant::now();
+                    self.turn.push(bytes, &mut self.steps);
+                    self.carry_out(cx, out);
+                    Poll::Ready(())
+                }
+                Poll::Ready(None) => {
+                    self.turn.end(&mut self.steps);
+                    self.carry_out(cx, out);
+                    Poll::Ready(())
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    live.in_flight.replica().failed();
+                    let fault = attempt::fault_of(&error);
+                    self.broke(fault, out);
+                    Poll::Ready(())
+                }
+            },
+        }
+    }
+
+    fn begin(&mut self, live: Live, tried: Tried) {
+        self.turn = Turn::new(plan::answer(
+            &self.exchange.ask,
+            &self.exchange.wishes,
+            live.in_flight.replica(),
+        ));
+        self.account.dispatched(&live, &tried);
+        self.heard = Instant::now();
+        self.state = State::Streaming(Box::new(live), tried);
+    }
+
+    fn carry_out(&mut self, cx: &mut Context<'_>, out: &mut Outgoing) {
+        self.account.heard(self.heard, self.turn.facts());
+        for step in std::mem::take(&mut self.steps) {
+            match step {
+                Step::Emit(frame) => {
+                    self.begun = true;
+                    if frame.shows == Shows::Token {
+                        self.account.shown(self.heard);
+                    }
+                    out.push(frame.bytes);
+                }
+                Step::Done => {
+                    self.account.finished(self.turn.facts());
+                    if let State::Streaming(live, _) = std::mem::replace(&mut self.state, State::Over) {
+                        if let Some(opener) = self.turn.facts().opener {
+                            live.in_flight.replica().set_opener(opener);
+                        }
+                        live.answer.finish_in_background(cx);
+                    }
+                    return;
+                }
+                Step::Fault(fault) => {
+                    self.broke(fault, out);
+                    return;
+                }
+                // Not produced yet; an answer must not hang on it.
+                Step::AskAgain(_) => {
+                    self.fail(
+                        &Fault::new(FaultKind::Internal, "This answer can't be asked again."),
+                        out,
+                    );
+                    return;
+                }
+            }
+        }
+        // The list is kept: its room is used again by the next push.
+        self.steps.clear();
+    }
+
+    /// The upstream broke: another replica, as long as nothing has been shown.
+    fn broke(&mut self, fault: Fault, out: &mut Outgoing) {
+        if self.begun {
+            self.fail(&fault, out);
+            return;
+        }
+        if let State::Streaming(live, tried) = std::mem::replace(&mut self.state, State::Over) {
+            tracing::warn!(
+                request = %self.exchange.id,
+                replica = %live.in_flight.replica().name,
+                fault = fault.kind.name(),
+                "the replica was lost before its first data line"
+            );
+            drop(live);
+            self.state = State::Trying(Box::pin(attempt::next(self.exchange.clone(), tried.after(fault))));
+        }
+    }
+
+    /// One error event, then the stream ends without `[DONE]`.
+    fn fail(&mut self, fault: &Fault, out: &mut Outgoing) {
+        self.state = State::Over;
+        self.account.failed(fault, self.turn.facts());
+        out.push(fault.event());
+    }
+
+    fn poll_timers(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        loop {
+            let now = Instant::now();
+            let limits = &self.exchange.limits;
+            let silence = if self.account.has_token() {
+                limits.stall
+            } else {
+                limits.answer
+            };
+            if matches!(self.state, State::Streaming(..)) && now >= self.heard + silence {
+                let message = format!("The replica sent nothing for {silence:?}.");
+                let mut out = Outgoing::default();
+                self.broke(Fault::new(FaultKind::UpstreamStalled, message), &mut out);
+                if self.is_over() {
+                    return Poll::Ready(self.hand_over(out));
+                }
+                // A new attempt has begun and must be polled.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if !limits.keep_alive.is_zero() && now >= self.sent + limits.keep_alive {
+                let mut out = Outgoing::default();
+                out.push(Bytes::from_static(KEEP_ALIVE));
+                return Poll::Ready(self.hand_over(out));
+            }
+            let due = self.due(silence);
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due.into())));
+            // Moved only when it has fired or would be late: moving it at each token would cost more than the token.
+            if timer.is_elapsed() || timer.deadline() > due.into() {
+                timer.as_mut().reset(due.into());
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn due(&self, silence: Duration) -> Instant {
+        let stalled = self.heard + silence;
+        let keep_alive = self.exchange.limits.keep_alive;
+        if keep_alive.is_zero() {
+            stalled
+        } else {
+            stalled.min(self.sent + keep_alive)
+        }
+    }
+}
+
+/// The client left, or the answer has ended: what was used is in the record either way.
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.account.left(self.turn.facts());
+    }
+}
+
+/// Frames of one poll: a single one is handed on as it is, several are copied together.
+#[derive(Default)]
+struct Outgoing {
+    first: Bytes,
+    more: BytesMut,
+}
+
+impl Outgoing {
+    fn push(&mut self, bytes: Bytes) {
+        if self.first.is_empty() {
+            self.first = bytes;
+            return;
+        }
+        if self.more.is_empty() {
+            self.more.reserve((self.first.len() + bytes.len()) * 2);
+            self.more.extend_from_slice(&self.first);
+        }
+        self.more.extend_from_slice(&bytes);
+    }
+
+    fn len(&self) -> usize {
+        self.first.len().max(self.more.len())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.first.is_empty()
+    }
+
+    fn into_bytes(self) -> Option<Bytes> {
+        if self.more.is_empty() {
+            (!self.first.is_empty()).then_some(self.first)
+        } else {
+            Some(self.more.freeze())
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! How a replica takes tool requests (B19), asked when it becomes ready: three requests of one token.
+//!
+//! `tool_choice: "none"` must keep the tools in the prompt, or the gateway can't find the calls itself: the prompt's tokens
+//! with and without tools tell (old versions, and `--exclude-tools-when-tool-choice-none`, drop them). Whether vLLM has a
+//! parser of its own shows in what it says to `auto`: without one it answers 400.
+//!
+//! | `none` keeps the tools | `auto` | set-up |
+//! | --- | --- | --- |
+//! | yes | 400 | [`ToolSetup::Raw`] |
+//! | yes | 200 | [`ToolSetup::Parsers`] |
+//! | no | 200 | [`ToolSetup::EngineOnly`] |
+//! | no | 400 | [`ToolSetup::Raw`], and a warning: this replica can't do tools |
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use http::{Method, Request, StatusCode, Uri};
+use serde_json::{Value, json};
+use sluice_policy::reasoning::Opener;
+use std::time::Duration;
+
+use super::client::{self, SendLimits};
+use super::replica::{Replica, ToolSetup};
+use super::{Segments, UpstreamError};
+
+/// A busy engine may let a probe wait behind long prefills.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// An answer of one token is below 4 KB.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+
+/// Why a replica's set-up isn't known.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// No answer.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// It has no address.
+    #[error("the replica has no address yet")]
+    NoAddress,
+    /// An answer that isn't one.
+    #[error("status {0} where 200 was expected")]
+    Status(u16),
+    /// Without `usage.prompt_tokens` nothing can be told.
+    #[error("no usage in the answer")]
+    NoUsage,
+}
+
+/// The ids of its `/v1/models`, its own before those of adapters.
+///
+/// # Errors
+/// The replica did not answer, or not as vLLM does.
+pub async fn models(replica: &Replica) -> Result<Vec<String>, ProbeError> {
+    let (status, body) = send(replica, Method::GET, "/v1/models", Bytes::new()).await?;
+    if status != StatusCode::OK {
+        return Err(ProbeError::Status(status.as_u16()));
+    }
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let ids = body
+        .get("data")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(|card| card.get("id")?.as_str());
+    Ok(ids.map(str::to_owned).collect())
+}
+
+/// Who opens think blocks (B15): read off the end of the prompt that the served template renders, through `/tokenize` and
+/// `/detokenize`.
+///
+/// # Errors
+/// The replica did not answer, or not as vLLM does.
+pub async fn opener(replica: &Replica, model: &str) -> Result<Opener, ProbeError> {
+    let conversation =
+        json!({"model": model, "messages": [{"role": "user", "content": "Hi"}], "add_generation_prompt": true});
+    let (status, body) = send(
+        replica,
+        Method::POST,
+        "/tokenize",
+        Bytes::from(conversation.to_string()),
+    )
+    .await?;
+    if matches!(status.as_u16(), 404 | 405 | 501) {
+        return Ok(Opener::Model); // no vLLM, or one without templates: tags are the model's own
+    }
+    if status != StatusCode::OK {
+        return Err(ProbeError::Status(status.as_u16()));
+    }
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let tokens = json!({"model": model, "tokens": body.get("tokens")});
+    let (status, body) = send(replica, Method::POST, "/detokenize", Bytes::from(tokens.to_string())).await?;
+    if status != StatusCode::OK {
+        return Err(ProbeError::Status(status.as_u16()));
+    }
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    Ok(Opener::of_prompt(
+        body.get("prompt").and_then(Value::as_str).unwrap_or_default(),
+    ))
+}
+
+/// Asks how it takes tools.
+///
+/// # Errors
+/// The replica did not answer, or not as vLLM does. Nothing is known then.
+pub async fn tool_setup(replica: &Replica, model: &str) -> Result<ToolSetup, ProbeError> {
+    let plain = prompt_tokens(ask(replica, model, None).await?)?;
+    let with_tools = prompt_tokens(ask(replica, model, Some("none")).await?)?;
+    let (status, _) = ask(replica, model, Some("auto")).await?;
+    let keeps = with_tools > plain;
+    Ok(match (keeps, status) {
+        (true, StatusCode::OK) => ToolSetup::Parsers,
+        (false, StatusCode::OK) => ToolSetup::EngineOnly,
+        (true, _) => ToolSetup::Raw,
+        (false, _) => {
+            tracing::warn!(replica = %replica.name, "tool calls can't work on this replica: it drops the tools from the prompt and has no parser");
+            ToolSetup::Raw
+        }
+    })
+}
+
+fn prompt_tokens((status, body): (StatusCode, Bytes)) -> Result<u64, ProbeError> {
+    if status != StatusCode::OK {
+        return Err(ProbeError::Status(status.as_u16()));
+    }
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    body.pointer("/usage/prompt_tokens")
+        .and_then(Value::as_u64)
+        .ok_or(ProbeError::NoUsage)
+}
+
+async fn ask(replica: &Replica, model: &str, tool_choice: Option<&str>) -> Result<(StatusCode, Bytes), ProbeError> {
+    let mut body = json!({
+        "model": model,
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 1,
+        "temperature": 0,
+    });
+    if let (Some(choice), Some(fields)) = (tool_choice, body.as_object_mut()) {
+        let parameters = json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
+        let function =
+            json!({"name": "get_weather", "description": "The weather of a city.", "parameters": parameters});
+        fields.insert("tools".into(), json!([{"type": "function", "function": function}]));
+        fields.insert("tool_choice".into(), choice.into());
+    }
+    send(
+        replica,
+        Method::POST,
+        "/v1/chat/completions",
+        Bytes::from(body.to_string()),
+    )
+    .await
+}
+
+async fn send(
+    replica: &Replica,
+    method: Method,
+    path: &'static str,
+    body: Bytes,
+) -> Result<(StatusCode, Bytes), ProbeError> {
+    let address = replica.address().ok_or(ProbeError::NoAddress)?;
+    let body = Segments::new(vec![body]);
+    let request = || {
+        let mut request = Request::new(body.clone());
+        *request.method_mut() = method.clone();
+        *request.uri_mut() = Uri::from_static(path);
+        let headers = request.headers_mut();
+        headers.insert(HOST, address.host_header());
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(authorization) = &replica.authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        request
+    };
+    let limits = SendLimits {
+        connect: PATIENCE,
+        head: PATIENCE,
+        idle: Duration::ZERO,
+    };
+    let mut answer = client::send(&replica.pool, &address, request, limits).await?;
+    let status = answer.status();
+    let body = tokio::time::timeout(PATIENCE, answer.collect(MAX_ANSWER_BYTES))
+        .await
+        .map_err(|_| UpstreamError::HeadTimeout(PATIENCE))??;
+    Ok((status, body))
+}

@@ -1,0 +1,290 @@
+//! The tools that a request declares.
+//!
+//! Raw `tools` JSON enters, names and raw parameter schemas stay. Built once per request (or cached by the caller) and shared
+//! by the choices of an answer. What isn't a function tool is skipped: vLLM judges the request, we only need to know
+//! which names a call may have.
+
+use super::json;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::collections::HashMap;
+
+/// Most tools of one request.
+pub const TOOL_LIMIT: usize = 1024;
+/// Most bytes of a request's `tools`.
+pub const TOOLS_BYTES_LIMIT: usize = 8 << 20;
+
+/// Prefixes that models put before a name, dropped silently (B24).
+const KNOWN_PREFIXES: [&str; 2] = ["functions.", "function."];
+
+/// The declared tools, by name.
+#[derive(Debug, Default)]
+pub struct ToolSet {
+    tools: Vec<Tool>,
+    by_name: HashMap<String, usize>,
+    /// By name without case, `_` and `-`; `None` where two names fold to the same.
+    folded: HashMap<String, Option<usize>>,
+}
+
+/// One declared function.
+#[derive(Debug)]
+pub struct Tool {
+    /// As declared.
+    pub name: String,
+    /// The parameter schema as received; absent if the tool takes none.
+    pub parameters: Option<Box<RawValue>>,
+    types: HashMap<String, DeclaredType>,
+}
+
+/// What the schema says of one top-level property.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeclaredType {
+    /// `"type": "string"`, or a list of types with string in it.
+    Text,
+    /// Any other type, or several without string.
+    Json,
+    /// Declared without a plain `type` (an enum, a `$ref`, `anyOf` …).
+    Unsaid,
+}
+
+/// Why the `tools` of a request can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ToolSetError {
+    /// More than [`TOOL_LIMIT`].
+    #[error("{count} tools are more than the limit of {TOOL_LIMIT}")]
+    TooMany {
+        /// How many were declared.
+        count: usize,
+    },
+    /// More than [`TOOLS_BYTES_LIMIT`].
+    #[error("tools of {bytes} bytes are more than the limit of {TOOLS_BYTES_LIMIT}")]
+    TooLarge {
+        /// Their size.
+        bytes: usize,
+    },
+    /// Not an array of tools.
+    #[error("tools can't be read: {0}")]
+    Malformed(#[from] serde_json::Error),
+}
+
+#[derive(Deserialize)]
+struct WireTool {
+    #[serde(default)]
+    function: Option<WireFunction>,
+}
+
+#[derive(Deserialize)]
+struct WireFunction {
+    name: String,
+    #[serde(default)]
+    parameters: Option<Box<RawValue>>,
+}
+
+#[derive(Deserialize)]
+struct WireSchema {
+    #[serde(default)]
+    properties: HashMap<String, WireProperty>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum WireProperty {
+    Typed {
+        #[serde(rename = "type")]
+        kind: WireType,
+    },
+    Other(serde::de::IgnoredAny),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum WireType {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl ToolSet {
+    /// Reads the `tools` of a request as they came.
+    ///
+    /// # Errors
+    /// Over a limit, or not an array of tools with named functions.
+    pub fn parse(raw: &[u8]) -> Result<Self, ToolSetError> {
+        if raw.len() > TOOLS_BYTES_LIMIT {
+            return Err(ToolSetError::TooLarge { bytes: raw.len() });
+        }
+        let wire: Vec<WireTool> = serde_json::from_slice(raw)?;
+        if wire.len() > TOOL_LIMIT {
+            return Err(ToolSetError::TooMany { count: wire.len() });
+        }
+        let mut set = ToolSet::default();
+        for function in wire.into_iter().filter_map(|tool| tool.function) {
+            set.add(function);
+        }
+        Ok(set)
+    }
+
+    /// No function is declared: no text can be a call.
+    pub fn is_empty(&self) -> bool {
+        self.tools.is_empty()
+    }
+
+    /// The declared functions, in order.
+    pub fn tools(&self) -> &[Tool] {
+        &self.tools
+    }
+
+    /// The tool of exactly this name.
+    pub fn exact(&self, name: &str) -> Option<&Tool> {
+        self.by_name.get(name).and_then(|at| self.tools.get(*at))
+    }
+
+    /// The tool that a model means: exact, else without a known prefix, else by case, `_` and `-` if only one fits (B24).
+    pub fn find(&self, name: &str) -> Option<&Tool> {
+        if let Some(tool) = self.exact(name) {
+            return Some(tool);
+        }
+        let bare = KNOWN_PREFIXES
+            .iter()
+            .find_map(|prefix| name.strip_prefix(prefix))
+            .unwrap_or(name);
+        if let Some(tool) = self.exact(bare) {
+            return Some(tool);
+        }
+        let at = (*self.folded.get(&fold(bare))?)?;
+        self.tools.get(at)
+    }
+
+    /// What tool `name` declares of its property `key`; `None` if it declares no such property.
+    pub fn declared_type(&self, name: &str, key: &str) -> Option<DeclaredType> {
+        self.exact(name)?.declared_type(key)
+    }
+
+    fn add(&mut self, function: WireFunction) {
+        let at = self.tools.len();
+        let types = function.parameters.as_deref().map(property_types).unwrap_or_default();
+        if self.by_name.insert(function.name.clone(), at).is_none() {
+            self.folded
+                .entry(fold(&function.name))
+                .and_modify(|found| *found = None)
+                .or_insert(Some(at));
+        }
+        self.tools.push(Tool {
+            name: function.name,
+            parameters: function.parameters,
+            types,
+        });
+    }
+}
+
+impl Tool {
+    /// What the schema says of the top-level property `key`; `None` if it isn't declared.
+    pub fn declared_type(&self, key: &str) -> Option<DeclaredType> {
+        self.types.get(key).copied()
+    }
+}
+
+fn fold(name: &str) -> String {
+    name.chars()
+        .filter(|c| !matches!(c, '_' | '-'))
+        .flat_map(char::to_lowercase)
+        .collect()
+}
+
+/// Types of the top-level properties; a schema of another form just has none.
+fn property_types(schema: &RawValue) -> HashMap<String, DeclaredType> {
+    let Ok(schema) = serde_json::from_str::<WireSchema>(schema.get()) else {
+        return HashMap::new();
+    };
+    let declared = |property: WireProperty| match property {
+        WireProperty::Typed {
+            kind: WireType::One(one),
+        } if one == "string" => DeclaredType::Text,
+        WireProperty::Typed {
+            kind: WireType::Many(many),
+        } if many.iter().any(|one| one == "string") => DeclaredType::Text,
+        WireProperty::Typed { .. } => DeclaredType::Json,
+        WireProperty::Other(_) => DeclaredType::Unsaid,
+    };
+    schema
+        .properties
+        .into_iter()
+        .map(|(key, property)| (key, declared(property)))
+        .collect()
+}
+
+/// The value of an XML parameter as JSON, by its declared type: text stays text, the rest is JSON where it is valid JSON.
+pub(crate) fn typed_value(tool: &Tool, key: &str, text: &str) -> String {
+    let trimmed = text.trim_matches(json::space);
+    let as_json = match tool.declared_type(key) {
+        Some(DeclaredType::Json | DeclaredType::Unsaid) => serde_json::from_str::<&RawValue>(trimmed).is_ok(),
+        Some(DeclaredType::Text) | None => false,
+    };
+    if as_json {
+        trimmed.to_owned()
+    } else {
+        serde_json::Value::from(text).to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set() -> ToolSet {
+        let raw = br#"[
+            {"type":"function","function":{"name":"get_weather","parameters":{"type":"object","properties":
+                {"city":{"type":"string"},"days":{"type":"integer"},"unit":{"enum":["c"]},"note":{"type":["null","string"]}}}}},
+            {"type":"function","function":{"name":"now"}},
+            {"type":"function","function":{"name":"do-it"}},
+            {"type":"function","function":{"name":"Do_It"}},
+            {"type":"web_search"}
+        ]"#;
+        ToolSet::parse(raw).unwrap()
+    }
+
+    #[test]
+    fn finds_the_name_a_model_means() {
+        let set = set();
+        for (name, found) in [
+            ("get_weather", Some("get_weather")),
+            ("Get-Weather", Some("get_weather")),
+            ("functions.now", Some("now")),
+            ("functions.GetWeather", Some("get_weather")),
+            ("get_weathe", None),
+            ("do-it", Some("do-it")),
+            ("doit", None), // two names fold to it
+            ("", None),
+        ] {
+            assert_eq!(set.find(name).map(|tool| tool.name.as_str()), found, "{name}");
+        }
+        assert_eq!(set.tools().len(), 4);
+    }
+
+    #[test]
+    fn knows_declared_types() {
+        let set = set();
+        assert_eq!(set.declared_type("get_weather", "city"), Some(DeclaredType::Text));
+        assert_eq!(set.declared_type("get_weather", "note"), Some(DeclaredType::Text));
+        assert_eq!(set.declared_type("get_weather", "days"), Some(DeclaredType::Json));
+        assert_eq!(set.declared_type("get_weather", "unit"), Some(DeclaredType::Unsaid));
+        assert_eq!(set.declared_type("get_weather", "x"), None);
+        let tool = set.exact("get_weather").unwrap();
+        assert_eq!(typed_value(tool, "city", "12"), "\"12\"");
+        assert_eq!(typed_value(tool, "days", " 12\n"), "12");
+        assert_eq!(typed_value(tool, "days", "a \"few\""), "\"a \\\"few\\\"\"");
+        assert_eq!(typed_value(tool, "x", "1"), "\"1\"");
+    }
+
+    #[test]
+    fn limits_and_malformed_tools_are_named() {
+        let many = format!("[{}{{}}]", "{},".repeat(TOOL_LIMIT));
+        assert!(matches!(
+            ToolSet::parse(many.as_bytes()),
+            Err(ToolSetError::TooMany { count: 1025 })
+        ));
+        let large = vec![b' '; TOOLS_BYTES_LIMIT + 1];
+        assert!(matches!(ToolSet::parse(&large), Err(ToolSetError::TooLarge { .. })));
+        assert!(matches!(ToolSet::parse(b"{}"), Err(ToolSetError::Malformed(_))));
+        assert!(ToolSet::parse(b"[]").unwrap().is_empty());
+    }
+}

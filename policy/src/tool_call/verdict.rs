@@ -1,0 +1,70 @@
+//! What became of one tool call (B29).
+
+/// The verdict of a call that a client sees or would have seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// As the model wrote it.
+    Passed,
+    /// Its tool's schema can't be compiled, so that nothing was checked.
+    PassedUnchecked,
+    /// Made valid by these edits.
+    Repaired(Vec<Kind>),
+    /// Asked again this many times.
+    Reasked(u8),
+    /// No call came of it.
+    Refused(Reason),
+}
+
+impl Verdict {
+    /// Label of records and metrics: a closed set.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Verdict::Passed => "passed",
+            Verdict::PassedUnchecked => "passed_unchecked",
+            Verdict::Repaired(_) => "repaired",
+            Verdict::Reasked(_) => "reasked",
+            Verdict::Refused(_) => "refused",
+        }
+    }
+}
+
+/// One edit of a repair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Text between the complete call and its closing tag was left out.
+    Surplus,
+    /// The name was matched by case, `_`/`-` or a known prefix.
+    Name,
+}
+
+/// Why a call is none. Offsets count bytes of the piece's raw text.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// Neither JSON nor the XML dialect.
+    #[error("not valid JSON at byte {at}")]
+    BadJson {
+        /// Where it stops being valid.
+        at: usize,
+    },
+    /// The answer ended inside the call.
+    #[error("cut off before its end")]
+    Cut,
+    /// No function name.
+    #[error("no function name")]
+    NoName,
+    /// Not one of the request's tools.
+    #[error("unknown tool")]
+    UnknownTool {
+        /// The name as the model wrote it.
+        name: String,
+    },
+    /// The arguments are neither an object nor a string that holds one.
+    #[error("arguments are not an object")]
+    NotAnObject,
+    /// More calls, keys or parameters than are told apart (1,024).
+    #[error("more parts than the limit of a call")]
+    TooMany,
+    /// Longer than the limit of a held call.
+    #[error("longer than the limit of a held call")]
+    TooLong,
+}

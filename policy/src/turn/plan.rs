@@ -1,0 +1,84 @@
+//! How one answer is made: decided before it begins, from request, configuration and replica.
+
+use std::sync::Arc;
+
+use crate::reasoning::{Opener, Thinking};
+use crate::tool_call::{Bare, ToolSet};
+
+/// How one answer is made, decided before it begins.
+#[derive(Clone, Debug)]
+pub struct AnswerPlan {
+    /// Chat or legacy completions.
+    pub surface: Surface,
+    /// Whether think blocks are split off.
+    pub reasoning: ReasoningPlan,
+    /// Who finds tool calls.
+    pub tools: ToolPlan,
+    /// False: only the first call of a choice is shown.
+    pub parallel_tool_calls: bool,
+    /// `tool_choice` names a function: its call finishes with `stop`, as OpenAI's does (B28).
+    pub named_function: bool,
+    /// The client asked for usage in its stream. It is always asked for upstream.
+    pub include_usage: bool,
+    /// The client asked for `x_sluice.verdicts` (B29).
+    pub show_verdicts: bool,
+    /// How reasoning is named to the client.
+    pub names: ReasoningNames,
+    /// The answer is the simulator's. It says so itself (B6) and goes through the stages like any other.
+    pub simulated: bool,
+    /// Call ids are made of it: another for each answer.
+    pub id_seed: u64,
+}
+
+/// The shape of the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Surface {
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/v1/completions`: text as it comes, only usage and the end are judged.
+    Completions,
+}
+
+/// Whether and how think blocks are split off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReasoningPlan {
+    /// Tags are text. Reasoning that vLLM has split off is still named as the client wants it.
+    Off,
+    /// Qwen3's `<think>`.
+    Qwen3 {
+        /// What the request says of thinking.
+        thinking: Thinking,
+        /// Who writes the opening tag.
+        opener: Opener,
+    },
+}
+
+/// Who finds tool calls.
+#[derive(Clone, Debug)]
+pub enum ToolPlan {
+    /// Nobody: no tools, or the client's own `tool_choice: "none"`.
+    Off,
+    /// The scanner, in the text. Calls that vLLM found are taken over as well, so that this serves a replica with parsers
+    /// too: what its parsers miss is found here.
+    Scan {
+        /// The request's tools.
+        tools: Arc<ToolSet>,
+        /// Whether an answer that is nothing but JSON may be a call.
+        bare: Bare,
+    },
+    /// vLLM alone (`[tools] parsing = "engine"`); its calls are taken over.
+    Engine,
+}
+
+/// The names under which a client gets reasoning (B14).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReasoningNames {
+    /// `reasoning` and `reasoning_content`.
+    Both,
+    /// Only `reasoning_content`.
+    ReasoningContent,
+    /// Only `reasoning`.
+    Reasoning,
+    /// It stays in the content, tags included.
+    Inline,
+}

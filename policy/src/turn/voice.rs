@@ -1,0 +1,319 @@
+//! The stages of one choice: what vLLM sent for it goes in, what the client gets of it comes out as [`Said`].
+//!
+//! If vLLM has split the reasoning off already (B16), its split is undone and made anew: text of its reasoning field enters the
+//! splitter as the inside of a block, and its content behind a `</think>` that is put back. So one splitter judges white
+//! space, second blocks and tags that leaked into either field, whichever way the text came.
+
+use std::sync::Arc;
+
+use super::engine_calls::{EngineCalls, Numbering};
+use super::said::{Said, call_id};
+use super::{AnswerPlan, Finish, Judged, ReasoningNames, ReasoningPlan, ToolPlan};
+use crate::protocol::chat::{self, Malformed, unquote};
+use crate::reasoning::{Channel, Opener, Part, Splitter, Thinking};
+use crate::tool_call::{Call, Piece, Reason, Scanner, ToolSet, Verdict};
+
+/// One choice of an answer.
+#[derive(Debug)]
+pub(super) struct Voice {
+    pub(super) index: u32,
+    /// The client got the role.
+    pub(super) introduced: bool,
+    /// The client got content.
+    pub(super) content_shown: bool,
+    pub(super) finish: Option<Finish>,
+    /// What became of the calls of this choice.
+    pub(super) verdicts: Vec<Judged>,
+    calls_shown: u32,
+    calls_counted: u32,
+    call_limit: u32,
+    id_seed: u64,
+    named_function: bool,
+    /// The scanner found a call that was shown.
+    found_calls: bool,
+    /// The text is a whole message, not a delta.
+    whole: bool,
+    /// How the splitter starts; `None` leaves think tags alone.
+    thinking: Option<(Thinking, Opener)>,
+    tools: Option<Arc<ToolSet>>,
+    splitter: Option<Splitter>,
+    source: Source,
+    scanner: Option<Scanner>,
+    engine: EngineCalls,
+    /// Reasoning is put back into the content, with its tags.
+    inline: bool,
+    /// With `inline`: a `<think>` was written that isn't closed.
+    inline_open: bool,
+    parts: Vec<Part>,
+    pieces: Vec<Piece>,
+}
+
+/// Where the text of a choice comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// No text yet.
+    Fresh,
+    /// One field holds all text, tags included.
+    OneField,
+    /// vLLM's reasoning field; `closed` if a `</think>` leaked into it.
+    Reasoning { closed: bool },
+    /// vLLM's content field, behind its reasoning.
+    Content,
+}
+
+/// Judged calls of one choice that are kept for the record.
+const VERDICTS_LIMIT: usize = 256;
+
+impl Voice {
+    pub(super) fn new(index: u32, plan: &AnswerPlan, whole: bool) -> Self {
+        let (scanner, tools) = match &plan.tools {
+            ToolPlan::Scan { tools, bare } => (Some(Scanner::new(Arc::clone(tools), *bare)), Some(Arc::clone(tools))),
+            ToolPlan::Off | ToolPlan::Engine => (None, None),
+        };
+        Self {
+            index,
+            introduced: false,
+            content_shown: false,
+            finish: None,
+            verdicts: Vec::new(),
+            calls_shown: 0,
+            calls_counted: 0,
+            call_limit: if plan.parallel_tool_calls { u32::MAX } else { 1 },
+            id_seed: plan.id_seed,
+            named_function: plan.named_function,
+            found_calls: false,
+            whole,
+            thinking: thinking(plan),
+            tools,
+            splitter: None,
+            source: Source::Fresh,
+            scanner,
+            engine: EngineCalls::default(),
+            inline: plan.names == ReasoningNames::Inline,
+            inline_open: false,
+            parts: Vec::new(),
+            pieces: Vec::new(),
+        }
+    }
+
+    /// Calls that were begun since this was last asked.
+    pub(super) fn calls_begun(&mut self) -> u32 {
+        self.calls_shown - std::mem::replace(&mut self.calls_counted, self.calls_shown)
+    }
+
+    /// Who opens think blocks, if this choice, ended as `upstream` says, showed it.
+    pub(super) fn learn_opener(&self, upstream: &Finish) -> Option<Opener> {
+        let splitter = self.splitter.as_ref().filter(|_| self.source == Source::OneField);
+        splitter.and_then(|splitter| splitter.learn(*upstream == Finish::Stop))
+    }
+
+    /// A call is held back now.
+    pub(super) fn holds_call(&self) -> bool {
+        self.scanner.as_ref().is_some_and(Scanner::in_call)
+    }
+
+    /// It is a message, not a row of deltas.
+    pub(super) fn whole(&self) -> bool {
+        self.whole
+    }
+
+    /// Takes what `choice` (of the chunk `text`) says; the finish comes afterwards by [`finish`](Self::finish).
+    pub(super) fn hear(&mut self, text: &str, choice: &chat::Choice, said: &mut Said) -> Result<(), Malformed> {
+        if let Some(token) = choice.reasoning.or(choice.reasoning_content) {
+            let reasoning = unquote(token.of(text))?;
+            if !reasoning.is_empty() {
+                self.hear_reasoning(&reasoning, said);
+            }
+        }
+        if let Some(token) = choice.content {
+            let content = unquote(token.of(text))?;
+            if !content.is_empty() {
+                self.hear_content(&content, said);
+            }
+        }
+        if let Some(array) = choice.tool_calls {
+            let mut numbering = Numbering {
+                shown: &mut self.calls_shown,
+                limit: self.call_limit,
+                id_seed: self.id_seed,
+                choice: self.index,
+                whole: self.whole,
+            };
+            self.engine.take_over(array.of(text), &mut numbering, said)?;
+            if !said.calls.is_empty() {
+                self.close_inline(said);
+            }
+        }
+        Ok(())
+    }
+
+    /// The upstream says that the choice is at its end: what is held leaves, and the finish that the client gets is known.
+    pub(super) fn finish(&mut self, upstream: Finish, said: &mut Said) -> Finish {
+        if let Some(splitter) = &mut self.splitter {
+            splitter.finish(&mut self.parts);
+        }
+        self.sort_parts(said);
+        if let Some(scanner) = &mut self.scanner {
+            scanner.finish(&mut self.pieces);
+        }
+        let cut = upstream == Finish::Length;
+        self.sort_pieces(cut, said);
+        if let Some(tools) = self.tools.as_ref().filter(|_| !cut && !self.whole) {
+            self.engine.complete(tools, said);
+        }
+        let finish = match upstream {
+            Finish::Stop if self.found_calls && !self.named_function => Finish::ToolCalls,
+            upstream => upstream,
+        };
+        self.finish = Some(finish.clone());
+        finish
+    }
+
+    fn hear_reasoning(&mut self, text: &str, said: &mut Said) {
+        if self.thinking.is_none() {
+            return self.reason(text, said);
+        }
+        match self.source {
+            Source::Fresh => self.splitter = Some(Splitter::new(Thinking::On, Opener::Prompt, self.tools.clone())),
+            Source::OneField | Source::Content => self.split("<think>", said),
+            Source::Reasoning { .. } => {}
+        }
+        self.split(text, said);
+        let in_block = self.splitter.as_ref().is_some_and(Splitter::in_block);
+        let was_closed = self.source == Source::Reasoning { closed: true };
+        // White space alone doesn't enter the block yet.
+        self.source = Source::Reasoning {
+            closed: was_closed || !(in_block || text.trim().is_empty()),
+        };
+    }
+
+    fn hear_content(&mut self, text: &str, said: &mut Said) {
+        let Some((thinking, opener)) = self.thinking else {
+            return self.say(text, said);
+        };
+        match self.source {
+            Source::Fresh => {
+                self.splitter = Some(Splitter::new(thinking, opener, self.tools.clone()));
+                self.source = Source::OneField;
+            }
+            Source::Reasoning { closed } => {
+                if !closed {
+                    self.split("</think>", said);
+                }
+                self.source = Source::Content;
+            }
+            Source::OneField | Source::Content => {}
+        }
+        self.split(text, said);
+    }
+
+    fn split(&mut self, text: &str, said: &mut Said) {
+        let Some(splitter) = &mut self.splitter else { return };
+        match splitter.pass(text) {
+            Some(Channel::Reasoning) => self.reason(text, said),
+            Some(Channel::Content) => self.say(text, said),
+            None => {
+                splitter.push(text, &mut self.parts);
+                self.sort_parts(said);
+            }
+        }
+    }
+
+    fn sort_parts(&mut self, said: &mut Said) {
+        let mut parts = std::mem::take(&mut self.parts);
+        for part in parts.drain(..) {
+            match part {
+                Part::Reasoning(text) => self.reason(&text, said),
+                Part::Content(text) => self.say(&text, said),
+            }
+        }
+        self.parts = parts;
+    }
+
+    /// Content on its way through the scanner.
+    fn say(&mut self, text: &str, said: &mut Said) {
+        let passes = self.scanner.as_mut().is_none_or(|scanner| scanner.pass(text));
+        if passes {
+            return self.tell(text, said);
+        }
+        if let Some(scanner) = &mut self.scanner {
+            scanner.push(text, &mut self.pieces);
+        }
+        self.sort_pieces(false, said);
+    }
+
+    /// Reasoning on its way to the client.
+    fn reason(&mut self, text: &str, said: &mut Said) {
+        said.reasoned_bytes += text.len();
+        if !self.inline {
+            return said.reasoning.push_str(text);
+        }
+        if !std::mem::replace(&mut self.inline_open, true) {
+            said.content.push_str("<think>\n");
+        }
+        said.content.push_str(text);
+    }
+
+    /// Content on its way to the client.
+    fn tell(&mut self, text: &str, said: &mut Said) {
+        self.close_inline(said);
+        said.content.push_str(text);
+    }
+
+    fn close_inline(&mut self, said: &mut Said) {
+        if std::mem::take(&mut self.inline_open) {
+            said.content.push_str("</think>\n\n");
+        }
+    }
+
+    fn sort_pieces(&mut self, cut: bool, said: &mut Said) {
+        let mut pieces = std::mem::take(&mut self.pieces);
+        for piece in pieces.drain(..) {
+            match piece {
+                Piece::Text(text) => self.tell(&text, said),
+                Piece::Call(call) => self.show_call(call, said),
+                Piece::Invalid { raw, reason } => {
+                    // Cut off by length: half a call helps nobody, the finish says what happened (B28).
+                    if !(cut && reason == Reason::Cut) {
+                        self.tell(&raw, said);
+                    }
+                    self.judge(String::new(), Verdict::Refused(reason));
+                }
+            }
+        }
+        self.pieces = pieces;
+    }
+
+    fn show_call(&mut self, call: Call, said: &mut Said) {
+        if self.calls_shown >= self.call_limit {
+            return;
+        }
+        self.close_inline(said);
+        let id = call_id(self.id_seed, self.index, self.calls_shown);
+        said.add_call(
+            (!self.whole).then_some(self.calls_shown),
+            &id,
+            &call.name,
+            &call.arguments,
+        );
+        self.calls_shown += 1;
+        self.found_calls = true;
+        self.judge(call.name, call.verdict);
+    }
+
+    fn judge(&mut self, tool: String, verdict: Verdict) {
+        if self.verdicts.len() < VERDICTS_LIMIT {
+            self.verdicts.push(Judged { tool, verdict });
+        }
+    }
+}
+
+/// How think tags are looked for. Inline reasoning stays where it is, but a call inside a block isn't one, so that with a
+/// scanner it is split all the same and put back afterwards.
+fn thinking(plan: &AnswerPlan) -> Option<(Thinking, Opener)> {
+    let stays = plan.names == ReasoningNames::Inline && !matches!(plan.tools, ToolPlan::Scan { .. });
+    match plan.reasoning {
+        ReasoningPlan::Qwen3 { thinking, opener } if !stays => Some((thinking, opener)),
+        _ => None,
+    }
+}
