@@ -174,6 +174,7 @@ pub fn run(source: Source, config: Config) -> Result<(), StartError> {
     let beside = Beside {
         live,
         flow,
+        draining,
         keys,
         start: Mutex::new(Some(start)),
         drain: Mutex::new(Some(drain)),
@@ -265,6 +266,7 @@ fn connection_limits(live: &Arc<Live>) -> Arc<dyn Fn() -> ConnectionLimits + Sen
     Arc::new(move || {
         let config = live.get();
         ConnectionLimits {
+            http2: config.server.http2,
             header_bytes: config.limits.header_bytes as usize,
             header_count: config.limits.header_count,
             header_time: config.limits.header_time,

@@ -9,10 +9,10 @@ use std::{fs::File, io::Read, path::Path};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::admin::AdminConfig;
 use crate::record::RecordConfig;
 
 pub use self::{
-    admin::AdminConfig,
     auth::AuthConfig,
     backend::{BackendConfig, LauncherKind, ReplicaConfig},
     error::{ConfigError, Place, Problem},
@@ -27,7 +27,6 @@ pub use self::{
     watch::Watch,
 };
 
-mod admin;
 mod auth;
 mod backend;
 mod document;

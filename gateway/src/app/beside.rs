@@ -4,6 +4,7 @@
 use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -37,6 +38,8 @@ pub struct Beside {
     pub live: Arc<Live>,
     /// What requests use.
     pub flow: Arc<Flow>,
+    /// This process is on its way out.
+    pub draining: Arc<AtomicBool>,
     /// The accepted keys.
     pub keys: Arc<KeyRing>,
     /// For the supervisor; taken once.
@@ -97,8 +100,15 @@ impl Beside {
             Ok(listener) => listener,
             Err(error) => return tracing::error!(%error, "the admin listener can't be served"),
         };
-        let flow = self.flow.clone();
-        let health = Arc::new(move || serde_json::json!({"replicas": endpoints::replicas(&flow.fleet.load())}));
+        let (flow, draining) = (self.flow.clone(), self.draining.clone());
+        let health = Arc::new(move || {
+            let status = if draining.load(Ordering::Relaxed) {
+                "draining"
+            } else {
+                "ok"
+            };
+            serde_json::json!({"status": status, "replicas": endpoints::replicas(&flow.fleet.load())})
+        });
         let state = AdminState {
             metrics: self.flow.books.metrics.clone(),
             health,

@@ -7,7 +7,7 @@ use sluice_policy::reasoning::Opener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{BackendConfig, Config, LauncherKind, ReasoningForm, ThinkOpener, ToolParsing};
+use crate::config::{BackendConfig, Config, LauncherKind, ReasoningForm, ThinkOpener, ToolParsing, UpstreamConfig};
 use crate::flow::exchange::ExchangeLimits;
 use crate::flow::{self, FlowConfig};
 use crate::simulator::SIMULATED_SUFFIX;
@@ -61,6 +61,8 @@ pub fn flow(config: &Config) -> FlowConfig {
             stall: config.upstream.stall,
             keep_alive: config.server.keep_alive,
             head_after: config.server.head_after,
+            event_bytes: usize_of(limits.sse_event_bytes),
+            load_bound: config.upstream.load_bound,
             answer_bytes: usize_of(limits.body_bytes),
         },
         names: flow::names(config.reasoning.names),
@@ -70,6 +72,7 @@ pub fn flow(config: &Config) -> FlowConfig {
             ThinkOpener::Model => Some(Opener::Model),
             ThinkOpener::Prompt => Some(Opener::Prompt),
         },
+        call_bytes: usize_of(limits.held_call_bytes),
         engine_parsing: config.tools.parsing == ToolParsing::Engine,
     }
 }
@@ -86,7 +89,7 @@ pub fn fleet(config: &Config) -> Result<(Fleet, Vec<ReplicaSpec>), BuildError> {
             backend: backend.name.clone(),
             profile: backend.profile.clone(),
         })?;
-        specs.extend(backend_specs(backend, profile));
+        specs.extend(backend_specs(backend, profile, &config.upstream));
         backends.push(Arc::new(self::backend(backend)?));
     }
     Ok((Fleet { backends }, specs))
@@ -146,12 +149,16 @@ fn authorization(config: &BackendConfig) -> Result<Option<HeaderValue>, BuildErr
     Ok(Some(value))
 }
 
-fn backend_specs<'a>(backend: &'a BackendConfig, profile: &'a Profile) -> impl Iterator<Item = ReplicaSpec> + 'a {
+fn backend_specs<'a>(
+    backend: &'a BackendConfig,
+    profile: &'a Profile,
+    upstream: &'a UpstreamConfig,
+) -> impl Iterator<Item = ReplicaSpec> + 'a {
     backend.replica.iter().map(move |replica| {
         let launcher = match replica.launcher {
             LauncherKind::External => LauncherConfig::External(ExternalConfig {
                 url: replica.url.clone(),
-                probe_s: 2,
+                probe_s: probe_s(upstream),
             }),
             LauncherKind::Process => LauncherConfig::Process(ProcessConfig {
                 command: replica.command.clone(),
@@ -173,6 +180,11 @@ fn backend_specs<'a>(backend: &'a BackendConfig, profile: &'a Profile) -> impl I
             launcher,
         }
     })
+}
+
+/// Whole seconds, at least one.
+fn probe_s(upstream: &UpstreamConfig) -> u32 {
+    u32::try_from(upstream.probe.as_secs()).unwrap_or(u32::MAX).max(1)
 }
 
 fn usize_of(bytes: u64) -> usize {

@@ -208,6 +208,11 @@ fn admin(config: &Config, findings: &mut Findings<'_>) {
             )
             .help("the default is 127.0.0.1:5003");
     }
+    if admin.check().is_err() {
+        findings
+            .add("admin.listen", "it needs no key, and this address is not loopback")
+            .help("use 127.0.0.1, or say allow_remote = true");
+    }
     let (a, s) = (admin.listen, server.listen);
     if a.port() == s.port() && (a.ip() == s.ip() || a.ip().is_unspecified() || s.ip().is_unspecified()) {
         findings

@@ -47,6 +47,8 @@ pub struct Peer(pub Option<SocketAddr>);
 /// What a connection must keep to; taken anew for each connection, so a reload reaches the next one.
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionLimits {
+    /// HTTP/2 is spoken at all.
+    pub http2: bool,
     /// Bytes of a head.
     pub header_bytes: usize,
     /// Lines of a head.
@@ -143,7 +145,7 @@ impl<S: Serve> Listener<S> {
         };
         let Ok(Ok((first, is_h2))) = sniffed else { return };
         let transport = Transport::new(stream, first, limits.write_stall);
-        if is_h2 {
+        if is_h2 && limits.http2 {
             self.h2(transport, peer, limits, shutdown).await;
         } else {
             self.h1(transport, peer, limits, shutdown).await;

@@ -75,7 +75,12 @@ async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
             return Err(given_up(tried));
         }
         let backend = &exchange.backend;
-        let Some(choice) = backend.choose(exchange.session.hash, exchange.has_past(), &tried.replicas) else {
+        let Some(choice) = backend.choose(
+            exchange.session.hash,
+            exchange.has_past(),
+            &tried.replicas,
+            exchange.limits.load_bound,
+        ) else {
             return Err(given_up(tried));
         };
         tried.count += 1;

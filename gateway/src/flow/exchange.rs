@@ -30,6 +30,10 @@ pub struct ExchangeLimits {
     pub keep_alive: Duration,
     /// Silence after which the head is sent without knowing the upstream's.
     pub head_after: Duration,
+    /// One upstream event.
+    pub event_bytes: usize,
+    /// A replica takes a new session while it carries at most this many times the mean.
+    pub load_bound: f64,
     /// An answer that is held whole.
     pub answer_bytes: usize,
 }

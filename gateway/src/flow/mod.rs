@@ -69,6 +69,8 @@ pub struct FlowConfig {
     pub opener: Option<Opener>,
     /// All parsing is left to vLLM.
     pub engine_parsing: bool,
+    /// One held call.
+    pub call_bytes: usize,
 }
 
 /// What every request uses.
@@ -169,6 +171,7 @@ fn wishes(ask: &ask::Ask, headers: &HeaderMap, identity: Option<&KeyId>, config:
             .tools
             .as_ref()
             .and_then(|raw| ToolSet::parse(raw).ok())
+            .map(|tools| tools.with_call_limit(config.call_bytes))
             .map(Arc::new),
         engine_parsing: config.engine_parsing,
         reasoning: config.reasoning,

@@ -13,10 +13,11 @@ use serde_json::value::RawValue;
 use sluice_policy::protocol::ask::{Ask, Edit, Endpoint, ToolChoice};
 use sluice_policy::reasoning::{Opener, Thinking};
 use sluice_policy::tool_call::{Bare, ToolSet};
-use sluice_policy::turn::{AnswerPlan, ReasoningNames, ReasoningPlan, Surface, ToolPlan};
+use sluice_policy::turn::{AnswerPlan, ReasoningNames, ReasoningPlan, Surface, ToolPlan, Turn};
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use super::exchange::Exchange;
 use crate::upstream::Replica;
 use crate::upstream::replica::ToolSetup;
 
@@ -108,6 +109,14 @@ pub fn answer(ask: &Ask, wishes: &Wishes, replica: &Replica) -> AnswerPlan {
         simulated: replica.simulated,
         id_seed: wishes.id_seed,
     }
+}
+
+/// The stages of a streamed answer of this replica, before its first byte.
+pub fn turn(exchange: &Exchange, replica: &Replica) -> Turn {
+    Turn::with_event_limit(
+        answer(&exchange.ask, &exchange.wishes, replica),
+        exchange.limits.event_bytes,
+    )
 }
 
 /// The stages of an answer that no replica has begun: nothing enters them.

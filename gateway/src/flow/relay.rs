@@ -70,7 +70,7 @@ impl Relay {
         tried: Tried,
     ) -> Self {
         account.dispatched(&live, &tried);
-        let turn = Turn::new(plan::answer(&exchange.ask, &exchange.wishes, live.in_flight.replica()));
+        let turn = plan::turn(&exchange, live.in_flight.replica());
         Self::new(
             exchange,
             registered,
@@ -176,11 +176,7 @@ impl Relay {
     }
 
     fn begin(&mut self, live: Live, tried: Tried) {
-        self.turn = Turn::new(plan::answer(
-            &self.exchange.ask,
-            &self.exchange.wishes,
-            live.in_flight.replica(),
-        ));
+        self.turn = plan::turn(&self.exchange, live.in_flight.replica());
         self.account.dispatched(&live, &tried);
         self.heard = Instant::now();
         self.state = State::Streaming(Box::new(live), tried);

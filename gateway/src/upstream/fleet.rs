@@ -6,7 +6,7 @@
 //!
 //! Ring: positions come from the replica's *name*, so that they survive a restart on another port and several gateways
 //! in front of the same fleet agree. Load bound: "consistent hashing with bounded loads" (Mirrokni, Thorup, Zadimoghaddam,
-//! 2016) with a share of 1.25: no replica takes a new session while it carries more than 1.25 × the mean.
+//! 2016): no replica takes a new session while it carries more than `load_bound` × the mean.
 
 use arc_swap::ArcSwap;
 use moka::sync::Cache;
@@ -18,9 +18,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::replica::{Readiness, Replica};
-
-/// A new session passes a replica that carries more than this times the mean.
-const LOAD_SHARE: f64 = 1.25;
 
 /// What `x-sluice-route` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,7 +129,7 @@ impl Backend {
     }
 
     /// The replica for a session, leaving out those `tried`. `None` if nothing usable is left.
-    pub fn choose(&self, session: u64, has_past: bool, tried: &[usize]) -> Option<Choice> {
+    pub fn choose(&self, session: u64, has_past: bool, tried: &[usize], load_bound: f64) -> Option<Choice> {
         let known = self.sessions.get(&session).map(usize::from);
         if let Some(index) = known
             && !tried.contains(&index)
@@ -144,7 +141,7 @@ impl Backend {
                 route: Route::Hit,
             });
         }
-        let index = self.from_ring(session, tried)?;
+        let index = self.from_ring(session, tried, load_bound)?;
         let replica = self.replicas.get(index)?.clone();
         let route = match known {
             Some(_) => Route::Repin,
@@ -165,7 +162,7 @@ impl Backend {
     }
 
     /// Ready replicas first; one that nobody has asked yet only if there is no ready one; a resting one as the last resort.
-    fn from_ring(&self, session: u64, tried: &[usize]) -> Option<usize> {
+    fn from_ring(&self, session: u64, tried: &[usize], load_bound: f64) -> Option<usize> {
         let untried = |index: &usize| !tried.contains(index);
         let usable = |index: &usize| self.replicas.get(*index).is_some_and(|r| r.is_usable());
         let ready = |index: &usize| {
@@ -188,7 +185,7 @@ impl Backend {
         }
         let load = |index: usize| self.replicas.get(index).map_or(0, |r| r.in_flight());
         let total: usize = candidates.iter().map(|&i| load(i)).sum();
-        let bound = ((total + 1) as f64 * LOAD_SHARE / candidates.len().max(1) as f64).ceil() as usize;
+        let bound = ((total + 1) as f64 * load_bound / candidates.len().max(1) as f64).ceil() as usize;
         let mut seen = 0_usize;
         for place in self.ring.node_iter(&session.to_be_bytes()) {
             // One turn around the ring meets every replica: 160 points each.
@@ -291,13 +288,13 @@ mod tests {
     #[test]
     fn a_session_stays_and_moves_only_when_its_replica_is_down() {
         let backend = backend(4);
-        let first = backend.choose(7, false, &[]).unwrap();
+        let first = backend.choose(7, false, &[], 1.25).unwrap();
         assert_eq!(first.route, Route::New);
         backend.pin(7, first.index);
-        let again = backend.choose(7, true, &[]).unwrap();
+        let again = backend.choose(7, true, &[], 1.25).unwrap();
         assert_eq!((again.index, again.route), (first.index, Route::Hit));
         backend.replicas[first.index].set_readiness(Readiness::Down);
-        let moved = backend.choose(7, true, &[]).unwrap();
+        let moved = backend.choose(7, true, &[], 1.25).unwrap();
         assert_ne!(moved.index, first.index);
         assert_eq!(moved.route, Route::Repin);
     }
@@ -305,7 +302,7 @@ mod tests {
     #[test]
     fn the_ring_spreads_and_a_lost_replica_moves_only_its_own_sessions() {
         let backend = backend(4);
-        let place = |session: u64| backend.choose(session, false, &[]).unwrap().index;
+        let place = |session: u64| backend.choose(session, false, &[], 1.25).unwrap().index;
         let before: Vec<usize> = (0..1000).map(place).collect();
         for index in 0..4 {
             let share = before.iter().filter(|&&i| i == index).count();
@@ -324,21 +321,21 @@ mod tests {
     #[test]
     fn a_loaded_replica_takes_no_new_session() {
         let backend = backend(2);
-        let home = backend.choose(1, false, &[]).unwrap().index;
+        let home = backend.choose(1, false, &[], 1.25).unwrap().index;
         let load: Vec<_> = (0..10).map(|_| backend.replicas[home].begin()).collect();
-        assert_ne!(backend.choose(1, false, &[]).unwrap().index, home);
+        assert_ne!(backend.choose(1, false, &[], 1.25).unwrap().index, home);
         drop(load);
-        assert_eq!(backend.choose(1, false, &[]).unwrap().index, home);
+        assert_eq!(backend.choose(1, false, &[], 1.25).unwrap().index, home);
     }
 
     #[test]
     fn tried_replicas_are_left_out_and_a_resting_one_is_the_last_resort() {
         let backend = backend(2);
-        assert!(backend.choose(1, false, &[0, 1]).is_none());
-        assert_eq!(backend.choose(1, false, &[0]).unwrap().index, 1);
+        assert!(backend.choose(1, false, &[0, 1], 1.25).is_none());
+        assert_eq!(backend.choose(1, false, &[0], 1.25).unwrap().index, 1);
         backend.replicas[1].failed();
-        assert_eq!(backend.choose(1, false, &[]).unwrap().index, 0);
-        assert_eq!(backend.choose(1, false, &[0]).unwrap().index, 1);
+        assert_eq!(backend.choose(1, false, &[], 1.25).unwrap().index, 0);
+        assert_eq!(backend.choose(1, false, &[0], 1.25).unwrap().index, 1);
     }
 
     #[test]
