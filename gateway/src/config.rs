@@ -2,8 +2,8 @@
 //!
 //! Each section's struct is the truth about its settings: default, unit, effect and danger stand at its fields. The
 //! workspace's `config.toml` states the same for people, and a test holds the two together. Secrets never stand in the file,
-//! only names of environment variables. Where a file is looked for says [`source`]; how a changed file comes into effect
-//! without touching running requests says [`live`].
+//! only names of environment variables. Where a file is looked for, `source` says; how a changed file comes into effect
+//! without touching running requests, `live` says.
 
 use std::{fs::File, io::Read, path::Path};
 
