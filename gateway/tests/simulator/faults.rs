@@ -339,6 +339,20 @@ async fn the_key_guards_v1_only_and_bodies_are_limited() {
 }
 
 #[tokio::test]
+async fn answers_that_would_not_fit_memory_are_refused() {
+    let (_simulator, address) = start(instant()).await;
+    let many = json!({"n": 1_000, "ignore_eos": true, "max_tokens": 100_000});
+    for more in [json!({"min_tokens": 3_000_000_000_u64}), many] {
+        let answer = post(address, CHAT, &chat(more)).await;
+        assert!(
+            answer.status() == 400 && answer.text().contains("2000000 tokens"),
+            "{}",
+            answer.text()
+        );
+    }
+}
+
+#[tokio::test]
 async fn more_connections_than_allowed_are_reset() {
     let (_simulator, address) = start(SimConfig {
         max_connections: 1,
