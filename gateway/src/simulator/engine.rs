@@ -381,6 +381,10 @@ impl Core {
             if seq.computed < seq.wanted() {
                 continue;
             }
+            if seq.is_stuck() {
+                seq.phase = Phase::Decode;
+                continue;
+            }
             let itl = seq.job.itl;
             seq.phase = if itl.is_some() { Phase::Timed } else { Phase::Decode };
             self.produce(id, step.ends, reached);
@@ -410,7 +414,11 @@ impl Core {
                     break;
                 }
                 preempted = true;
-                if self.preempt_youngest(now, &mut work) == Some(id) {
+                let Some((place, victim)) = self.preempt_youngest(now, &mut work) else {
+                    break;
+                };
+                next -= usize::from(place < next);
+                if victim == id {
                     break;
                 }
             }
@@ -424,8 +432,6 @@ impl Core {
                 work.push(chunk);
             }
         }
-        // A preemption may have taken blocks from a sequence that was planned before.
-        work.retain(|(id, _)| self.running.contains(id));
         if !work.is_empty() {
             let starts = self.resume.unwrap_or(now);
             let lasts = self.scaled(Duration::from_secs_f64(self.cost(&work)));
@@ -448,7 +454,8 @@ impl Core {
         let hashes = &seq.chain.blocks()[..findable.min(seq.chain.blocks().len())];
         let found = self.pool.resident(hashes);
         let cached = found as u32 * BLOCK_TOKENS;
-        let is_timed = seq.job.ttft.is_some();
+        let ttft = seq.job.ttft.filter(|_| seq.produced == 0);
+        let is_timed = ttft.is_some();
         let chunk = if is_timed { 0 } else { (wanted - cached).min(budget) };
         let tokens = if is_timed { wanted } else { cached + chunk };
         let fresh = tokens.div_ceil(BLOCK_TOKENS) - found as u32;
@@ -465,7 +472,7 @@ impl Core {
             self.tally
                 .scheduled(seq.prompt(), cached.min(seq.prompt()), now.saturating_sub(seq.queued));
         }
-        match seq.job.ttft {
+        match ttft {
             Some(ttft) => {
                 seq.phase = Phase::Timed;
                 self.timers.push(Reverse(((seq.arrived + ttft).max(now), id)));
@@ -492,7 +499,7 @@ impl Core {
     }
 
     /// Takes the blocks of the youngest sequence that runs by steps and sends it back to the head of the queue.
-    fn preempt_youngest(&mut self, now: Duration, work: &mut Vec<(u64, u32)>) -> Option<u64> {
+    fn preempt_youngest(&mut self, now: Duration, work: &mut Vec<(u64, u32)>) -> Option<(usize, u64)> {
         let place = self.running.iter().rposition(|id| {
             self.seqs
                 .get(id)
@@ -509,7 +516,7 @@ impl Core {
             seq.preemptions += 1;
             self.tally.preempted();
         }
-        Some(id)
+        Some((place, id))
     }
 
     /// Time of a step, seconds.

@@ -4,7 +4,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sluice_gateway::simulator::{CallKind, SimConfig};
 
-use crate::client::{Answer, CHAT, MODEL, chat, exchange, get, instant, post, request, start};
+use crate::client::{Answer, CHAT, MODEL, chat, exchange, get, instant, post, post_with, request, start};
 
 #[tokio::test]
 async fn a_chat_stream_says_that_it_is_simulated() {
@@ -115,6 +115,26 @@ async fn the_same_request_and_seed_give_the_same_answer() {
     assert_eq!(answer, choices(post(second, CHAT, &body).await), "two replicas agree");
     assert_ne!(answer, choices(post(third, CHAT, &body).await));
     assert_ne!(answer[0]["message"], answer[1]["message"], "choices differ");
+}
+
+#[tokio::test]
+async fn an_answer_has_one_id_which_a_request_id_names() {
+    let (_simulator, address) = start(instant()).await;
+    let named = post_with(
+        address,
+        CHAT,
+        "x-request-id: my-id-123\r\n",
+        &chat(json!({"stream": true})),
+    )
+    .await;
+    assert!(named.events().iter().all(|event| event["id"] == "chatcmpl-my-id-123"));
+    let own = post(address, CHAT, &chat(json!({"stream": true}))).await.events();
+    let other = post(address, CHAT, &chat(json!({}))).await.json();
+    assert!(
+        own.iter()
+            .all(|event| event["id"] == own[0]["id"] && event["created"] == own[0]["created"])
+    );
+    assert_ne!(own[0]["id"], other["id"]);
 }
 
 #[tokio::test]

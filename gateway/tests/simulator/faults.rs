@@ -152,6 +152,48 @@ async fn knobs_come_by_header_body_and_marker_and_wrong_ones_are_named() {
 }
 
 #[tokio::test]
+async fn an_exact_text_is_answered_to_the_byte() {
+    let (_simulator, address) = start(instant()).await;
+    // "<think>a</think>\n\n<tool_call>ü"
+    let header = "x-sim-text: PHRoaW5rPmE8L3RoaW5rPgoKPHRvb2xfY2FsbD7DvA==\r\n";
+    let answer = post_with(address, CHAT, header, &chat(json!({"stream": true}))).await;
+    assert_eq!(answer.content(0), "<think>a</think>\n\n<tool_call>ü");
+}
+
+#[tokio::test]
+async fn paced_tokens_leave_one_by_one_when_they_are_due() {
+    let (_simulator, address) = start(SimConfig::default()).await;
+    let body = chat(json!({"stream": true, "sluice_sim": {"tokens": 6, "ttft-ms": 60, "itl-ms": 60}})).to_string();
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    let raw = request(
+        "POST",
+        CHAT,
+        "content-type: application/json\r\nconnection: close\r\n",
+        &body,
+    );
+    socket.write_all(&raw).await.unwrap();
+    let begin = Instant::now();
+    let (mut tokens, mut reads, mut buffer) = (0_u64, 0, vec![0; 65_536]);
+    loop {
+        let count = socket.read(&mut buffer).await.unwrap();
+        if count == 0 {
+            break;
+        }
+        let new = buffer[..count]
+            .windows(12)
+            .filter(|window| window == b"\"token_ids\":")
+            .count() as u64;
+        tokens += new;
+        reads += u32::from(new > 0);
+        // Never early; how late is the machine's affair.
+        let due = Duration::from_millis((60 * tokens).saturating_sub(5));
+        assert!(begin.elapsed() >= due, "{tokens} tokens after {:?}", begin.elapsed());
+    }
+    assert_eq!(tokens, 6);
+    assert!(reads >= 3, "they came in {reads} reads");
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_in_mid_stream_or_in_prefill_aborts_its_request() {
     let (simulator, address) = start(SimConfig::default()).await;
     let long = "word ".repeat(20_000);
@@ -336,6 +378,20 @@ async fn the_key_guards_v1_only_and_bodies_are_limited() {
     let answer = post_with(address, CHAT, key, &large).await;
     assert_eq!(answer.status(), 413);
     assert!(answer.text().contains("max_body_bytes"));
+}
+
+#[tokio::test]
+async fn answers_that_would_not_fit_memory_are_refused() {
+    let (_simulator, address) = start(instant()).await;
+    let many = json!({"n": 1_000, "ignore_eos": true, "max_tokens": 100_000});
+    for more in [json!({"min_tokens": 3_000_000_000_u64}), many] {
+        let answer = post(address, CHAT, &chat(more)).await;
+        assert!(
+            answer.status() == 400 && answer.text().contains("2000000 tokens"),
+            "{}",
+            answer.text()
+        );
+    }
 }
 
 #[tokio::test]

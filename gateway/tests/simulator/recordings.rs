@@ -160,14 +160,24 @@ fn texts(answer: &Answer) -> Vec<String> {
         .iter()
         .flat_map(|value| value["choices"].as_array().cloned().unwrap_or_default())
     {
-        let parts = [
-            &choice["delta"]["content"],
-            &choice["message"]["content"],
-            &choice["text"],
-        ];
-        let entry = texts.entry(choice["index"].to_string()).or_insert_with(|| "".into());
-        let said: String = parts.into_iter().filter_map(Value::as_str).collect();
-        *entry = Value::String(entry.as_str().unwrap().to_owned() + &said);
+        let mut say = |what: &str, text: &Value| {
+            if let Some(text) = text.as_str() {
+                let entry = texts
+                    .entry(format!("{} {what}", choice["index"]))
+                    .or_insert_with(|| "".into());
+                *entry = Value::String(entry.as_str().unwrap().to_owned() + text);
+            }
+        };
+        say("text", &choice["text"]);
+        for message in [&choice["delta"], &choice["message"]] {
+            say("content", &message["content"]);
+            say("reasoning", &message["reasoning"]);
+            for (place, call) in message["tool_calls"].as_array().into_iter().flatten().enumerate() {
+                let place = call["index"].as_u64().unwrap_or(place as u64);
+                say(&format!("call {place} name"), &call["function"]["name"]);
+                say(&format!("call {place} arguments"), &call["function"]["arguments"]);
+            }
+        }
     }
     texts
         .into_iter()

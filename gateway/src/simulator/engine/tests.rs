@@ -359,3 +359,42 @@ fn speed_divides_every_time() {
     assert!(is_near(last(10.0) * 10.0, last(1.0), 0.01));
     assert_eq!(last(0.0), 0.0);
 }
+
+#[test]
+fn crowds_that_do_not_fit_are_served_to_the_last_token() {
+    let mut core = core(SimConfig {
+        num_gpu_blocks: 40,
+        max_num_seqs: 8,
+        ..SimConfig::default()
+    });
+    let paced = Job {
+        ttft: Some(Duration::from_millis(5)),
+        ..job(prompt(90_000, 64), 60)
+    };
+    let mut ids = vec![submit(&mut core, paced, Duration::ZERO)];
+    ids.extend((0..12).map(|n| submit(&mut core, job(prompt(n * 1_000, 64), 120), Duration::ZERO)));
+    let run = run(&mut core, Duration::ZERO);
+    for (place, id) in ids.iter().enumerate() {
+        let produced: Vec<u32> = run
+            .iter()
+            .filter(|(_, one)| one.id == *id)
+            .map(|(_, one)| one.produced)
+            .collect();
+        let wanted = if place == 0 { 60 } else { 120 };
+        assert_eq!(produced, (1..=wanted).collect::<Vec<_>>());
+    }
+    assert!(core.tally.preemptions() > 3);
+    assert_eq!((core.present(), core.running(), core.kv_usage()), (0, 0, 0.0));
+}
+
+#[test]
+fn a_sequence_that_is_stuck_from_the_start_produces_nothing() {
+    let mut core = core(SimConfig::default());
+    let stuck = Job {
+        stuck_after: Some(0),
+        ..job(prompt(0, 64), 10)
+    };
+    submit(&mut core, stuck, Duration::ZERO);
+    assert!(run(&mut core, Duration::ZERO).is_empty());
+    assert_eq!(core.running(), 1);
+}
