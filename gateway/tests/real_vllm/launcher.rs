@@ -4,16 +4,16 @@
 //!
 //! Needs `vllm/launch.py` of the shared folder (`SLUICE_SHARED`, else `shared/` beside the checkout) and the environment that
 //! `vllm/serve.sh` installs (`VLLM_VENV`, else `~/.cache/vllm-cpu`); without them the tests fail and say so.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failed expectation is how a test speaks
 
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
 use serde_json::{Map, Value, json};
 use sluice_gateway::supervisor::{
     LauncherConfig, ProcessConfig, ReplicaKey, ReplicaSpec, ReplicaState, Settings, StartSimulation, Supervisor,
@@ -21,6 +21,8 @@ use sluice_gateway::supervisor::{
 };
 use sluice_policy::profile::{Diagnosis, Profile, Serving, argv, builtin, builtins};
 use tokio::sync::watch;
+
+use crate::engine::{Leash, free_port};
 
 const MODEL: &str = "Qwen/Qwen3-32B-AWQ";
 const KEY: &str = "sk-of-the-launcher-test";
@@ -93,27 +95,6 @@ impl RealVllm {
     }
 }
 
-/// Ends the launched process group should this test be killed: the launcher is made so that its processes outlive it.
-struct Leash(Child);
-
-impl Leash {
-    fn on(pid: i32) -> Leash {
-        let script = format!("trap '' INT TERM HUP; read -r word && exit; kill -s KILL -- -{pid}");
-        let mut shell = Command::new("sh");
-        shell
-            .args(["-c", &script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        Leash(shell.spawn().expect("sh starts"))
-    }
-
-    fn let_go(mut self) {
-        self.0.stdin.take().unwrap().write_all(b"gone\n").unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
 fn start(folder: &Path, replica: ReplicaSpec) -> (Supervisor, watch::Receiver<ReplicaState>) {
     let no_simulation: StartSimulation = Arc::new(|_, _| Err(io::Error::other("not in this test")));
     let settings = Settings {
@@ -132,14 +113,6 @@ async fn settled(folder: &Path, state: &mut watch::Receiver<ReplicaState>) -> Re
         Ok(state) => state.unwrap().clone(),
         Err(_) => panic!("neither ready nor given up, see {}", log_path(folder, "real").display()),
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
 }
 
 /// (pid, name) of the processes of a session of which at least a thread lives, by the fields of `/proc/PID/stat`.
@@ -180,7 +153,7 @@ fn ask(port: u16, key: &str) -> (u16, Value) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn real_vllm_is_launched_answers_and_leaves_nothing_behind() {
+async fn a_real_vllm_is_launched_answers_and_leaves_nothing_behind() {
     let (vllm, folder, port) = (RealVllm::find(), tempfile::tempdir().unwrap(), free_port());
     let (supervisor, mut state) = start(folder.path(), vllm.replica(port, &[]));
     let noted = folder.path().join("replicas/real.json");
@@ -196,7 +169,8 @@ async fn real_vllm_is_launched_answers_and_leaves_nothing_behind() {
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     };
-    let leash = Leash::on(pid);
+    // should this test be killed: the launcher is made so that its processes outlive it
+    let leash = Leash::on(Pid::from_raw(pid).unwrap());
 
     let ready = settled(folder.path(), &mut state).await;
     let ReplicaState::Ready { url, version, .. } = ready else {
@@ -241,7 +215,7 @@ async fn real_vllm_is_launched_answers_and_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn real_vllm_with_an_unknown_flag_is_diagnosed() {
+async fn a_real_vllm_with_an_unknown_flag_is_diagnosed() {
     let (vllm, folder) = (RealVllm::find(), tempfile::tempdir().unwrap());
     let (supervisor, mut state) = start(folder.path(), vllm.replica(free_port(), &["--enable-turbo"]));
     let crashed = settled(folder.path(), &mut state).await;
@@ -258,7 +232,7 @@ async fn real_vllm_with_an_unknown_flag_is_diagnosed() {
 
 /// vLLM's own parser, without an engine: a flag that a version renames is found here, not on the GPU machine.
 #[test]
-fn real_vllm_understands_the_flags_of_every_builtin_profile() {
+fn a_real_vllm_understands_the_flags_of_every_builtin_profile() {
     const SCRIPT: &str = "
 import json, sys
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
