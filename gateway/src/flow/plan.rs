@@ -94,7 +94,10 @@ pub fn answer(ask: &Ask, wishes: &Wishes, replica: &Replica) -> AnswerPlan {
             },
             (Tools::Engine, Some(_)) if wishes.engine_parsing => ToolPlan::Engine,
             // The scanner takes over the calls that vLLM has parsed, and finds what its parsers leak.
-            (Tools::Engine, Some(set)) => ToolPlan::Scan { tools: set.clone(), bare: Bare::Text },
+            (Tools::Engine, Some(set)) => ToolPlan::Scan {
+                tools: set.clone(),
+                bare: Bare::Text,
+            },
             _ => ToolPlan::Off,
         },
         parallel_tool_calls: ask.parallel_tool_calls,
