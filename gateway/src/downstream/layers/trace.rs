@@ -2,7 +2,7 @@
 //!
 //! Every request of a judged endpoint leaves a record: the flow's own, or for what was refused on the way, one made here.
 
-use http::header::{HeaderName, HeaderValue};
+use http::header::{ALLOW, HeaderName, HeaderValue};
 use http::{HeaderMap, Request};
 use hyper::body::Incoming;
 use sluice_policy::protocol::ask::{self, Endpoint};
@@ -89,7 +89,16 @@ where
         let refusals = self.trace.refusals.clone();
         Box::pin(async move {
             let mut reply = match routed {
-                Err(fault) => faults::reply(&fault, shape_of_path(head.uri.path())),
+                Err(fault) => {
+                    let mut reply = faults::reply(&fault, shape_of_path(head.uri.path()));
+                    if fault.kind == FaultKind::MethodNotAllowed
+                        && let Ok(endpoint) = ask::find(head.method.as_str(), head.uri.path())
+                        && let Ok(methods) = HeaderValue::from_str(&endpoint.methods().join(", "))
+                    {
+                        reply.headers_mut().insert(ALLOW, methods);
+                    }
+                    reply
+                }
                 Ok(endpoint) => {
                     let shape = shape_of(&endpoint);
                     let (refusal, claim) = refusals.expect(&id, accepted, &endpoint);

@@ -1,0 +1,15 @@
+//! Behaviours of the built gateway over real sockets, one file each; `B…` are the rules that they hold.
+//!
+//! Every test starts the `sluice` binary with a configuration of its own and short limits. Behind it stand scripted
+//! replicas, which the test drives byte by byte, or simulated ones. Times in assertions are guards against hanging, never
+//! measurements: what must be *before* something else is shown by order (a script that goes on only after the client has
+//! seen the last step).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+/// The gateway as a process, scripted replicas, and clients that see every byte.
+mod harness;
+
+mod auth;
+mod broken_upstream;
+mod edge_routes;
+mod stream_shape;
