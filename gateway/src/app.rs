@@ -111,10 +111,19 @@ pub fn run(source: Source, config: Config) -> Result<(), StartError> {
     make_private(&state_folder)?;
     is_free(config.server.listen)?;
     let admin = config.admin.enabled.then(|| bind(config.admin.listen)).transpose()?;
-    let tls = config.server.tls.enabled.then(|| acceptor(&config.server.tls, config.server.http2)).transpose()?;
+    let tls = config
+        .server
+        .tls
+        .enabled
+        .then(|| acceptor(&config.server.tls, config.server.http2))
+        .transpose()?;
     let opened = KeyRing::open(&config.auth, &state_folder, env)?;
     let books = Books {
-        recorder: if config.records.enabled { record::open(&config.records, &state_folder)? } else { Recorder::off() },
+        recorder: if config.records.enabled {
+            record::open(&config.records, &state_folder)?
+        } else {
+            Recorder::off()
+        },
         metrics: Metrics::new()?,
     };
     books.metrics.watch_records(&books.recorder);
@@ -122,7 +131,11 @@ pub fn run(source: Source, config: Config) -> Result<(), StartError> {
     if let Some(secret) = &opened.first {
         greeting::say(&secret.introduction(config.server.listen, config.server.tls.enabled));
     }
-    greeting::started(&source, &config, fleet.backends.iter().any(|backend| backend.is_simulated()));
+    greeting::started(
+        &source,
+        &config,
+        fleet.backends.iter().any(|backend| backend.is_simulated()),
+    );
 
     let flow = Arc::new(Flow {
         config: ArcSwap::from_pointee(build::flow(&config)),
@@ -136,7 +149,10 @@ pub fn run(source: Source, config: Config) -> Result<(), StartError> {
     let secret_variables =
         std::iter::once(config.auth.key_env.clone()).chain(config.backend.iter().map(|b| b.key_env.clone()));
     let start = Start {
-        settings: Settings { state_folder, secret_variables: secret_variables.filter(|name| !name.is_empty()).collect() },
+        settings: Settings {
+            state_folder,
+            secret_variables: secret_variables.filter(|name| !name.is_empty()).collect(),
+        },
         specs,
         simulate: simulate(),
     };
@@ -149,10 +165,16 @@ pub fn run(source: Source, config: Config) -> Result<(), StartError> {
     let server_conf = server_conf(&config);
     let listen = config.server.listen;
     let live = Arc::new(Live::new(source, config));
-    let app = Listener::new(service(&live, &flow, &keys, &draining), tls, connection_limits(&live), connections);
+    let app = Listener::new(
+        service(&live, &flow, &keys, &draining),
+        tls,
+        connection_limits(&live),
+        connections,
+    );
     let beside = Beside {
         live,
         flow,
+        draining,
         keys,
         start: Mutex::new(Some(start)),
         drain: Mutex::new(Some(drain)),
@@ -170,7 +192,9 @@ fn serve<S: Serve>(conf: ServerConf, listen: SocketAddr, app: Listener<S>, besid
     clients.add_listener(ListenerConfig::tcp(listen.to_string()).l4_buffer(L4BufferSettings::unbuffered()));
     server.add_service(background_service("beside", beside));
     server.add_service(clients);
-    server.run(RunArgs { shutdown_signal: Box::new(Signals) });
+    server.run(RunArgs {
+        shutdown_signal: Box::new(Signals),
+    });
 }
 
 fn server_conf(config: &Config) -> ServerConf {
@@ -208,22 +232,33 @@ fn service(live: &Arc<Live>, flow: &Arc<Flow>, keys: &Arc<KeyRing>, draining: &A
         .layer(Trace {
             limits: Arc::new(move || {
                 let limits = &head.get().limits;
-                HeadLimits { bytes: limits.header_bytes as usize, count: limits.header_count }
+                HeadLimits {
+                    bytes: limits.header_bytes as usize,
+                    count: limits.header_count,
+                }
             }),
             cors: Arc::new(move || Arc::new(Cors::new(&cors.get().server.cors_origins))),
             refusals: Refusals(flow.books.clone()),
         })
         .layer(Guard)
         .layer(Auth { keys: keys.clone() })
-        .layer(Admit { registry: flow.registry.clone() })
+        .layer(Admit {
+            registry: flow.registry.clone(),
+        })
         .layer(ReadBody {
             buffers: Buffers::new(live.get().limits.buffered()),
             limits: Arc::new(move || {
                 let limits = &body.get().limits;
-                BodyLimits { bytes: limits.body_bytes, time: limits.body_time }
+                BodyLimits {
+                    bytes: limits.body_bytes,
+                    time: limits.body_time,
+                }
             }),
         })
-        .service(Endpoints { flow: flow.clone(), draining: draining.clone() })
+        .service(Endpoints {
+            flow: flow.clone(),
+            draining: draining.clone(),
+        })
 }
 
 fn connection_limits(live: &Arc<Live>) -> Arc<dyn Fn() -> ConnectionLimits + Send + Sync> {
@@ -231,6 +266,7 @@ fn connection_limits(live: &Arc<Live>) -> Arc<dyn Fn() -> ConnectionLimits + Sen
     Arc::new(move || {
         let config = live.get();
         ConnectionLimits {
+            http2: config.server.http2,
             header_bytes: config.limits.header_bytes as usize,
             header_count: config.limits.header_count,
             header_time: config.limits.header_time,
@@ -247,9 +283,16 @@ fn simulate() -> StartSimulation {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let model = spec.model.trim_end_matches(crate::simulator::SIMULATED_SUFFIX).to_owned();
-        let simulator = Simulator::new(SimConfig { model, gpu: config.gpu, ..SimConfig::default() })
-            .map_err(std::io::Error::other)?;
+        let model = spec
+            .model
+            .trim_end_matches(crate::simulator::SIMULATED_SUFFIX)
+            .to_owned();
+        let simulator = Simulator::new(SimConfig {
+            model,
+            gpu: config.gpu,
+            ..SimConfig::default()
+        })
+        .map_err(std::io::Error::other)?;
         let task = tokio::spawn(async move { simulator.serve(listener, std::future::pending()).await });
         Ok(Simulation { address, task })
     })
@@ -262,7 +305,10 @@ fn make_private(folder: &Path) -> Result<(), StartError> {
         .recursive(true)
         .mode(0o700)
         .create(folder)
-        .map_err(|source| StartError::StateFolder { path: folder.display().to_string(), source })
+        .map_err(|source| StartError::StateFolder {
+            path: folder.display().to_string(),
+            source,
+        })
 }
 
 /// pingora would try a busy port 30 times in silence: it is looked at first, and its holder named.
@@ -278,7 +324,11 @@ fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
     bound.map_err(|source| match source.kind() {
         std::io::ErrorKind::AddrInUse => {
             let holder = supervisor::port_holder(address.port());
-            StartError::PortTaken(supervisor::busy_port_message(address.port(), holder.as_ref(), VLLM_PORT))
+            StartError::PortTaken(supervisor::busy_port_message(
+                address.port(),
+                holder.as_ref(),
+                VLLM_PORT,
+            ))
         }
         _ => StartError::Listen { address, source },
     })
@@ -296,6 +346,10 @@ fn acceptor(config: &TlsConfig, http2: bool) -> Result<TlsAcceptor, StartError> 
         .with_no_client_auth()
         .with_single_cert(chain, key)
         .map_err(|error| wrong(&config.cert, &error))?;
-    tls.alpn_protocols = if http2 { vec![b"h2".to_vec(), b"http/1.1".to_vec()] } else { vec![b"http/1.1".to_vec()] };
+    tls.alpn_protocols = if http2 {
+        vec![b"h2".to_vec(), b"http/1.1".to_vec()]
+    } else {
+        vec![b"http/1.1".to_vec()]
+    };
     Ok(TlsAcceptor::from(Arc::new(tls)))
 }

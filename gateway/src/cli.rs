@@ -8,6 +8,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 use crate::{
+    app::StartError,
     config::{Config, ConfigError, Overrides, Source},
     downstream::keys::KeyFileError,
     record::RecordError,
@@ -16,6 +17,7 @@ use crate::{
 mod check_config;
 mod instant;
 mod key;
+mod log;
 mod output;
 mod parse;
 mod requests;
@@ -91,8 +93,7 @@ pub fn main() -> ExitCode {
         }
     };
     let done = match cli.command {
-        // The gateway has an exit code of its own: it may have been up for months.
-        Command::Serve(args) => return serve::run(args),
+        Command::Serve(args) => serve::run(args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Requests(args) => requests::run(&args),
         Command::Stats(args) => stats::run(&args),
@@ -124,6 +125,10 @@ enum CliError {
     Parse(#[from] parse::ParseError),
     #[error(transparent)]
     Simulate(#[from] simulate::SimulateError),
+    #[error(transparent)]
+    Log(#[from] log::LogError),
+    #[error(transparent)]
+    Start(#[from] StartError),
     #[error("cannot write the output: {0}")]
     Output(std::io::Error),
 }
@@ -131,8 +136,10 @@ enum CliError {
 impl CliError {
     fn exit(&self) -> Exit {
         match self {
-            Self::Config(_) | Self::NoStateFolder => Exit::Config,
-            Self::Keys(_) | Self::Records(_) | Self::Parse(_) | Self::Simulate(_) | Self::Output(_) => Exit::Failed,
+            Self::Config(_) | Self::NoStateFolder | Self::Start(StartError::Config(_) | StartError::NoStateFolder) => {
+                Exit::Config
+            }
+            _ => Exit::Failed,
         }
     }
 }

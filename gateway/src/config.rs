@@ -2,17 +2,17 @@
 //!
 //! Each section's struct is the truth about its settings: default, unit, effect and danger stand at its fields. The
 //! workspace's `config.toml` states the same for people, and a test holds the two together. Secrets never stand in the file,
-//! only names of environment variables. Where a file is looked for says [`source`]; how a changed file comes into effect
-//! without touching running requests says [`live`].
+//! only names of environment variables. Where a file is looked for, `source` says; how a changed file comes into effect
+//! without touching running requests, `live` says.
 
 use std::{fs::File, io::Read, path::Path};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::admin::AdminConfig;
 use crate::record::RecordConfig;
 
 pub use self::{
-    admin::AdminConfig,
     auth::AuthConfig,
     backend::{BackendConfig, LauncherKind, ReplicaConfig},
     error::{ConfigError, Place, Problem},
@@ -27,7 +27,6 @@ pub use self::{
     watch::Watch,
 };
 
-mod admin;
 mod auth;
 mod backend;
 mod document;

@@ -10,6 +10,7 @@ use std::{
 };
 
 use serde_json::Value;
+use sluice_gateway::record::{self, Record, RecordConfig};
 
 /// `sluice` in a folder of its own, with nothing of the caller's environment that it looks at.
 fn sluice(home: &Path, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
@@ -84,6 +85,16 @@ fn exit_codes_tell_the_cause() {
         ),
         (&["key", "list", "--config", bad], 3, "did you mean `listen`?"),
         (&["stats", "--config", bad], 3, "bad.toml:2:1"),
+        (&["serve", "--config", bad], 3, "bad.toml:2:1"),
+        (&["serve", "--backend", "https://127.0.0.1:8000"], 3, "= key: --backend"),
+        (
+            &["serve", "--listen", "127.0.0.1:5003"],
+            3,
+            "the clients' listener has 127.0.0.1:5003 already",
+        ),
+        (&["simulate", "--fault", "stal=0.1"], 3, "did you mean `stall`?"),
+        (&["simulate", "--speed", "-1"], 2, "unexpected argument"),
+        (&["simulate", "--set", "speed=-1"], 1, "speed"),
     ] {
         let output = run(home.path(), args);
         assert_eq!(output.status.code(), Some(code), "{args:?}\n{}", stderr(&output));
@@ -327,4 +338,109 @@ fn parse_names_the_line_that_it_cannot_read() {
         assert_eq!(output.status.code(), Some(1));
         assert!(stderr(&output).contains(says), "{text}\n{}", stderr(&output));
     }
+}
+
+/// The simulator as a process: it answers on its address, and what it answers says that it is simulated.
+#[test]
+fn simulate_serves_on_its_address() {
+    let home = home();
+    for _ in 0..5 {
+        // The port may be taken between the look and the start; then there is another.
+        let free = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let args = [
+            "simulate",
+            "--listen",
+            &free.to_string(),
+            "--model",
+            "small",
+            "--speed",
+            "0",
+        ];
+        let mut child = sluice(home.path(), args)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let answer = (0..200).find_map(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            let mut stream = std::net::TcpStream::connect(free).ok()?;
+            stream
+                .write_all(b"GET /v1/models HTTP/1.1\r\nHost: sim\r\nConnection: close\r\n\r\n")
+                .ok()?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).ok().map(|_| answer)
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if let Some(answer) = answer {
+            assert!(
+                answer.starts_with("HTTP/1.1 200") && answer.contains("small-simulated"),
+                "{answer}"
+            );
+            return;
+        }
+    }
+    panic!("the simulator never answered");
+}
+
+/// Rows as a gateway writes them, read back through the program.
+#[test]
+fn requests_and_stats_read_the_records_of_the_state_folder() {
+    let home = home();
+    let state = home.path().join(".local/state/sluice");
+    let recorder = record::open(&RecordConfig::default(), &state).unwrap();
+    for (id, model, status, age_s) in [
+        ("old", "small", 200, 7_200),
+        ("bad", "large", 502, 60),
+        ("good", "small", 200, 30),
+    ] {
+        recorder.submit(Record {
+            id: id.to_owned(),
+            started: jiff::Timestamp::now() - std::time::Duration::from_secs(age_s),
+            endpoint: "chat",
+            model: model.to_owned(),
+            status,
+            ..Record::default()
+        });
+    }
+    assert!(recorder.flush(std::time::Duration::from_secs(20)));
+    let ids = |args: &[&str]| -> Vec<String> {
+        let output = sluice(home.path(), ["requests", "--json"]).args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+        let id = |line: &str| {
+            serde_json::from_str::<Value>(line).unwrap()["id"]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        };
+        stdout(&output).lines().map(id).collect()
+    };
+    assert_eq!(ids(&[]), ["old", "bad", "good"]);
+    assert_eq!(ids(&["--limit", "1"]), ["good"]);
+    assert_eq!(ids(&["--since", "1h"]), ["bad", "good"]);
+    assert_eq!(ids(&["--until", "1h"]), ["old"]);
+    assert_eq!(ids(&["--model", "small", "--since", "1h"]), ["good"]);
+    assert_eq!(ids(&["--status", "502"]), ["bad"]);
+    assert_eq!(ids(&["--errors"]), ["bad"]);
+    assert_eq!(ids(&["--replica", "none"]), [] as [&str; 0]);
+    assert_eq!(
+        ids(&["--file", state.join("requests.db").to_str().unwrap(), "--key", "nobody"]),
+        [] as [&str; 0]
+    );
+    let table = stdout(&run(home.path(), &["requests"]));
+    assert!(
+        table.starts_with("started (UTC)") && table.lines().count() == 4,
+        "{table}"
+    );
+    let stats = |args: &[&str]| -> Value {
+        let output = sluice(home.path(), ["stats", "--json"]).args(args).output().unwrap();
+        serde_json::from_str(&stdout(&output)).unwrap()
+    };
+    assert_eq!(stats(&[])["total"]["requests"], 3);
+    assert_eq!(stats(&["--since", "1h"])["total"]["requests"], 2);
+    assert_eq!(stats(&["--since", "2h30m", "--until", "1h"])["total"]["requests"], 1);
+    assert!(stdout(&run(home.path(), &["stats"])).contains("all models"));
 }

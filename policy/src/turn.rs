@@ -95,10 +95,15 @@ struct Weight {
 impl Turn {
     /// The answer that `plan` wants, before its first byte.
     pub fn new(plan: AnswerPlan) -> Self {
+        Self::with_event_limit(plan, EVENT_LIMIT_BYTES)
+    }
+
+    /// The same with another limit of one upstream event than [`EVENT_LIMIT_BYTES`].
+    pub fn with_event_limit(plan: AnswerPlan, event_limit_bytes: usize) -> Self {
         Self {
             plan,
             whole: false,
-            decoder: Decoder::new(EVENT_LIMIT_BYTES),
+            decoder: Decoder::new(event_limit_bytes),
             phase: Phase::Open,
             identity: None,
             voices: Vec::new(),

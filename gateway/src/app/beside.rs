@@ -4,6 +4,7 @@
 use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -37,6 +38,8 @@ pub struct Beside {
     pub live: Arc<Live>,
     /// What requests use.
     pub flow: Arc<Flow>,
+    /// This process is on its way out.
+    pub draining: Arc<AtomicBool>,
     /// The accepted keys.
     pub keys: Arc<KeyRing>,
     /// For the supervisor; taken once.
@@ -97,15 +100,31 @@ impl Beside {
             Ok(listener) => listener,
             Err(error) => return tracing::error!(%error, "the admin listener can't be served"),
         };
-        let flow = self.flow.clone();
-        let health = Arc::new(move || serde_json::json!({"replicas": endpoints::replicas(&flow.fleet.load())}));
-        let state = AdminState { metrics: self.flow.books.metrics.clone(), health };
+        let (flow, draining) = (self.flow.clone(), self.draining.clone());
+        let health = Arc::new(move || {
+            let status = if draining.load(Ordering::Relaxed) {
+                "draining"
+            } else {
+                "ok"
+            };
+            serde_json::json!({"status": status, "replicas": endpoints::replicas(&flow.fleet.load())})
+        });
+        let state = AdminState {
+            metrics: self.flow.books.metrics.clone(),
+            health,
+        };
         tokio::spawn(admin::serve(listener, state, std::future::pending()));
     }
 
     /// Someone who tries the simulated replicas may have a real vLLM running: the line that uses it is printed.
     fn look_for_vllm(&self) {
-        let simulated = self.flow.fleet.load().backends.iter().all(|backend| backend.is_simulated());
+        let simulated = self
+            .flow
+            .fleet
+            .load()
+            .backends
+            .iter()
+            .all(|backend| backend.is_simulated());
         if simulated {
             tokio::spawn(async {
                 if let Some(version) = supervisor::vllm_at(USUAL_VLLM).await {
@@ -129,7 +148,13 @@ impl Beside {
                 flow.registry.set_limit(config.limits.requests);
             }
         };
-        let files = self.live.source().file().map(std::path::Path::to_path_buf).into_iter().chain([self.keys.path().to_path_buf()]);
+        let files = self
+            .live
+            .source()
+            .file()
+            .map(std::path::Path::to_path_buf)
+            .into_iter()
+            .chain([self.keys.path().to_path_buf()]);
         let hangup = reload.clone();
         tokio::spawn(async move {
             if let Err(error) = on_hangup(hangup).await {
@@ -163,7 +188,12 @@ async fn sweep(live: Arc<Live>, flow: Arc<Flow>) {
 }
 
 /// Carries what the supervisor says of a replica to where requests look.
-async fn follow(backend: Arc<Backend>, replica: Arc<Replica>, mut states: watch::Receiver<ReplicaState>, flow: Arc<Flow>) {
+async fn follow(
+    backend: Arc<Backend>,
+    replica: Arc<Replica>,
+    mut states: watch::Receiver<ReplicaState>,
+    flow: Arc<Flow>,
+) {
     loop {
         let state = states.borrow_and_update().clone();
         match &state {
@@ -188,7 +218,9 @@ async fn follow(backend: Arc<Backend>, replica: Arc<Replica>, mut states: watch:
                 }
             }
         }
-        flow.books.metrics.replica_up(&replica.name, replica.readiness() == Readiness::Ready);
+        flow.books
+            .metrics
+            .replica_up(&replica.name, replica.readiness() == Readiness::Ready);
         if states.changed().await.is_err() {
             return;
         }
@@ -210,7 +242,9 @@ async fn learn(backend: &Arc<Backend>, replica: &Arc<Replica>) {
     }
     match probe::opener(replica, &replica.model()).await {
         Ok(opener) => replica.set_opener(opener),
-        Err(error) => tracing::debug!(replica = %replica.name, %error, "who opens think blocks will be learned from answers"),
+        Err(error) => {
+            tracing::debug!(replica = %replica.name, %error, "who opens think blocks will be learned from answers")
+        }
     }
     let replica = replica.clone();
     // Requests need not wait for it: until it is known the replica is taken for one that gives raw text.
@@ -231,4 +265,3 @@ async fn learn(backend: &Arc<Backend>, replica: &Arc<Replica>) {
         tracing::warn!(replica = %replica.name, "how the replica takes tools could not be found out; taken as raw text");
     });
 }
-

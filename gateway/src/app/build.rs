@@ -7,16 +7,19 @@ use sluice_policy::reasoning::Opener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{BackendConfig, Config, LauncherKind, ReasoningForm, ThinkOpener, ToolParsing};
-use crate::flow::{self, FlowConfig};
+use crate::config::{BackendConfig, Config, LauncherKind, ReasoningForm, ThinkOpener, ToolParsing, UpstreamConfig};
 use crate::flow::exchange::ExchangeLimits;
+use crate::flow::{self, FlowConfig};
 use crate::simulator::SIMULATED_SUFFIX;
 use crate::supervisor::{ExternalConfig, LauncherConfig, ProcessConfig, ReplicaKey, ReplicaSpec, SimulatedConfig};
 use crate::upstream::fleet::SessionLimits;
 use crate::upstream::{Backend, Fleet, Replica};
 
 /// A session is forgotten after this long, and the least recently used past this number.
-const SESSIONS: SessionLimits = SessionLimits { idle: Duration::from_secs(2 * 60 * 60), count: 100_000 };
+const SESSIONS: SessionLimits = SessionLimits {
+    idle: Duration::from_secs(2 * 60 * 60),
+    count: 100_000,
+};
 
 /// Why the fleet can't be built.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +47,7 @@ pub fn flow(config: &Config) -> FlowConfig {
     let limits = &config.limits;
     FlowConfig {
         ask: AskLimits {
-            json_depth: u32::try_from(limits.json_depth).unwrap_or(u32::MAX),
+            json_depth: limits.json_depth,
             n: limits.n,
             max_tokens: limits.max_tokens,
             grammar_bytes: usize_of(limits.grammar_bytes),
@@ -58,6 +61,8 @@ pub fn flow(config: &Config) -> FlowConfig {
             stall: config.upstream.stall,
             keep_alive: config.server.keep_alive,
             head_after: config.server.head_after,
+            event_bytes: usize_of(limits.sse_event_bytes),
+            load_bound: config.upstream.load_bound,
             answer_bytes: usize_of(limits.body_bytes),
         },
         names: flow::names(config.reasoning.names),
@@ -67,6 +72,7 @@ pub fn flow(config: &Config) -> FlowConfig {
             ThinkOpener::Model => Some(Opener::Model),
             ThinkOpener::Prompt => Some(Opener::Prompt),
         },
+        call_bytes: usize_of(limits.held_call_bytes),
         engine_parsing: config.tools.parsing == ToolParsing::Engine,
     }
 }
@@ -83,14 +89,17 @@ pub fn fleet(config: &Config) -> Result<(Fleet, Vec<ReplicaSpec>), BuildError> {
             backend: backend.name.clone(),
             profile: backend.profile.clone(),
         })?;
-        specs.extend(backend_specs(backend, profile));
+        specs.extend(backend_specs(backend, profile, &config.upstream));
         backends.push(Arc::new(self::backend(backend)?));
     }
     Ok((Fleet { backends }, specs))
 }
 
 fn backend(config: &BackendConfig) -> Result<Backend, BuildError> {
-    let all_simulated = config.replica.iter().all(|replica| replica.launcher == LauncherKind::Simulated);
+    let all_simulated = config
+        .replica
+        .iter()
+        .all(|replica| replica.launcher == LauncherKind::Simulated);
     let authorization = authorization(config)?;
     let replicas = config
         .replica
@@ -109,28 +118,48 @@ fn backend(config: &BackendConfig) -> Result<Backend, BuildError> {
         // Clients are written for the real id; the answers say that they are simulated.
         aliases.push(config.model.clone());
     }
-    Ok(Backend::new(&config.name, &model, aliases, &config.profile, replicas, SESSIONS))
+    Ok(Backend::new(
+        &config.name,
+        &model,
+        aliases,
+        &config.profile,
+        replicas,
+        SESSIONS,
+    ))
 }
 
 /// A simulated model's id can't be mistaken (B6).
 fn served_id(model: &str, simulated: bool) -> String {
-    if simulated && !model.is_empty() { format!("{model}{SIMULATED_SUFFIX}") } else { model.to_owned() }
+    if simulated && !model.is_empty() {
+        format!("{model}{SIMULATED_SUFFIX}")
+    } else {
+        model.to_owned()
+    }
 }
 
 fn authorization(config: &BackendConfig) -> Result<Option<HeaderValue>, BuildError> {
-    let ReplicaKey::Given(key) = ReplicaKey::from_env(&config.key_env) else { return Ok(None) };
-    let mut value = HeaderValue::from_str(&format!("Bearer {key}"))
-        .map_err(|_| BuildError::Key { backend: config.name.clone(), variable: config.key_env.clone() })?;
+    let ReplicaKey::Given(key) = ReplicaKey::from_env(&config.key_env) else {
+        return Ok(None);
+    };
+    let mut value = HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| BuildError::Key {
+        backend: config.name.clone(),
+        variable: config.key_env.clone(),
+    })?;
     value.set_sensitive(true);
     Ok(Some(value))
 }
 
-fn backend_specs<'a>(backend: &'a BackendConfig, profile: &'a Profile) -> impl Iterator<Item = ReplicaSpec> + 'a {
+fn backend_specs<'a>(
+    backend: &'a BackendConfig,
+    profile: &'a Profile,
+    upstream: &'a UpstreamConfig,
+) -> impl Iterator<Item = ReplicaSpec> + 'a {
     backend.replica.iter().map(move |replica| {
         let launcher = match replica.launcher {
-            LauncherKind::External => {
-                LauncherConfig::External(ExternalConfig { url: replica.url.clone(), probe_s: 2 })
-            }
+            LauncherKind::External => LauncherConfig::External(ExternalConfig {
+                url: replica.url.clone(),
+                probe_s: probe_s(upstream),
+            }),
             LauncherKind::Process => LauncherConfig::Process(ProcessConfig {
                 command: replica.command.clone(),
                 ..ProcessConfig::on_port(replica.port)
@@ -142,11 +171,20 @@ fn backend_specs<'a>(backend: &'a BackendConfig, profile: &'a Profile) -> impl I
             name: replica.name.clone(),
             model: served_id(&backend.model, simulated),
             aliases: backend.aliases.clone(),
-            key: if simulated { ReplicaKey::NotWanted } else { ReplicaKey::from_env(&backend.key_env) },
+            key: if simulated {
+                ReplicaKey::NotWanted
+            } else {
+                ReplicaKey::from_env(&backend.key_env)
+            },
             profile: profile.clone(),
             launcher,
         }
     })
+}
+
+/// Whole seconds, at least one.
+fn probe_s(upstream: &UpstreamConfig) -> u32 {
+    u32::try_from(upstream.probe.as_secs()).unwrap_or(u32::MAX).max(1)
 }
 
 fn usize_of(bytes: u64) -> usize {

@@ -38,7 +38,10 @@ impl Drain {
     pub async fn run(self, supervisor: Option<Supervisor>) -> ! {
         self.draining.store(true, Ordering::Relaxed);
         let registry = &self.flow.registry;
-        tracing::info!(running = registry.running(), "draining: no new requests, running streams finish");
+        tracing::info!(
+            running = registry.running(),
+            "draining: no new requests, running streams finish"
+        );
         if !self.finished(registry).await {
             tracing::warn!(running = registry.running(), limit = ?self.limit, "the drain's time is over: what runs is ended");
             registry.end_all();

@@ -24,9 +24,15 @@ pub fn ready(backend: &Backend, replica: &Replica, url: &str) {
 /// Where clients point, and what answers.
 pub fn started(source: &Source, config: &Config, simulated: bool) {
     let scheme = if config.server.tls.enabled { "https" } else { "http" };
-    let admin = if config.admin.enabled { config.admin.listen.to_string() } else { "off".to_owned() };
+    let admin = if config.admin.enabled {
+        config.admin.listen.to_string()
+    } else {
+        "off".to_owned()
+    };
     tracing::info!(%source, admin, "sluice {} listens: base_url = {scheme}://{}/v1", env!("CARGO_PKG_VERSION"), config.server.listen);
     if simulated {
-        tracing::warn!("SIMULATED replicas answer: no model runs; answers begin with [simulated] and model ids end in -simulated");
+        tracing::warn!(
+            "SIMULATED replicas answer: no model runs; answers begin with [simulated] and model ids end in -simulated"
+        );
     }
 }

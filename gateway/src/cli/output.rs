@@ -36,7 +36,7 @@ pub(super) fn complain(error: &str) {
 }
 
 /// Colour goes to a terminal that can show it, unless `NO_COLOR` is set (no-color.org).
-fn is_colourful(terminal: bool, env: impl Fn(&str) -> Option<std::ffi::OsString>) -> bool {
+pub(super) fn is_colourful(terminal: bool, env: impl Fn(&str) -> Option<std::ffi::OsString>) -> bool {
     let set = |name| env(name).is_some_and(|value| !value.is_empty());
     terminal && !set("NO_COLOR") && env("TERM").is_none_or(|term| term != "dumb")
 }

@@ -47,7 +47,8 @@ Examples:
 A line for --jsonl is {\"id\": \"a\", \"text\": \"…\"}, and if wanted
   \"tools\": […]                        in the place of --tools
   \"thinking\": true or false           what the request says in enable_thinking
-  \"chunks\": [\"pieces\", \"of it\"]     in the place of --chunks; {\"a\": […], \"b\": […]} gives a line for each")]
+  \"chunks\": [\"pieces\", \"of it\"]     in the place of --chunks
+  \"chunks\": {\"a\": […], \"b\": […]}    several ways of cutting: a line of output for each")]
 pub(super) struct ParseArgs {
     /// Text, or lines of JSON [default: standard input]
     #[arg(value_name = "PATH")]

@@ -1,11 +1,11 @@
 //! `sluice serve`: the gateway itself.
 
-use std::{net::SocketAddr, process::ExitCode};
+use std::net::SocketAddr;
 
-use super::ConfigArgs;
+use super::{CliError, ConfigArgs, log};
 use crate::{
-    app::{self, AppOptions},
-    config::{BackendOverride, Overrides},
+    app,
+    config::{BackendOverride, Overrides, Source},
 };
 
 /// Start the gateway
@@ -40,18 +40,20 @@ pub(super) struct ServeArgs {
 }
 
 impl ServeArgs {
-    fn options(self) -> AppOptions {
+    fn source(self) -> Source {
         let key_env = self.backend_key_env.unwrap_or_default();
         let backend = self.backend.map(|url| BackendOverride { url, key_env });
-        AppOptions {
-            source: self.config.source(Overrides {
-                listen: self.listen,
-                backend,
-            }),
-        }
+        self.config.source(Overrides {
+            listen: self.listen,
+            backend,
+        })
     }
 }
 
-pub(super) fn run(args: ServeArgs) -> ExitCode {
-    app::run(args.options())
+/// Returns only if the gateway can't start: it ends its process itself.
+pub(super) fn run(args: ServeArgs) -> Result<(), CliError> {
+    let source = args.source();
+    let config = source.load()?;
+    log::install(&config.log)?;
+    Ok(app::run(source, config)?)
 }

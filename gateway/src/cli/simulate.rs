@@ -7,8 +7,11 @@ use std::{fs::File, io::Read as _, net::SocketAddr, path::PathBuf};
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use super::CliError;
-use crate::config::read_table;
+use super::{CliError, output};
+use crate::{
+    config::read_table,
+    simulator::{self, SimConfig, SimulatorError},
+};
 
 /// The largest file of simulator settings, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -72,8 +75,8 @@ pub(super) enum SimulateError {
     File { path: PathBuf, source: std::io::Error },
     #[error("cannot start: {0}")]
     Runtime(std::io::Error),
-    #[error("the simulator is not built yet")]
-    NotBuilt,
+    #[error(transparent)]
+    Simulator(#[from] SimulatorError),
 }
 
 /// `key=value`, the value as TOML or else as a text.
@@ -142,23 +145,24 @@ impl SimulateArgs {
         let mut text = String::new();
         let file = File::open(path).map_err(failed)?;
         file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(failed)?;
-        Ok(read_table::<Table>(&path.display().to_string(), &text).map_err(CliError::Config)?)
+        read_table(&path.display().to_string(), &text).map_err(CliError::Config)
     }
 }
 
 pub(super) fn run(args: &SimulateArgs) -> Result<(), CliError> {
-    let settings = args.settings()?;
+    let settings: SimConfig = args.settings()?;
+    output::note(&format!(
+        "simulating {} on http://{}; no answer is real",
+        settings.served_model(),
+        args.listen
+    ));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(SimulateError::Runtime)?;
-    Ok(runtime.block_on(simulate(settings, args.listen))?)
-}
-
-// FIXME(lead): becomes `simulator::run(settings, listen).await` with `SimConfig` once that room is merged.
-async fn simulate(settings: Table, listen: SocketAddr) -> Result<(), SimulateError> {
-    let _ = (settings, listen);
-    Err(SimulateError::NotBuilt)
+    Ok(runtime
+        .block_on(simulator::run(settings, args.listen))
+        .map_err(SimulateError::from)?)
 }
 
 #[cfg(test)]

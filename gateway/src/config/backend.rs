@@ -46,7 +46,7 @@ fn default_profile() -> String {
     "chunked_only_safe".to_owned()
 }
 
-/// One vLLM, or its stand-in. Which keys may be given depends on `launcher`; [`super::Config::validate`] holds that.
+/// One vLLM, or its stand-in. Which keys may be given depends on `launcher`; loading checks that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReplicaConfig {

@@ -90,6 +90,15 @@ fn shape(document: &Document<'_>, error: &toml::de::Error, known: &[(String, Str
             let help = "an IP address and a port, as \"127.0.0.1:5002\"".to_owned();
             ("this is no address to listen on".to_owned(), Some(help), Show::Line)
         }
+        // The value itself may be a key that stands in the wrong place.
+        Refused::Other(message) if key.starts_with("auth.") || key.ends_with("key_env") => {
+            let message = in_words(message);
+            (
+                message.split(", found ").next().unwrap_or_default().to_owned(),
+                None,
+                Show::Key,
+            )
+        }
         Refused::Other(message) => (in_words(message), None, Show::Line),
     };
     Problem {
@@ -184,13 +193,19 @@ fn suggest_key(name: &str, section: &str, valid: &[&str], known: &[(String, Stri
     }
 }
 
-/// The word that was probably meant: at most a third of its letters differ, and at most three.
+/// The word that was probably meant: at most a third of its letters differ, and at most three; or one is the other's
+/// beginning.
 pub(super) fn nearest<'w>(name: &str, valid: &[&'w str]) -> Option<&'w str> {
     let name = name.to_lowercase().replace('-', "_");
+    let near = |word: &&'w str| {
+        let letters = word.chars().count().max(name.chars().count());
+        let distance = strsim::damerau_levenshtein(&name, word);
+        let begins = name.len() >= 3 && (word.starts_with(&name) || name.starts_with(word));
+        (begins || distance <= 3.min(letters.div_ceil(3))).then_some((distance, *word))
+    };
     valid
         .iter()
-        .map(|word| (strsim::damerau_levenshtein(&name, word), *word))
-        .filter(|(distance, word)| *distance <= 3.min(word.chars().count().max(name.chars().count()).div_ceil(3)))
+        .filter_map(near)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, word)| word)
 }

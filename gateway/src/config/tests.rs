@@ -24,11 +24,40 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse("config.toml", text, &Overrides::default())
 }
 
-/// The shipped file with one line put in place of another.
-fn shipped_with(line: &str, instead: &str) -> String {
-    assert!(SHIPPED.contains(line), "the shipped config.toml has no line {line:?}");
-    SHIPPED.replacen(line, instead, 1)
-}
+/// What the tests of errors break. Not the shipped file: its lines move whenever a setting is added.
+const SMALL: &str = r#"[server]
+listen = "127.0.0.1:5002"
+threads = 0
+write_stall = "60s"
+drain = "120s"
+
+[limits]
+body_bytes = "64 MiB"
+
+[auth]
+allow_no_key = false
+
+[records]
+queue_rows = 10000
+
+[reasoning]
+names = "both"
+
+[tools]
+parsing = "gateway"
+
+[upstream]
+attempts = 3
+
+[[backend]]
+name = "qwen3"
+profile = "chunked_only_safe"
+
+[[backend.replica]]
+name = "sim-a"
+launcher = "simulated"
+gpu = "h100"
+"#;
 
 #[test]
 fn the_shipped_file_is_the_default_and_two_simulated_replicas() {
@@ -223,9 +252,10 @@ fn amount(text: &str) -> Amount {
     }
 }
 
-/// What a person sees for a file with `line` put in place of another.
+/// What a person sees for the small file with `line` put in place of another.
 fn refusal(line: &str, instead: &str) -> String {
-    parse(&shipped_with(line, instead))
+    assert!(parse(SMALL).is_ok() && SMALL.contains(line), "{line}");
+    parse(&SMALL.replacen(line, instead, 1))
         .expect_err("this configuration should be refused")
         .to_string()
 }
@@ -331,6 +361,8 @@ fn an_error_never_shows_the_value_of_an_unknown_key() {
         "[auth]\nkey = sk-secret\n",
         "sk = 'sk-secret'\n",
         "auth = { key = 'sk-secret' }\n",
+        "[auth]\nallow_no_key = \"sk-secret\"\n",
+        "[auth]\nkey_env = [\"sk-secret\"]\n",
         "[auth]\nsk-secret\n",
         "[auth]\nkey_env = \"\"\"\nsk-secret\n",
     ] {
@@ -427,6 +459,23 @@ fn a_missing_and_an_oversized_file_are_named() {
     std::fs::write(&file, "#".repeat(FILE_BYTES_MAX as usize + 1)).unwrap();
     let error = Config::load(&file).expect_err("too large").to_string();
     assert!(error.contains("larger than 1 MiB"), "{error}");
+}
+
+#[test]
+fn a_profile_that_does_not_exist_is_refused_with_the_nearest() {
+    insta::assert_snapshot!(
+        "profile",
+        refusal("profile = \"chunked_only_safe\"", "profile = \"chunked_only\"")
+    );
+    insta::assert_snapshot!(
+        "no_near_profile",
+        refusal("profile = \"chunked_only_safe\"", "profile = \"mine\"")
+    );
+}
+
+#[test]
+fn records_are_judged_by_their_own_room() {
+    insta::assert_snapshot!("records", refusal("queue_rows = 10000", "queue_rows = 0"));
 }
 
 #[test]

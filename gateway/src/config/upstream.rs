@@ -26,7 +26,7 @@ pub struct UpstreamConfig {
     /// A stream that has begun and sends nothing for this long is given up. Default 60 s.
     #[serde(with = "duration")]
     pub stall: Duration,
-    /// How often `/health` of a replica is asked. Default 2 s.
+    /// How often `/health` of an external replica is asked, in whole seconds. Default 2 s. Needs a restart.
     #[serde(with = "duration")]
     pub probe: Duration,
     /// A replica gets a new session only while its running requests are at most this many times the mean of all. Default

@@ -1,19 +1,16 @@
 //! What serde can't see: settings that contradict each other, or that can't work on this machine. All are found at once.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
-use super::{
-    BackendConfig, Config, LauncherKind, Overrides, ReplicaConfig, TlsConfig, duration, reading::nearest, size,
-};
+use super::{Config, Overrides, TlsConfig, duration, reading::nearest, size};
+use crate::record::RecordError;
 
-/// The longest name of a backend or replica: it stands in headers, metric labels and log lines.
-const NAME_CHARS_MAX: usize = 64;
+mod backend;
+
 /// hyper's smallest read buffer.
 const HEADER_BYTES_MIN: u64 = 8 << 10;
 /// vLLM's HTTP server closes an idle connection after this time.
 const VLLM_IDLE: Duration = Duration::from_secs(5);
-/// An empty database has a few pages already, and retention works in slices of rows.
-const RECORDS_BYTES_MIN: u64 = 1 << 20;
 /// More threads than this is a slip.
 const THREADS_MAX: usize = 1_024;
 /// More attempts than this only delay the error.
@@ -45,7 +42,7 @@ pub(super) fn check(config: &Config, overrides: &Overrides) -> Vec<Finding> {
     records(config, &mut findings);
     log(config, &mut findings);
     upstream(config, &mut findings);
-    backends(config, &mut findings);
+    backend::check(config, &mut findings);
     findings.list
 }
 
@@ -155,6 +152,8 @@ fn limits(config: &Config, findings: &mut Findings<'_>) {
         ("limits.header_count", limits.header_count as u64),
         ("limits.body_bytes", limits.body_bytes),
         ("limits.json_depth", u64::from(limits.json_depth)),
+        ("limits.requests", limits.requests as u64),
+        ("limits.connections", limits.connections as u64),
         ("limits.sse_event_bytes", limits.sse_event_bytes),
         ("limits.held_call_bytes", limits.held_call_bytes),
         ("limits.n", u64::from(limits.n)),
@@ -209,6 +208,11 @@ fn admin(config: &Config, findings: &mut Findings<'_>) {
             )
             .help("the default is 127.0.0.1:5003");
     }
+    if admin.check().is_err() {
+        findings
+            .add("admin.listen", "it needs no key, and this address is not loopback")
+            .help("use 127.0.0.1, or say allow_remote = true");
+    }
     let (a, s) = (admin.listen, server.listen);
     if a.port() == s.port() && (a.ip() == s.ip() || a.ip().is_unspecified() || s.ip().is_unspecified()) {
         findings
@@ -218,27 +222,8 @@ fn admin(config: &Config, findings: &mut Findings<'_>) {
 }
 
 fn records(config: &Config, findings: &mut Findings<'_>) {
-    let records = &config.records;
-    if records.queue_rows == 0 {
-        findings
-            .add("records.queue_rows", "0 would shed every row")
-            .help("`enabled = false` switches records off");
-    }
-    if records.max_age.is_zero() {
-        findings
-            .add("records.max_age", "0 would keep nothing")
-            .help("`enabled = false` switches records off");
-    }
-    if records.max_bytes < RECORDS_BYTES_MIN {
-        findings.add(
-            "records.max_bytes",
-            format!("{} is less than 1 MiB", size::format(records.max_bytes)),
-        );
-    }
-    if records.path.as_os_str().is_empty() {
-        findings
-            .add("records.path", "the database has no name")
-            .help("the default is \"requests.db\", in the state folder");
+    if let Err(RecordError::Setting { name, why }) = config.records.check() {
+        findings.add(format!("records.{name}"), format!("{name} {why}"));
     }
 }
 
@@ -265,6 +250,7 @@ fn upstream(config: &Config, findings: &mut Findings<'_>) {
     for (key, value) in [
         ("upstream.connect", upstream.connect),
         ("upstream.idle", upstream.idle),
+        ("upstream.answer", upstream.answer),
         ("upstream.stall", upstream.stall),
         ("upstream.probe", upstream.probe),
     ] {
@@ -296,177 +282,6 @@ fn upstream(config: &Config, findings: &mut Findings<'_>) {
         );
     }
 }
-
-fn backends(config: &Config, findings: &mut Findings<'_>) {
-    if config.backend.is_empty() {
-        findings
-            .add("backend", "no model is served: there is no [[backend]]")
-            .help(
-                "add one as in the shipped config.toml, or start with `sluice serve --backend http://127.0.0.1:8000`",
-            );
-    }
-    let mut seen = Seen::default();
-    for (b, backend) in config.backend.iter().enumerate() {
-        let at = format!("backend[{b}]");
-        self::backend(backend, &at, &mut seen, findings);
-        for (r, replica) in backend.replica.iter().enumerate() {
-            self::replica(config, replica, &format!("{at}.replica[{r}]"), &mut seen, findings);
-        }
-    }
-    let unnamed = config.backend.iter().position(|backend| backend.model.is_empty());
-    if let (Some(index), true) = (unnamed, config.backend.len() > 1) {
-        findings
-            .add(
-                format!("backend[{index}].name"),
-                "with several backends each needs a `model`: requests are told apart by it",
-            )
-            .help("set it to the id that `/v1/models` of the replica lists");
-    }
-}
-
-/// What must be unique over the whole file, each value with the key that had it first.
-#[derive(Default)]
-struct Seen(HashMap<(&'static str, String), String>);
-
-impl Seen {
-    /// Says where `value` stood before, if it did.
-    fn before(&mut self, kind: &'static str, value: &str, key: &str) -> Option<String> {
-        match self.0.entry((kind, value.to_owned())) {
-            std::collections::hash_map::Entry::Occupied(first) => Some(first.get().clone()),
-            std::collections::hash_map::Entry::Vacant(free) => {
-                free.insert(key.to_owned());
-                None
-            }
-        }
-    }
-}
-
-fn backend(backend: &BackendConfig, at: &str, seen: &mut Seen, findings: &mut Findings<'_>) {
-    name(findings, "backend", &backend.name, &format!("{at}.name"), seen);
-    let aliases = backend
-        .aliases
-        .iter()
-        .enumerate()
-        .map(|(i, alias)| (alias, format!("{at}.aliases[{i}]")));
-    let model = std::iter::once((&backend.model, format!("{at}.model"))).filter(|(model, _)| !model.is_empty());
-    for (id, key) in model.chain(aliases) {
-        if id.is_empty() || id.chars().any(|c| c.is_control() || c == '"') {
-            findings.add(
-                key,
-                "a model id may not be empty and has no quotes or control characters",
-            );
-        } else if let Some(first) = seen.before("model", id, &key) {
-            findings.add(
-                key,
-                format!("the model id \"{id}\" is taken by {first}: which of the two should a request get?"),
-            );
-        }
-    }
-    env_name(findings, &format!("{at}.key_env"), &backend.key_env);
-    if backend.profile.is_empty() {
-        findings
-            .add(format!("{at}.profile"), "the profile has no name")
-            .help("the default is \"chunked_only_safe\"");
-    }
-    if backend.replica.is_empty() {
-        findings.add(at, format!("backend \"{}\" has no [[backend.replica]]", backend.name));
-    }
-}
-
-fn replica(config: &Config, replica: &ReplicaConfig, at: &str, seen: &mut Seen, findings: &mut Findings<'_>) {
-    name(findings, "replica", &replica.name, &format!("{at}.name"), seen);
-    let key = |name: &str| format!("{at}.{name}");
-    let given = [
-        ("url", !replica.url.is_empty(), LauncherKind::External),
-        ("port", replica.port != 0, LauncherKind::Process),
-        ("command", replica.command != ["vllm"], LauncherKind::Process),
-        (
-            "gpu",
-            replica.gpu != crate::simulator::Gpu::default(),
-            LauncherKind::Simulated,
-        ),
-    ];
-    for (name, given, owner) in given {
-        if given && owner != replica.launcher {
-            findings
-                .add(
-                    key(name),
-                    format!("`{name}` has no effect with launcher = \"{}\"", word(replica.launcher)),
-                )
-                .help(format!("it belongs to launcher = \"{}\"", word(owner)));
-        }
-    }
-    match replica.launcher {
-        LauncherKind::External => external(config, replica, at, seen, findings),
-        LauncherKind::Process => process(config, replica, at, seen, findings),
-        LauncherKind::Simulated => {}
-    }
-}
-
-fn external(config: &Config, replica: &ReplicaConfig, at: &str, seen: &mut Seen, findings: &mut Findings<'_>) {
-    let key = if replica.url.is_empty() {
-        at.to_owned()
-    } else {
-        format!("{at}.url")
-    };
-    match url_fault(&replica.url) {
-        Some((message, help, secret)) => {
-            let finding = findings.add(key, message);
-            finding.help(help);
-            if secret {
-                finding.hide_value();
-            }
-        }
-        None => {
-            let address = replica.url.trim_end_matches('/');
-            if let Some(first) = seen.before("url", address, &key) {
-                findings.add(&key, format!("{address} is the address of {first} already"));
-            }
-            if address.parse::<http::Uri>().is_ok_and(|uri| is_own(config, &uri)) {
-                findings
-                    .add(&key, format!("{address} is where Sluice itself listens"))
-                    .help("move vLLM to another port, as 8000");
-            }
-        }
-    }
-}
-
-fn process(config: &Config, replica: &ReplicaConfig, at: &str, seen: &mut Seen, findings: &mut Findings<'_>) {
-    let key = format!("{at}.port");
-    if replica.port == 0 {
-        findings
-            .add(key, "launcher = \"process\" needs the port that vLLM is to listen on")
-            .help("port = 8000");
-    } else if replica.port == config.server.listen.port()
-        || (config.admin.enabled && replica.port == config.admin.listen.port())
-    {
-        findings
-            .add(key, format!("port {} is Sluice's own", replica.port))
-            .help("port = 8000");
-    } else if let Some(first) = seen.before("port", &replica.port.to_string(), &key) {
-        findings.add(key, format!("port {} is taken by {first}", replica.port));
-    }
-    if replica.command.first().is_none_or(|program| program.is_empty()) {
-        findings
-            .add(format!("{at}.command"), "the command is empty")
-            .help("command = [\"vllm\"]");
-    }
-}
-
-fn name(findings: &mut Findings<'_>, kind: &'static str, name: &str, key: &str, seen: &mut Seen) {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.len() > NAME_CHARS_MAX || !name.chars().all(plain) {
-        findings.add(
-            key,
-            format!("a {kind}'s name has 1 to {NAME_CHARS_MAX} letters, digits, `-`, `_` or `.`"),
-        );
-    } else if let Some(first) = seen.before(kind, name, key) {
-        findings
-            .add(key, format!("the name \"{name}\" is taken by {first}"))
-            .help(format!("each {kind} needs a name of its own"));
-    }
-}
-
 /// A variable's name, and not the secret itself.
 fn env_name(findings: &mut Findings<'_>, key: &str, name: &str) {
     let plain =
@@ -484,73 +299,6 @@ fn above_zero(findings: &mut Findings<'_>, key: &str, value: Duration) {
         findings.add(key, "0 would end every request at once");
     }
 }
-
-fn word(launcher: LauncherKind) -> &'static str {
-    match launcher {
-        LauncherKind::External => "external",
-        LauncherKind::Process => "process",
-        LauncherKind::Simulated => "simulated",
-    }
-}
-
-/// Why a URL can't be a replica's, what would mend it, and whether it holds a secret.
-fn url_fault(url: &str) -> Option<(String, String, bool)> {
-    const FORM: &str = "the form is \"http://127.0.0.1:8000\"";
-    if url.is_empty() {
-        return Some((
-            "launcher = \"external\" needs the replica's `url`".to_owned(),
-            FORM.to_owned(),
-            false,
-        ));
-    }
-    let fault = |message: &str| Some((message.to_owned(), FORM.to_owned(), url.contains('@')));
-    let Ok(uri) = url.parse::<http::Uri>() else {
-        return fault("this is no URL");
-    };
-    let Some(authority) = uri.authority() else {
-        return fault("the URL has no host");
-    };
-    if authority.as_str().contains('@') {
-        let help = "put the key into the environment and name the variable in key_env".to_owned();
-        return Some(("a URL holds no user and no password".to_owned(), help, true));
-    }
-    match uri.scheme_str() {
-        Some("http") => {}
-        Some("https") => return fault("replicas are asked over http:// only, TLS to them isn't spoken"),
-        _ => return fault("the URL must begin with http://"),
-    }
-    if authority.host().is_empty() {
-        return fault("the URL has no host");
-    }
-    let has_port = authority.as_str().len() > authority.host().len();
-    if has_port && authority.port_u16().is_none_or(|port| port == 0) {
-        return fault("the URL's port is not between 1 and 65535");
-    }
-    if uri.query().is_some() {
-        return fault("a replica's URL has no query");
-    }
-    match uri.path() {
-        "" | "/" => None,
-        path => {
-            let help = format!("leave \"{path}\" out: \"http://{authority}\"");
-            Some(("a replica's URL has no path".to_owned(), help, false))
-        }
-    }
-}
-
-/// A replica that is the gateway itself would be a loop.
-fn is_own(config: &Config, uri: &http::Uri) -> bool {
-    let listen = config.server.listen;
-    let local = match uri.host() {
-        Some("localhost") => true,
-        Some(host) => host.trim_matches(['[', ']']).parse().is_ok_and(|ip: std::net::IpAddr| {
-            ip == listen.ip() || (ip.is_loopback() && (listen.ip().is_loopback() || listen.ip().is_unspecified()))
-        }),
-        None => false,
-    };
-    local && uri.port_u16().unwrap_or(80) == listen.port()
-}
-
 fn is_origin(text: &str) -> bool {
     text.parse::<http::Uri>().is_ok_and(|uri| {
         uri.scheme().is_some() && uri.authority().is_some() && matches!(uri.path(), "" | "/") && !text.ends_with('/')

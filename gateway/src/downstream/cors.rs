@@ -1,12 +1,12 @@
 //! Cross-origin requests by configuration: which browser origins may call, and the preflight, which carries no key.
 
+use bytes::Bytes;
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS,
     ACCESS_CONTROL_REQUEST_METHOD, HeaderValue, ORIGIN, VARY,
 };
 use http::{Method, Response, StatusCode, request};
-use bytes::Bytes;
 use sluice_policy::protocol::ask;
 
 use super::reply::{Reply, ReplyBody};
@@ -26,7 +26,13 @@ impl Cors {
     /// From `server.cors_origins`; `*` stands for every origin.
     pub fn new(origins: &[String]) -> Self {
         let any = origins.iter().any(|origin| origin == "*");
-        Cors { origins: origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect(), any }
+        Cors {
+            origins: origins
+                .iter()
+                .filter_map(|origin| HeaderValue::from_str(origin).ok())
+                .collect(),
+            any,
+        }
     }
 
     /// The request's origin, if it may call.

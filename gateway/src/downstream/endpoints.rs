@@ -53,12 +53,16 @@ impl Endpoints {
             } else {
                 json(StatusCode::SERVICE_UNAVAILABLE, "{}")
             }),
-            Endpoint::Version => {
-                Ok(json(StatusCode::OK, value!({"version": env!("CARGO_PKG_VERSION"), "name": "sluice"}).to_string()))
-            }
+            Endpoint::Version => Ok(json(
+                StatusCode::OK,
+                value!({"version": env!("CARGO_PKG_VERSION"), "name": "sluice"}).to_string(),
+            )),
             Endpoint::Models => {
                 let data: Vec<Value> = fleet.backends.iter().flat_map(|backend| cards(backend)).collect();
-                Ok(json(StatusCode::OK, value!({"object": "list", "data": data}).to_string()))
+                Ok(json(
+                    StatusCode::OK,
+                    value!({"object": "list", "data": data}).to_string(),
+                ))
             }
             Endpoint::Model(id) => fleet
                 .backends
@@ -69,9 +73,15 @@ impl Endpoints {
                 .ok_or_else(|| Fault::model_unknown(id, fleet.model_ids().iter().map(String::as_str))),
             Endpoint::Cancel(id) => {
                 if self.flow.registry.cancel(id, &call.key_name()) {
-                    Ok(json(StatusCode::OK, value!({"id": id, "object": "request", "cancelled": true}).to_string()))
+                    Ok(json(
+                        StatusCode::OK,
+                        value!({"id": id, "object": "request", "cancelled": true}).to_string(),
+                    ))
                 } else {
-                    Err(Fault::new(FaultKind::ObjectUnknown, "No such request of this key is running."))
+                    Err(Fault::new(
+                        FaultKind::ObjectUnknown,
+                        "No such request of this key is running.",
+                    ))
                 }
             }
             _ => self.flow.run(call).await,
@@ -80,7 +90,9 @@ impl Endpoints {
 
     fn is_ready(&self, fleet: &Fleet) -> bool {
         !self.draining.load(Ordering::Relaxed)
-            && fleet.replicas().any(|(_, replica)| replica.readiness() == Readiness::Ready && !replica.is_resting())
+            && fleet
+                .replicas()
+                .any(|(_, replica)| replica.readiness() == Readiness::Ready && !replica.is_resting())
     }
 
     /// 200 while at least one replica is ready and the process isn't draining.
@@ -96,7 +108,14 @@ impl Endpoints {
             "simulated": fleet.backends.iter().any(|backend| backend.is_simulated()),
             "replicas": replicas(fleet),
         });
-        json(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body.to_string())
+        json(
+            if ready {
+                StatusCode::OK
+            } else {
+                StatusCode::SERVICE_UNAVAILABLE
+            },
+            body.to_string(),
+        )
     }
 }
 
@@ -124,7 +143,9 @@ pub fn replicas(fleet: &Fleet) -> Vec<Value> {
 
 /// `/v1/models` entries of a backend: its id and its aliases.
 fn cards(backend: &Backend) -> Vec<Value> {
-    let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let created = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
     let model = backend.model();
     std::iter::once(model.as_str())
         .chain(backend.aliases.iter().map(String::as_str))
@@ -141,4 +162,3 @@ fn cards(backend: &Backend) -> Vec<Value> {
         })
         .collect()
 }
-

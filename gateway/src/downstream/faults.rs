@@ -16,10 +16,16 @@ pub fn reply(fault: &Fault, shape: ErrorShape) -> Reply {
     let headers = reply.headers_mut();
     if let Some(after) = fault.retry_after {
         // Whole seconds, rounded up: asking a moment too early helps nobody.
-        headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs_f64().ceil().max(1.0) as u64));
+        headers.insert(
+            RETRY_AFTER,
+            HeaderValue::from(after.as_secs_f64().ceil().max(1.0) as u64),
+        );
     }
     if let Some(retry) = fault.kind.should_retry() {
-        headers.insert(SHOULD_RETRY, HeaderValue::from_static(if retry { "true" } else { "false" }));
+        headers.insert(
+            SHOULD_RETRY,
+            HeaderValue::from_static(if retry { "true" } else { "false" }),
+        );
     }
     if fault.kind == FaultKind::MethodNotAllowed {
         headers.insert(ALLOW, HeaderValue::from_static("GET, POST"));

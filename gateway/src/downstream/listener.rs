@@ -47,6 +47,8 @@ pub struct Peer(pub Option<SocketAddr>);
 /// What a connection must keep to; taken anew for each connection, so a reload reaches the next one.
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionLimits {
+    /// HTTP/2 is spoken at all.
+    pub http2: bool,
     /// Bytes of a head.
     pub header_bytes: usize,
     /// Lines of a head.
@@ -90,12 +92,21 @@ impl<S: Serve> Listener<S> {
         limits: Arc<dyn Fn() -> ConnectionLimits + Send + Sync>,
         open: Arc<AtomicUsize>,
     ) -> Self {
-        Listener { service, tls, limits, open }
+        Listener {
+            service,
+            tls,
+            limits,
+            open,
+        }
     }
 
     async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
         let limits = (self.limits)();
-        let peer = Peer(stream.get_socket_digest().and_then(|digest| digest.peer_addr().and_then(|a| a.as_inet().copied())));
+        let peer = Peer(
+            stream
+                .get_socket_digest()
+                .and_then(|digest| digest.peer_addr().and_then(|a| a.as_inet().copied())),
+        );
         let Some(_open) = Open::new(&self.open, limits.connections) else {
             tracing::warn!(limit = limits.connections, "connection refused: too many at once");
             return;
@@ -107,9 +118,21 @@ impl<S: Serve> Listener<S> {
                     return; // not TLS, no common version, or too slow: nobody to tell
                 };
                 if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-                    self.h2(Transport::new(stream, Bytes::new(), limits.write_stall), peer, limits, shutdown).await;
+                    self.h2(
+                        Transport::new(stream, Bytes::new(), limits.write_stall),
+                        peer,
+                        limits,
+                        shutdown,
+                    )
+                    .await;
                 } else {
-                    self.h1(Transport::new(stream, Bytes::new(), limits.write_stall), peer, limits, shutdown).await;
+                    self.h1(
+                        Transport::new(stream, Bytes::new(), limits.write_stall),
+                        peer,
+                        limits,
+                        shutdown,
+                    )
+                    .await;
                 }
             }
         }
@@ -122,7 +145,7 @@ impl<S: Serve> Listener<S> {
         };
         let Ok(Ok((first, is_h2))) = sniffed else { return };
         let transport = Transport::new(stream, first, limits.write_stall);
-        if is_h2 {
+        if is_h2 && limits.http2 {
             self.h2(transport, peer, limits, shutdown).await;
         } else {
             self.h1(transport, peer, limits, shutdown).await;
@@ -178,7 +201,10 @@ impl<S: Serve> Listener<S> {
     }
 
     fn per_request(&self, peer: Peer) -> PerRequest<S> {
-        PerRequest { service: self.service.clone(), peer }
+        PerRequest {
+            service: self.service.clone(),
+            peer,
+        }
     }
 }
 
@@ -238,7 +264,10 @@ where
     if !transport.is_unanswered() {
         return;
     }
-    let message = format!("The request's head did not arrive in time (limit header_time, {:?}).", limits.header_time);
+    let message = format!(
+        "The request's head did not arrive in time (limit header_time, {:?}).",
+        limits.header_time
+    );
     let body = Fault::new(FaultKind::BodyTimeout, message).body(ErrorShape::OpenAi);
     let head = format!(
         "HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",

@@ -3,19 +3,19 @@
 //! Nothing here knows of replicas. Read on in `listener.rs` (a connection), `layers/` (what a request must pass),
 //! `endpoints.rs` (what is answered here and what goes to `flow`), `faults.rs` (the only place where faults become responses).
 
+/// One connection.
+pub mod listener;
+/// The client's byte stream.
+pub mod transport;
+/// Request policy.
+pub mod layers;
+/// Accepted API keys.
+pub mod keys;
 /// Cross-origin requests.
 pub mod cors;
 /// What each endpoint does.
 pub mod endpoints;
-/// Faults to status and body.
-pub mod faults;
-/// Accepted API keys.
-pub mod keys;
-/// Request policy.
-pub mod layers;
-/// One connection.
-pub mod listener;
 /// Responses and their bodies.
 pub mod reply;
-/// The client's byte stream.
-pub mod transport;
+/// Faults to status and body.
+pub mod faults;

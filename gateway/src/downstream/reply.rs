@@ -63,6 +63,8 @@ impl Body for ReplyBody {
 pub fn json(status: StatusCode, body: impl Into<Bytes>) -> Reply {
     let mut reply = Response::new(ReplyBody::Whole(body.into()));
     *reply.status_mut() = status;
-    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    reply
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     reply
 }

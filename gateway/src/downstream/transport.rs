@@ -27,7 +27,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transport<S> {
     /// `first` is read before the stream; a write without progress for `write_stall` fails.
     pub fn new(inner: S, first: Bytes, write_stall: Duration) -> Self {
         let unanswered = !first.is_empty();
-        Transport { inner, first, write_stall, waiting: None, unanswered }
+        Transport {
+            inner,
+            first,
+            write_stall,
+            waiting: None,
+            unanswered,
+        }
     }
 
     /// The client has sent bytes that nothing was answered to.
@@ -70,7 +76,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<S> {
         self.progress(cx, outcome)
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<Result<usize>> {
         self.unanswered = false;
         let outcome = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
         self.progress(cx, outcome)

@@ -53,10 +53,27 @@ impl Account {
     /// Of a request that a backend was found for.
     pub fn open(books: Books, claim: &Claim, id: &str, accepted: Instant, endpoint: &Endpoint, key_name: &str) -> Self {
         claim.0.store(true, Ordering::Relaxed);
-        let started = Timestamp::now().checked_sub(accepted.elapsed()).unwrap_or(Timestamp::UNIX_EPOCH);
-        let record =
-            Record { id: id.to_owned(), started, key_name: key_name.to_owned(), endpoint: endpoint.as_str(), ..Record::default() };
-        Account { record, accepted, meter: Meter::new(Duration::ZERO), books, end: End::Open, has_token: false, judged: Vec::new(), first_attempt: false, _in_flight: None }
+        let started = Timestamp::now()
+            .checked_sub(accepted.elapsed())
+            .unwrap_or(Timestamp::UNIX_EPOCH);
+        let record = Record {
+            id: id.to_owned(),
+            started,
+            key_name: key_name.to_owned(),
+            endpoint: endpoint.as_str(),
+            ..Record::default()
+        };
+        Account {
+            record,
+            accepted,
+            meter: Meter::new(Duration::ZERO),
+            books,
+            end: End::Open,
+            has_token: false,
+            judged: Vec::new(),
+            first_attempt: false,
+            _in_flight: None,
+        }
     }
 
     /// What the body said.
@@ -96,6 +113,7 @@ impl Account {
     pub fn heard(&mut self, at: Instant, facts: &Facts) {
         let at = self.since_accepted(at);
         self.meter.tokens(at, facts.tokens_in_last_push);
+        self.meter.holds(at, facts.holds_call);
         self.has_token |= facts.tokens_in_last_push > 0;
     }
 
@@ -150,7 +168,10 @@ impl Account {
         self.end = End::Failed;
         self.record.error = Some(fault.kind.name().to_owned());
         self.record.error_side = Some(fault.kind.side().as_str());
-        self.record.cancelled = matches!(fault.kind, FaultKind::Cancelled | FaultKind::ClientGone | FaultKind::ClientStalled);
+        self.record.cancelled = matches!(
+            fault.kind,
+            FaultKind::Cancelled | FaultKind::ClientGone | FaultKind::ClientStalled
+        );
         if self.record.status == 0 {
             self.record.status = fault.kind.status();
         }
@@ -186,7 +207,9 @@ impl Drop for Account {
         if self.end == End::Open {
             record.cancelled = true;
         }
-        let measured = self.meter.timings(record.completion_tokens.filter(|_| !record.tokens_estimated));
+        let measured = self
+            .meter
+            .timings(record.completion_tokens.filter(|_| !record.tokens_estimated));
         record.duration = self.accepted.elapsed();
         if record.stream {
             record.ttft_engine = measured.ttft_engine.filter(|_| self.first_attempt);
@@ -194,14 +217,19 @@ impl Drop for Account {
             record.itl_p50 = measured.itl_p50;
             record.itl_p99 = measured.itl_p99;
             record.itl_max = measured.itl_max;
+            record.tool_hold = measured.tool_hold;
             record.tpot = measured.tpot;
             record.tokens_per_s = measured.tokens_per_s;
         }
         if record.stream {
-            self.books.metrics.observe_gaps(&record.model, &record.replica, self.meter.gaps());
+            self.books
+                .metrics
+                .observe_gaps(&record.model, &record.replica, self.meter.gaps());
         }
         for judged in &self.judged {
-            self.books.metrics.tool_call(&record.model, &judged.tool, judged.verdict.name());
+            self.books
+                .metrics
+                .tool_call(&record.model, &judged.tool, judged.verdict.name());
         }
         self.books.metrics.observe(&record);
         self.books.recorder.submit(record);
@@ -254,7 +282,14 @@ impl Refusal {
     }
 
     fn account(&self) -> Account {
-        Account::open(self.books.clone(), &self.claim, &self.id, self.accepted, &self.endpoint, "")
+        Account::open(
+            self.books.clone(),
+            &self.claim,
+            &self.id,
+            self.accepted,
+            &self.endpoint,
+            "",
+        )
     }
 }
 

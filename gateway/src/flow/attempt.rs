@@ -75,7 +75,12 @@ async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
             return Err(given_up(tried));
         }
         let backend = &exchange.backend;
-        let Some(choice) = backend.choose(exchange.session.hash, exchange.has_past(), &tried.replicas) else {
+        let Some(choice) = backend.choose(
+            exchange.session.hash,
+            exchange.has_past(),
+            &tried.replicas,
+            exchange.limits.load_bound,
+        ) else {
             return Err(given_up(tried));
         };
         tried.count += 1;
@@ -106,21 +111,28 @@ async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
 fn is_worth_another(fault: &Fault, tried: &Tried) -> bool {
     match fault.kind {
         FaultKind::UpstreamMisconfigured => false,
-        FaultKind::UpstreamFailed(500) => {
-            !tried.last_failure.as_ref().is_some_and(|last| last.kind == fault.kind && last.message == fault.message)
-        }
+        FaultKind::UpstreamFailed(500) => !tried
+            .last_failure
+            .as_ref()
+            .is_some_and(|last| last.kind == fault.kind && last.message == fault.message),
         _ => true,
     }
 }
 
 fn given_up(tried: &mut Tried) -> Fault {
-    tried.last_failure.take().unwrap_or_else(|| Fault::new(FaultKind::NoReplica, "No replica of this model is up."))
+    tried
+        .last_failure
+        .take()
+        .unwrap_or_else(|| Fault::new(FaultKind::NoReplica, "No replica of this model is up."))
 }
 
 async fn once(exchange: &Exchange, choice: &Choice, attempt: u32) -> Result<Live, Fault> {
     let replica = &choice.replica;
     let Some(address) = replica.address() else {
-        return Err(Fault::new(FaultKind::UpstreamUnreachable, "The replica has no address yet."));
+        return Err(Fault::new(
+            FaultKind::UpstreamUnreachable,
+            "The replica has no address yet.",
+        ));
     };
     let in_flight = replica.begin();
     let body = Segments::new(exchange.upstream_body(replica));
@@ -141,7 +153,11 @@ async fn once(exchange: &Exchange, choice: &Choice, attempt: u32) -> Result<Live
     };
     replica.answered();
     if answer.status() == StatusCode::OK {
-        return Ok(Live { answer, in_flight, dispatched });
+        return Ok(Live {
+            answer,
+            in_flight,
+            dispatched,
+        });
     }
     let status = answer.status().as_u16();
     let said = tokio::time::timeout(ERROR_TIME, answer.collect(MAX_ERROR_BYTES)).await;
@@ -172,20 +188,29 @@ pub fn fault_of(error: &UpstreamError) -> Fault {
         UpstreamError::Connect(_) | UpstreamError::ConnectTimeout(_) => {
             Fault::new(FaultKind::UpstreamUnreachable, "The replica can't be reached.")
         }
-        UpstreamError::Lost(_) => {
-            Fault::new(FaultKind::UpstreamUnreachable, "The replica closed the connection before its answer was whole.")
-        }
-        UpstreamError::HeadTimeout(limit) => {
-            Fault::new(FaultKind::UpstreamTimeout, format!("The replica did not answer within {limit:?}."))
-        }
-        UpstreamError::TooLong(limit) => {
-            Fault::new(FaultKind::UpstreamGarbled, format!("The replica's answer is longer than {limit} bytes."))
-        }
+        UpstreamError::Lost(_) => Fault::new(
+            FaultKind::UpstreamUnreachable,
+            "The replica closed the connection before its answer was whole.",
+        ),
+        UpstreamError::HeadTimeout(limit) => Fault::new(
+            FaultKind::UpstreamTimeout,
+            format!("The replica did not answer within {limit:?}."),
+        ),
+        UpstreamError::TooLong(limit) => Fault::new(
+            FaultKind::UpstreamGarbled,
+            format!("The replica's answer is longer than {limit} bytes."),
+        ),
     }
 }
 
 /// Headers upstream are an allowlist of ours: nothing of the client's travels (B2, B4), and never `Accept-Encoding`.
-fn request(exchange: &Exchange, replica: &Replica, host: HeaderValue, attempt: u32, body: Segments) -> Request<Segments> {
+fn request(
+    exchange: &Exchange,
+    replica: &Replica,
+    host: HeaderValue,
+    attempt: u32,
+    body: Segments,
+) -> Request<Segments> {
     let length = body.len();
     let mut request = Request::new(body);
     *request.method_mut() = exchange.method.clone();

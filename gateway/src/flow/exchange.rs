@@ -1,8 +1,8 @@
 //! What stays the same over all attempts of one request: the ask, where it may go, and its limits.
 
 use bytes::Bytes;
-use http::header::{HeaderName, HeaderValue};
 use http::Method;
+use http::header::{HeaderName, HeaderValue};
 use sluice_policy::protocol::ask::Ask;
 use sluice_policy::route::session::SessionKey;
 use std::sync::Arc;
@@ -30,6 +30,10 @@ pub struct ExchangeLimits {
     pub keep_alive: Duration,
     /// Silence after which the head is sent without knowing the upstream's.
     pub head_after: Duration,
+    /// One upstream event.
+    pub event_bytes: usize,
+    /// A replica takes a new session while it carries at most this many times the mean.
+    pub load_bound: f64,
     /// An answer that is held whole.
     pub answer_bytes: usize,
 }
@@ -76,7 +80,11 @@ impl Exchange {
 
     /// Each attempt has an id of its own: some versions of vLLM refuse an id that still runs.
     pub fn upstream_id(&self, attempt: u32) -> Option<HeaderValue> {
-        let text = if attempt == 1 { self.own_id.clone() } else { format!("{}-{attempt}", self.own_id) };
+        let text = if attempt == 1 {
+            self.own_id.clone()
+        } else {
+            format!("{}-{attempt}", self.own_id)
+        };
         HeaderValue::from_str(&text).ok()
     }
 }

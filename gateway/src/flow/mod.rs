@@ -3,24 +3,24 @@
 //! Enters: a [`Call`] with its whole body. Leaves: a [`Reply`] whose body pulls the answer from a replica. What the answer
 //! *says* is judged in `policy`; which replica is asked, `upstream` knows; here is the order of things.
 
-/// What one request will have been.
-pub mod account;
-/// Attempts until one replica answers.
-pub mod attempt;
 /// What stays the same over all attempts.
 pub mod exchange;
-/// Ids of requests.
-pub mod ids;
-/// Answers that pass as they are.
-pub mod pass;
 /// From what is asked to what is sent.
 pub mod plan;
-/// What runs in this process.
-pub mod registry;
+/// Attempts until one replica answers.
+pub mod attempt;
 /// Streamed answers.
 pub mod relay;
 /// Whole answers.
 pub mod whole;
+/// Answers that pass as they are.
+pub mod pass;
+/// What one request will have been.
+pub mod account;
+/// What runs in this process.
+pub mod registry;
+/// Ids of requests.
+pub mod ids;
 
 pub use pass::PassThrough;
 pub use relay::Relay;
@@ -49,7 +49,10 @@ use crate::downstream::reply::{Reply, ReplyBody, json};
 use crate::upstream::{Fleet, Replica};
 
 /// Headers of a client that vLLM may see: trace context only.
-const FORWARDED: [HeaderName; 2] = [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
+const FORWARDED: [HeaderName; 2] = [
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
+];
 
 /// Settings of the flow; taken anew for each request.
 #[derive(Debug, Clone)]
@@ -66,6 +69,8 @@ pub struct FlowConfig {
     pub opener: Option<Opener>,
     /// All parsing is left to vLLM.
     pub engine_parsing: bool,
+    /// One held call.
+    pub call_bytes: usize,
 }
 
 /// What every request uses.
@@ -88,7 +93,14 @@ impl Flow {
     pub async fn run(self: &Arc<Self>, call: Call<Bytes>) -> Result<Reply, Fault> {
         let config = self.config.load();
         let key_name = call.key_name();
-        let mut account = Account::open(self.books.clone(), &call.claim, &call.id, call.accepted, &call.endpoint, &key_name);
+        let mut account = Account::open(
+            self.books.clone(),
+            &call.claim,
+            &call.id,
+            call.accepted,
+            &call.endpoint,
+            &key_name,
+        );
         account.asked(false, call.body.len());
         let read = self.read(call, &config, &mut account);
         let (exchange, registered) = match read {
@@ -119,7 +131,9 @@ impl Flow {
         let ask = ask::read(&call.endpoint, call.body, &config.ask, &grants)?;
         account.asked(ask.stream, ask.body.len());
         let fleet = self.fleet.load();
-        let backend = fleet.backend(ask.model.as_deref()).ok_or_else(|| model_unknown(&fleet, ask.model.as_deref()))?;
+        let backend = fleet
+            .backend(ask.model.as_deref())
+            .ok_or_else(|| model_unknown(&fleet, ask.model.as_deref()))?;
         if let Some(identity) = identity
             && !identity.may_use(&backend.model())
         {
@@ -127,7 +141,10 @@ impl Flow {
             return Err(Fault::new(FaultKind::KeyForbidden, message));
         }
         let headers = &call.head.headers;
-        let session = session::key(|name| headers.get(name).and_then(|value| value.to_str().ok()), &ask.session);
+        let session = session::key(
+            |name| headers.get(name).and_then(|value| value.to_str().ok()),
+            &ask.session,
+        );
         account.planned(backend, &session);
         let registered = self.registry.register(&call.id, &key_name);
         let exchange = Exchange {
@@ -150,11 +167,18 @@ impl Flow {
 
 fn wishes(ask: &ask::Ask, headers: &HeaderMap, identity: Option<&KeyId>, config: &FlowConfig) -> Wishes {
     Wishes {
-        tools: ask.tools.as_ref().and_then(|raw| ToolSet::parse(raw).ok()).map(Arc::new),
+        tools: ask
+            .tools
+            .as_ref()
+            .and_then(|raw| ToolSet::parse(raw).ok())
+            .map(|tools| tools.with_call_limit(config.call_bytes))
+            .map(Arc::new),
         engine_parsing: config.engine_parsing,
         reasoning: config.reasoning,
         opener: config.opener,
-        names: identity.and_then(|identity| identity.reasoning).map_or(config.names, names),
+        names: identity
+            .and_then(|identity| identity.reasoning)
+            .map_or(config.names, names),
         show_verdicts: headers.get("x-sluice-verdicts").is_some_and(|value| value == "1"),
         id_seed: ids::random(),
     }
@@ -184,7 +208,10 @@ pub fn names(configured: config::ReasoningNames) -> ReasoningNames {
 }
 
 fn forwarded(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
-    FORWARDED.iter().filter_map(|name| Some((name.clone(), headers.get(name)?.clone()))).collect()
+    FORWARDED
+        .iter()
+        .filter_map(|name| Some((name.clone(), headers.get(name)?.clone())))
+        .collect()
 }
 
 fn model_unknown(fleet: &Fleet, model: Option<&str>) -> Fault {
@@ -208,22 +235,32 @@ async fn stream(exchange: Arc<Exchange>, registered: Registered, mut account: Ac
         }
     };
     let (head, relay) = match begun {
-        Ok((tried, Ok(live))) => {
-            (Head::of(Some(live.in_flight.replica()), &tried), Relay::streaming(exchange, registered, account, live, tried))
-        }
+        Ok((tried, Ok(live))) => (
+            Head::of(Some(live.in_flight.replica()), &tried),
+            Relay::streaming(exchange, registered, account, live, tried),
+        ),
         Ok((tried, Err(fault))) => {
             account.tried(&tried);
             account.refused(&fault);
             return Err(fault);
         }
-        Err(_) => (Head::of(None, &Tried::default()), Relay::trying(exchange, registered, account, trying)),
+        Err(_) => (
+            Head::of(None, &Tried::default()),
+            Relay::trying(exchange, registered, account, trying),
+        ),
     };
     let mut reply = Response::new(ReplyBody::Relay(Box::new(relay)));
     let headers = reply.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/event-stream; charset=utf-8"),
+    );
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     // nginx and its like in front of us must not hold events back.
-    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    headers.insert(
+        HeaderName::from_static("x-accel-buffering"),
+        HeaderValue::from_static("no"),
+    );
     head.write(headers);
     Ok(reply)
 }
@@ -258,12 +295,16 @@ async fn pass(exchange: Arc<Exchange>, registered: Registered, mut account: Acco
     account.dispatched(&live, &tried);
     let head = Head::of(Some(live.in_flight.replica()), &tried);
     let content_type = live.answer.content_type().cloned();
-    let mut reply =
-        Response::new(ReplyBody::PassThrough(Box::new(PassThrough::new(exchange, registered, account, live))));
+    let mut reply = Response::new(ReplyBody::PassThrough(Box::new(PassThrough::new(
+        exchange, registered, account, live,
+    ))));
     if let Some(content_type) = content_type {
         reply.headers_mut().insert(CONTENT_TYPE, content_type);
     }
-    reply.headers_mut().insert(HeaderName::from_static("x-sluice-pipeline"), HeaderValue::from_static("engine"));
+    reply.headers_mut().insert(
+        HeaderName::from_static("x-sluice-pipeline"),
+        HeaderValue::from_static("engine"),
+    );
     head.write(reply.headers_mut());
     Ok(reply)
 }
@@ -291,11 +332,20 @@ impl Head {
             headers.insert(HeaderName::from_static("x-sluice-replica"), value);
         }
         if let Some(route) = self.route {
-            headers.insert(HeaderName::from_static("x-sluice-route"), HeaderValue::from_static(route));
+            headers.insert(
+                HeaderName::from_static("x-sluice-route"),
+                HeaderValue::from_static(route),
+            );
         }
-        headers.insert(HeaderName::from_static("x-sluice-attempts"), HeaderValue::from(self.attempts));
+        headers.insert(
+            HeaderName::from_static("x-sluice-attempts"),
+            HeaderValue::from(self.attempts),
+        );
         if self.simulated {
-            headers.insert(HeaderName::from_static("x-sluice-simulated"), HeaderValue::from_static("true"));
+            headers.insert(
+                HeaderName::from_static("x-sluice-simulated"),
+                HeaderValue::from_static("true"),
+            );
         }
     }
 }

@@ -23,7 +23,12 @@ pub struct PassThrough {
 impl PassThrough {
     /// Over an answer that has begun.
     pub fn new(exchange: Arc<Exchange>, registered: Registered, account: Account, live: Live) -> Self {
-        PassThrough { live: Some(Box::new(live)), account, registered, _exchange: exchange }
+        PassThrough {
+            live: Some(Box::new(live)),
+            account,
+            registered,
+            _exchange: exchange,
+        }
     }
 
     /// Nothing more will come.
@@ -39,7 +44,9 @@ impl PassThrough {
             self.account.refused(&stop.fault());
             return Poll::Ready(Some(Err(BodyError::EndedEarly)));
         }
-        let Some(live) = &mut self.live else { return Poll::Ready(None) };
+        let Some(live) = &mut self.live else {
+            return Poll::Ready(None);
+        };
         match live.answer.poll_data(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Some(Ok(bytes))) => {
@@ -53,7 +60,10 @@ impl PassThrough {
             }
             Poll::Ready(Some(Err(_))) => {
                 self.live = None;
-                self.account.refused(&Fault::new(FaultKind::UpstreamBroke, "The replica's answer ended early."));
+                self.account.refused(&Fault::new(
+                    FaultKind::UpstreamBroke,
+                    "The replica's answer ended early.",
+                ));
                 Poll::Ready(Some(Err(BodyError::EndedEarly)))
             }
         }

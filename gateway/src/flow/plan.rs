@@ -13,12 +13,13 @@ use serde_json::value::RawValue;
 use sluice_policy::protocol::ask::{Ask, Edit, Endpoint, ToolChoice};
 use sluice_policy::reasoning::{Opener, Thinking};
 use sluice_policy::tool_call::{Bare, ToolSet};
-use sluice_policy::turn::{AnswerPlan, ReasoningNames, ReasoningPlan, Surface, ToolPlan};
+use sluice_policy::turn::{AnswerPlan, ReasoningNames, ReasoningPlan, Surface, ToolPlan, Turn};
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::upstream::replica::ToolSetup;
+use super::exchange::Exchange;
 use crate::upstream::Replica;
+use crate::upstream::replica::ToolSetup;
 
 /// What is the same for all replicas.
 pub struct Wishes {
@@ -58,7 +59,9 @@ fn tools(ask: &Ask, wishes: &Wishes, setup: ToolSetup) -> Tools {
     let engine = wishes.engine_parsing || setup == ToolSetup::EngineOnly;
     match &ask.tool_choice {
         ToolChoice::None => Tools::Off,
-        ToolChoice::Absent | ToolChoice::Auto if engine || (ask.strict_tools && setup == ToolSetup::Parsers) => Tools::Engine,
+        ToolChoice::Absent | ToolChoice::Auto if engine || (ask.strict_tools && setup == ToolSetup::Parsers) => {
+            Tools::Engine
+        }
         ToolChoice::Absent | ToolChoice::Auto => Tools::Scan,
         ToolChoice::Required | ToolChoice::Named(_) if setup == ToolSetup::Raw && !engine && !ask.response_format => {
             Tools::Guided
@@ -73,11 +76,29 @@ pub fn answer(ask: &Ask, wishes: &Wishes, replica: &Replica) -> AnswerPlan {
     let tools = tools(ask, wishes, replica.tool_setup());
     AnswerPlan {
         surface: if chat { Surface::Chat } else { Surface::Completions },
-        reasoning: if chat && wishes.reasoning { ReasoningPlan::Qwen3 { thinking: thinking(ask), opener: wishes.opener.unwrap_or_else(|| replica.opener()) } } else { ReasoningPlan::Off },
+        reasoning: if chat && wishes.reasoning {
+            ReasoningPlan::Qwen3 {
+                thinking: thinking(ask),
+                opener: wishes.opener.unwrap_or_else(|| replica.opener()),
+            }
+        } else {
+            ReasoningPlan::Off
+        },
         tools: match (tools, &wishes.tools) {
-            (Tools::Scan, Some(set)) => ToolPlan::Scan { tools: set.clone(), bare: bare(ask) },
-            (Tools::Guided, Some(set)) => ToolPlan::Scan { tools: set.clone(), bare: Bare::Calls },
-            (Tools::Engine, _) => ToolPlan::Engine,
+            (Tools::Scan, Some(set)) => ToolPlan::Scan {
+                tools: set.clone(),
+                bare: bare(ask),
+            },
+            (Tools::Guided, Some(set)) => ToolPlan::Scan {
+                tools: set.clone(),
+                bare: Bare::Calls,
+            },
+            (Tools::Engine, Some(_)) if wishes.engine_parsing => ToolPlan::Engine,
+            // The scanner takes over the calls that vLLM has parsed, and finds what its parsers leak.
+            (Tools::Engine, Some(set)) => ToolPlan::Scan {
+                tools: set.clone(),
+                bare: Bare::Text,
+            },
             _ => ToolPlan::Off,
         },
         parallel_tool_calls: ask.parallel_tool_calls,
@@ -88,6 +109,14 @@ pub fn answer(ask: &Ask, wishes: &Wishes, replica: &Replica) -> AnswerPlan {
         simulated: replica.simulated,
         id_seed: wishes.id_seed,
     }
+}
+
+/// The stages of a streamed answer of this replica, before its first byte.
+pub fn turn(exchange: &Exchange, replica: &Replica) -> Turn {
+    Turn::with_event_limit(
+        answer(&exchange.ask, &exchange.wishes, replica),
+        exchange.limits.event_bytes,
+    )
 }
 
 /// The stages of an answer that no replica has begun: nothing enters them.

@@ -29,7 +29,10 @@ impl Stop {
     pub fn fault(self) -> Fault {
         match self {
             Stop::Cancelled => Fault::new(FaultKind::Cancelled, "The request was cancelled."),
-            Stop::Drained => Fault::new(FaultKind::Draining, "The gateway is shutting down; the answer could not end in time."),
+            Stop::Drained => Fault::new(
+                FaultKind::Draining,
+                "The gateway is shutting down; the answer could not end in time.",
+            ),
         }
     }
 }
@@ -75,7 +78,9 @@ impl Entry {
     }
 }
 
-type Shard = Mutex<HashMap<(Arc<str>, Arc<str>), Arc<Entry>>>;
+/// By key name and request id.
+type Entries = HashMap<(Arc<str>, Arc<str>), Arc<Entry>>;
+type Shard = Mutex<Entries>;
 
 /// All running requests.
 pub struct Registry {
@@ -124,7 +129,12 @@ impl Registry {
     pub fn register(self: &Arc<Self>, id: &Arc<str>, key: &Arc<str>) -> Registered {
         let entry = Arc::new(Entry::default());
         self.shard(id).insert((key.clone(), id.clone()), entry.clone());
-        Registered { registry: self.clone(), id: id.clone(), key: key.clone(), entry }
+        Registered {
+            registry: self.clone(),
+            id: id.clone(),
+            key: key.clone(),
+            entry,
+        }
     }
 
     /// Cancels; false if no such request of this key runs.
@@ -158,14 +168,16 @@ impl Registry {
         }
     }
 
-    fn shard(&self, id: &str) -> MutexGuard<'_, HashMap<(Arc<str>, Arc<str>), Arc<Entry>>> {
-        let sum = id.bytes().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+    fn shard(&self, id: &str) -> MutexGuard<'_, Entries> {
+        let sum = id
+            .bytes()
+            .fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
         let [first, ..] = &self.shards;
         lock(self.shards.get(sum % SHARDS).unwrap_or(first))
     }
 }
 
-fn lock(shard: &Shard) -> MutexGuard<'_, HashMap<(Arc<str>, Arc<str>), Arc<Entry>>> {
+fn lock(shard: &Shard) -> MutexGuard<'_, Entries> {
     // Nothing that can panic runs under the lock.
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -62,10 +62,22 @@ pub struct Relay {
 
 impl Relay {
     /// Over an answer that has begun.
-    pub fn streaming(exchange: Arc<Exchange>, registered: Registered, mut account: Account, live: Live, tried: Tried) -> Self {
+    pub fn streaming(
+        exchange: Arc<Exchange>,
+        registered: Registered,
+        mut account: Account,
+        live: Live,
+        tried: Tried,
+    ) -> Self {
         account.dispatched(&live, &tried);
-        let turn = Turn::new(plan::answer(&exchange.ask, &exchange.wishes, live.in_flight.replica()));
-        Self::new(exchange, registered, account, State::Streaming(Box::new(live), tried), turn)
+        let turn = plan::turn(&exchange, live.in_flight.replica());
+        Self::new(
+            exchange,
+            registered,
+            account,
+            State::Streaming(Box::new(live), tried),
+            turn,
+        )
     }
 
     /// Over attempts that have not answered within `head_after`.
@@ -77,7 +89,18 @@ impl Relay {
 
     fn new(exchange: Arc<Exchange>, registered: Registered, account: Account, state: State, turn: Turn) -> Self {
         let now = Instant::now();
-        Relay { exchange, registered, state, turn, steps: Vec::new(), account, begun: false, sent: now, heard: now, timer: None }
+        Relay {
+            exchange,
+            registered,
+            state,
+            turn,
+            steps: Vec::new(),
+            account,
+            begun: false,
+            sent: now,
+            heard: now,
+            timer: None,
+        }
     }
 
     /// Nothing more will come.
@@ -153,7 +176,7 @@ impl Relay {
     }
 
     fn begin(&mut self, live: Live, tried: Tried) {
-        self.turn = Turn::new(plan::answer(&self.exchange.ask, &self.exchange.wishes, live.in_flight.replica()));
+        self.turn = plan::turn(&self.exchange, live.in_flight.replica());
         self.account.dispatched(&live, &tried);
         self.heard = Instant::now();
         self.state = State::Streaming(Box::new(live), tried);
@@ -186,7 +209,10 @@ impl Relay {
                 }
                 // Not produced yet; an answer must not hang on it.
                 Step::AskAgain(_) => {
-                    self.fail(&Fault::new(FaultKind::Internal, "This answer can't be asked again."), out);
+                    self.fail(
+                        &Fault::new(FaultKind::Internal, "This answer can't be asked again."),
+                        out,
+                    );
                     return;
                 }
             }
@@ -224,7 +250,11 @@ impl Relay {
         loop {
             let now = Instant::now();
             let limits = &self.exchange.limits;
-            let silence = if self.account.has_token() { limits.stall } else { limits.answer };
+            let silence = if self.account.has_token() {
+                limits.stall
+            } else {
+                limits.answer
+            };
             if matches!(self.state, State::Streaming(..)) && now >= self.heard + silence {
                 let message = format!("The replica sent nothing for {silence:?}.");
                 let mut out = Outgoing::default();
@@ -256,7 +286,11 @@ impl Relay {
     fn due(&self, silence: Duration) -> Instant {
         let stalled = self.heard + silence;
         let keep_alive = self.exchange.limits.keep_alive;
-        if keep_alive.is_zero() { stalled } else { stalled.min(self.sent + keep_alive) }
+        if keep_alive.is_zero() {
+            stalled
+        } else {
+            stalled.min(self.sent + keep_alive)
+        }
     }
 }
 
@@ -296,6 +330,10 @@ impl Outgoing {
     }
 
     fn into_bytes(self) -> Option<Bytes> {
-        if self.more.is_empty() { (!self.first.is_empty()).then_some(self.first) } else { Some(self.more.freeze()) }
+        if self.more.is_empty() {
+            (!self.first.is_empty()).then_some(self.first)
+        } else {
+            Some(self.more.freeze())
+        }
     }
 }

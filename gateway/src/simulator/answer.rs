@@ -35,8 +35,15 @@ const THINKING: &[&str] = &[
 
 /// The answers of a request, prompt by prompt, choice by choice.
 pub(super) fn compose(ask: &Ask, config: &SimConfig) -> Vec<Script> {
-    let limits = Limits { max_tokens: ask.max_tokens, stop: ask.stop.clone(), include_stop: ask.include_stop };
-    let choices = ask.prompts.iter().flat_map(|prompt| (0..ask.n).map(move |choice| (prompt, choice)));
+    let limits = Limits {
+        max_tokens: ask.max_tokens,
+        stop: ask.stop.clone(),
+        include_stop: ask.include_stop,
+    };
+    let choices = ask
+        .prompts
+        .iter()
+        .flat_map(|prompt| (0..ask.n).map(move |choice| (prompt, choice)));
     choices
         .map(|(prompt, choice)| {
             let dice = mix(mix(config.seed, prompt.chain.fingerprint()), u64::from(choice));
@@ -99,7 +106,11 @@ fn chat(ask: &Ask, config: &SimConfig, budget: usize, dice: u64) -> String {
     match call {
         Some((tool, kind)) if kind != CallKind::InThink => {
             let text = call::write(tool, kind, dice);
-            if kind == CallKind::TextAround { out.push_str(&format!("{MARK} {text}")) } else { out.push_str(&text) }
+            if kind == CallKind::TextAround {
+                out.push_str(&format!("{MARK} {text}"))
+            } else {
+                out.push_str(&text)
+            }
         }
         _ => {
             out.push_str(MARK);
@@ -124,7 +135,11 @@ fn call_for(ask: &Ask) -> Option<(&Tool, CallKind)> {
         return None;
     }
     match &ask.choice {
-        Choice::Named(name) => ask.tools.iter().find(|tool| tool.name == *name).map(|tool| (tool, kind)),
+        Choice::Named(name) => ask
+            .tools
+            .iter()
+            .find(|tool| tool.name == *name)
+            .map(|tool| (tool, kind)),
         Choice::Required => Some((fitting(ask), kind)),
         Choice::Free if ask.results > 0 => None,
         Choice::Free => Some((fitting(ask), kind)),
@@ -140,7 +155,10 @@ fn fitting(ask: &Ask) -> &Tool {
         words(&about).filter(|word| asked.contains(word)).count()
     };
     let best = ask.tools.iter().map(score).max().unwrap_or(0);
-    ask.tools.iter().find(|tool| score(tool) == best).unwrap_or(&ask.tools[0])
+    ask.tools
+        .iter()
+        .find(|tool| score(tool) == best)
+        .unwrap_or(&ask.tools[0])
 }
 
 fn words(text: &str) -> impl Iterator<Item = &str> {

@@ -5,20 +5,12 @@
 use serde_json::{Map, Value};
 
 use super::call::Tool;
+use super::check::{self, MAX_N, number_of};
 use super::config::{Setup, SimConfig};
 use super::fault::{KnobError, Knobs};
 use super::prompt::{self, Prompt, Template};
 use super::refusal::{Refusal, shown};
 use super::tokens::mix_text;
-
-/// Most choices of one request.
-const MAX_N: u64 = 1_024;
-/// `--max-logprobs`.
-const MAX_LOGPROBS: u64 = 20;
-/// Vocabulary of Qwen3, for `logit_bias`.
-const VOCABULARY: u64 = 151_936;
-/// `max_tokens` of `/v1/completions` if none is given.
-const COMPLETIONS_MAX_TOKENS: u32 = 16;
 
 /// Which endpoint asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +30,17 @@ pub(super) enum Form {
     Json(Value),
     /// Exactly this.
     Exactly(String),
+}
+
+/// vLLM's parsers that read an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Parses {
+    /// None: tags stay in the content.
+    Nothing,
+    /// The reasoning parser.
+    Reasoning,
+    /// The reasoning and the tool parser.
+    All,
 }
 
 /// `tool_choice`, as far as it asks for a call.
@@ -86,8 +89,8 @@ pub(super) struct Ask {
     pub(super) tools: Vec<Tool>,
     /// What `tool_choice` asks for.
     pub(super) choice: Choice,
-    /// Whether vLLM's own tool parser reads the answer (`parsers` set-up, not `none`).
-    pub(super) parses_tools: bool,
+    /// Which of vLLM's own parsers read the answer.
+    pub(super) parses: Parses,
     /// Whether the template lets the model think.
     pub(super) thinking: bool,
     /// Constraint on the answer.
@@ -107,14 +110,15 @@ impl Ask {
     /// What vLLM refuses, and knobs that can't be read.
     pub(super) fn read(surface: Surface, body: &[u8], config: &SimConfig, knobs: Knobs) -> Result<Self, Refusal> {
         let object = object(body)?;
-        check_types(&object, surface)?;
-        check_model(&object, config)?;
+        check::types(&object, surface)?;
+        check::model(&object, config)?;
         let mut ask = match surface {
             Surface::Chat => chat(&object, config, knobs)?,
             Surface::Completions => completions(&object, knobs)?,
         };
-        check_sampling(&object)?;
-        limit_tokens(&object, config, &mut ask)?;
+        check::sampling(&object)?;
+        check::limit_tokens(&object, config, &mut ask)?;
+        check::answer_size(&ask)?;
         Ok(ask)
     }
 }
@@ -128,7 +132,12 @@ pub(super) fn object(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
         Ok(Value::Object(object)) => Ok(object),
         Ok(other) => {
             let message = "Input should be a valid dictionary or object to extract fields from";
-            Err(Refusal::invalid("model_attributes_type", "body", message, &shown(Some(&other))))
+            Err(Refusal::invalid(
+                "model_attributes_type",
+                "body",
+                message,
+                &shown(Some(&other)),
+            ))
         }
         Err(error) => Err(Refusal::not_json(byte_of(body, &error))),
     }
@@ -136,135 +145,12 @@ pub(super) fn object(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
 
 /// The byte at which parsing failed.
 fn byte_of(body: &[u8], error: &serde_json::Error) -> usize {
-    let before: usize = body.split_inclusive(|byte| *byte == b'\n').take(error.line().saturating_sub(1)).map(<[u8]>::len).sum();
+    let before: usize = body
+        .split_inclusive(|byte| *byte == b'\n')
+        .take(error.line().saturating_sub(1))
+        .map(<[u8]>::len)
+        .sum();
     (before + error.column()).min(body.len())
-}
-
-/// Refuses a model that isn't served; no model at all means the served one.
-pub(super) fn check_model(object: &Map<String, Value>, config: &SimConfig) -> Result<(), Refusal> {
-    let served = config.served_model();
-    match object.get("model").and_then(Value::as_str) {
-        Some(asked) if asked != served && !config.aliases.iter().any(|alias| alias == asked) => {
-            let all = std::iter::once(served).chain(config.aliases.iter().cloned()).collect::<Vec<_>>().join(", ");
-            Err(Refusal::model(asked, &all))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Types of the fields that vLLM's models declare.
-fn check_types(object: &Map<String, Value>, surface: Surface) -> Result<(), Refusal> {
-    const FLOATS: [&str; 6] =
-        ["temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"];
-    const INTEGERS: [&str; 8] =
-        ["n", "max_tokens", "max_completion_tokens", "seed", "top_k", "top_logprobs", "min_tokens", "priority"];
-    let number = |value: &Value| value.is_number() || value.as_str().is_some_and(|text| text.trim().parse::<f64>().is_ok());
-    for key in FLOATS {
-        if let Some(value) = object.get(key).filter(|value| !value.is_null() && !number(value)) {
-            let (kind, message) = match value {
-                Value::String(_) => ("float_parsing", "Input should be a valid number, unable to parse string as a number"),
-                _ => ("float_type", "Input should be a valid number"),
-            };
-            return Err(Refusal::invalid(kind, &format!("body.{key}"), message, &shown(Some(value))));
-        }
-    }
-    for key in INTEGERS {
-        if let Some(value) = object.get(key).filter(|value| !value.is_null() && !number(value)) {
-            let (kind, message) = match value {
-                Value::String(_) => ("int_parsing", "Input should be a valid integer, unable to parse string as an integer"),
-                _ => ("int_type", "Input should be a valid integer"),
-            };
-            return Err(Refusal::invalid(kind, &format!("body.{key}"), message, &shown(Some(value))));
-        }
-    }
-    if surface == Surface::Completions {
-        return Ok(());
-    }
-    match object.get("messages") {
-        Some(Value::Array(_)) => {}
-        None => {
-            let input = format!("<dict of {} items>", object.len());
-            return Err(Refusal::invalid("missing", "body.messages", "Field required", &input));
-        }
-        other => {
-            return Err(Refusal::invalid("list_type", "body.messages", "Input should be a valid list", &shown(other)));
-        }
-    }
-    for (place, tool) in object.get("tools").and_then(Value::as_array).into_iter().flatten().enumerate() {
-        if tool.get("function").is_none() {
-            let at = format!("body.tools.{place}.function");
-            return Err(Refusal::invalid("missing", &at, "Field required", &shown(Some(tool))));
-        }
-    }
-    Ok(())
-}
-
-/// Sampling parameters in their ranges.
-fn check_sampling(object: &Map<String, Value>) -> Result<(), Refusal> {
-    let float = |key: &str| object.get(key).and_then(number_of);
-    let whole = |key: &str| object.get(key).and_then(number_of).map(|value| value as i64);
-    let n = whole("n").unwrap_or(1);
-    if n < 1 {
-        return Err(Refusal::bad(&format!("n must be at least 1, got {n}.")));
-    }
-    let temperature = float("temperature");
-    if let Some(value) = temperature.filter(|value| *value < 0.0) {
-        let value = format!("{value:?}");
-        return Err(Refusal::parameter(&format!("temperature must be non-negative, got {value}."), "temperature", Some(&value)));
-    }
-    if let Some(value) = float("top_p").filter(|value| *value <= 0.0 || *value > 1.0) {
-        let value = format!("{value:?}");
-        return Err(Refusal::parameter(&format!("top_p must be in (0, 1], got {value}."), "top_p", Some(&value)));
-    }
-    for key in ["max_tokens", "max_completion_tokens"] {
-        if let Some(value) = whole(key).filter(|value| *value < 1) {
-            let message = format!("max_tokens must be at least 1, got {value}.");
-            return Err(Refusal::parameter(&message, "max_tokens", Some(&value.to_string())));
-        }
-    }
-    if temperature == Some(0.0) && n > 1 {
-        return Err(Refusal::bad(&format!("n must be 1 when using greedy sampling, got {n}.")));
-    }
-    if n as u64 > MAX_N {
-        return Err(Refusal::bad(&format!("n must be at most {MAX_N}, got {n}.")));
-    }
-    let biased = object.get("logit_bias").and_then(Value::as_object).into_iter().flatten();
-    let beyond: Vec<u64> = biased.filter_map(|(id, _)| id.parse().ok()).filter(|id| *id >= VOCABULARY).collect();
-    if !beyond.is_empty() {
-        let message = format!(
-            "token_id(s) {beyond:?} in logit_bias contain out-of-vocab token ids. Vocabulary size: {VOCABULARY}"
-        );
-        return Err(Refusal::parameter(&message, "logit_bias", Some(&format!("{beyond:?}"))));
-    }
-    Ok(())
-}
-
-fn number_of(value: &Value) -> Option<f64> {
-    value.as_f64().or_else(|| value.as_str()?.trim().parse().ok())
-}
-
-/// The context's length, and what it leaves for the answer.
-fn limit_tokens(object: &Map<String, Value>, config: &SimConfig, ask: &mut Ask) -> Result<(), Refusal> {
-    let longest = config.max_model_len;
-    let wanted = ["max_completion_tokens", "max_tokens"].iter().find_map(|key| object.get(*key).and_then(number_of));
-    if let Some(wanted) = wanted.filter(|wanted| *wanted > f64::from(longest)) {
-        let message =
-            format!("max_tokens={wanted} cannot be greater than max_model_len={longest}. Please request fewer output tokens.");
-        return Err(Refusal::parameter(&message, "max_tokens", Some(&wanted.to_string())));
-    }
-    let prompt = ask.prompts.iter().map(|prompt| prompt.chain.tokens()).max().unwrap_or(0);
-    if prompt >= longest {
-        let at_least = longest + 1;
-        let message = format!(
-            "This model's maximum context length is {longest} tokens. However, your prompt contains at least {at_least} \
-             input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input \
-             prompt."
-        );
-        return Err(Refusal::parameter(&message, "input_tokens", Some(&at_least.to_string())));
-    }
-    let default = if ask.surface == Surface::Completions { COMPLETIONS_MAX_TOKENS } else { longest };
-    ask.max_tokens = wanted.map_or(default, |wanted| wanted as u32).clamp(1, longest - prompt);
-    Ok(())
 }
 
 /// Fields that both endpoints share.
@@ -273,7 +159,11 @@ fn shared(object: &Map<String, Value>, surface: Surface, knobs: Knobs) -> Result
     let stream = flag("stream");
     let options = object.get("stream_options").filter(|options| !options.is_null());
     if options.is_some() && !stream {
-        return Err(Refusal::parameter("Stream options can only be defined when `stream=True`.", "stream_options", None));
+        return Err(Refusal::parameter(
+            "Stream options can only be defined when `stream=True`.",
+            "stream_options",
+            None,
+        ));
     }
     let option = |key: &str| options.and_then(|options| options.get(key)?.as_bool()).unwrap_or(false);
     let stop = match object.get("stop") {
@@ -284,7 +174,10 @@ fn shared(object: &Map<String, Value>, surface: Surface, knobs: Knobs) -> Result
     Ok(Ask {
         surface,
         prompts: Vec::new(),
-        n: object.get("n").and_then(number_of).map_or(1, |n| n.clamp(1.0, MAX_N as f64) as u32),
+        n: object
+            .get("n")
+            .and_then(number_of)
+            .map_or(1, |n| n.clamp(1.0, MAX_N as f64) as u32),
         stream,
         include_usage: option("include_usage"),
         continuous_usage: option("include_usage") && option("continuous_usage_stats"),
@@ -298,7 +191,7 @@ fn shared(object: &Map<String, Value>, surface: Surface, knobs: Knobs) -> Result
         return_token_ids: flag("return_token_ids"),
         tools: Vec::new(),
         choice: Choice::Free,
-        parses_tools: false,
+        parses: Parses::Nothing,
         thinking: false,
         form: form(object)?,
         question: String::new(),
@@ -307,45 +200,68 @@ fn shared(object: &Map<String, Value>, surface: Surface, knobs: Knobs) -> Result
     })
 }
 
-fn logprobs(count: u64) -> Result<u32, Refusal> {
-    if count > MAX_LOGPROBS {
-        let message =
-            format!("Requested sample logprobs of {count}, which is greater than max allowed: {MAX_LOGPROBS}");
-        return Err(Refusal::parameter(&message, "logprobs", Some(&count.to_string())));
-    }
-    Ok(count as u32)
-}
-
 fn chat(object: &Map<String, Value>, config: &SimConfig, knobs: Knobs) -> Result<Ask, Refusal> {
     let mut ask = shared(object, Surface::Chat, knobs)?;
     let empty = Vec::new();
     let tools = object.get("tools").and_then(Value::as_array);
     if tools.is_some_and(Vec::is_empty) {
-        let message = "`tools` must not be an empty array. Either provide at least one tool or omit the field entirely.";
+        let message =
+            "`tools` must not be an empty array. Either provide at least one tool or omit the field entirely.";
         return Err(Refusal::parameter(message, "tools", None));
     }
     let tools = tools.unwrap_or(&empty);
     ask.tools = prompt::declared(tools);
-    (ask.choice, ask.parses_tools) = tool_choice(object.get("tool_choice"), tools, &ask.tools, config.setup)?;
+    let parses_tools;
+    (ask.choice, parses_tools) = check::tool_choice(object.get("tool_choice"), tools, &ask.tools, config.setup)?;
+    ask.parses = match config.setup {
+        Setup::Raw => Parses::Nothing,
+        Setup::Parsers if parses_tools => Parses::All,
+        Setup::Parsers => Parses::Reasoning,
+    };
     let messages = object.get("messages").and_then(Value::as_array).unwrap_or(&empty);
     if messages.is_empty() {
-        return Err(Refusal::bad("Cannot apply chat template to an empty conversation. Provide at least one message."));
+        return Err(Refusal::bad(
+            "Cannot apply chat template to an empty conversation. Provide at least one message.",
+        ));
     }
-    check_media(messages, config)?;
+    check::media(messages, config)?;
     if object.get("logprobs").and_then(Value::as_bool) == Some(true) {
-        ask.logprobs = Some(logprobs(object.get("top_logprobs").and_then(Value::as_u64).unwrap_or(0))?);
+        ask.logprobs = Some(check::logprobs(
+            object.get("top_logprobs").and_then(Value::as_u64).unwrap_or(0),
+        )?);
     }
     ask.thinking = template_flag(object, "enable_thinking").unwrap_or(true);
     read_knobs(object, messages, &mut ask.knobs)?;
     let mut rendered = Prompt::new(salt(object), ask.return_token_ids, false);
-    let template = Template { tools, thinking: ask.thinking, opens_answer: true };
+    let template = Template {
+        tools,
+        thinking: ask.thinking,
+        opens_answer: true,
+    };
     prompt::render(messages, template, &mut rendered);
     ask.prompts.push(rendered);
-    let role = |message: &Value| message.get("role").and_then(Value::as_str).unwrap_or_default().to_owned();
-    ask.question = messages.iter().rev().find(|message| role(message) == "user").map(prompt::content).unwrap_or_default();
+    let role = |message: &Value| {
+        message
+            .get("role")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    ask.question = messages
+        .iter()
+        .rev()
+        .find(|message| role(message) == "user")
+        .map(prompt::content)
+        .unwrap_or_default();
     if messages.last().is_some_and(|message| role(message) == "tool") {
-        let since = messages.iter().rposition(|message| role(message) == "user").map_or(0, |at| at + 1);
-        ask.results = messages[since..].iter().filter(|message| role(message) == "tool").count() as u32;
+        let since = messages
+            .iter()
+            .rposition(|message| role(message) == "user")
+            .map_or(0, |at| at + 1);
+        ask.results = messages[since..]
+            .iter()
+            .filter(|message| role(message) == "tool")
+            .count() as u32;
     }
     Ok(ask)
 }
@@ -357,75 +273,19 @@ pub(super) fn template_flag(object: &Map<String, Value>, key: &str) -> Option<bo
 
 /// `cache_salt` as a number.
 pub(super) fn salt(object: &Map<String, Value>) -> u64 {
-    object.get("cache_salt").and_then(Value::as_str).map_or(0, |salt| mix_text(1, salt))
-}
-
-/// `tool_choice`, and whether vLLM's tool parser will read the answer.
-fn tool_choice(
-    choice: Option<&Value>,
-    given: &[Value],
-    tools: &[Tool],
-    setup: Setup,
-) -> Result<(Choice, bool), Refusal> {
-    let wrong = |message: &str| Err(Refusal::parameter(message, "tool_choice", None));
-    let choice = choice.filter(|choice| !choice.is_null());
-    let is_none = choice.and_then(Value::as_str) == Some("none");
-    if given.is_empty() && choice.is_some() && !is_none {
-        return wrong("When using `tool_choice`, `tools` must be set.");
-    }
-    if given.is_empty() || is_none {
-        return Ok((Choice::Free, false));
-    }
-    let raw = setup == Setup::Raw;
-    match choice {
-        None => {}
-        Some(Value::String(text)) => match text.as_str() {
-            "auto" => {}
-            "required" if raw => {
-                return Err(Refusal::bad("tool_choice=\"required\" requires --tool-call-parser to be set"));
-            }
-            "required" => return Ok((Choice::Required, true)),
-            other => {
-                return wrong(&format!(
-                    "Invalid value for `tool_choice`: {other}! Only named tools, \"none\", \"auto\" or \"required\" are supported."
-                ));
-            }
-        },
-        Some(named) => {
-            let name = named.pointer("/function/name").and_then(Value::as_str).unwrap_or_default();
-            if !tools.iter().any(|tool| tool.name == name) {
-                return wrong("The tool specified in `tool_choice` does not match any of the specified `tools`");
-            }
-            if raw {
-                let message = format!("tool_choice=function \"{name}\" requires --tool-call-parser to be set");
-                return Err(Refusal::bad(&message));
-            }
-            return Ok((Choice::Named(name.to_owned()), true));
-        }
-    }
-    if raw {
-        let message = "\"auto\" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set";
-        return Err(Refusal::bad(message));
-    }
-    Ok((Choice::Free, true))
-}
-
-/// Qwen3-32B reads text only.
-fn check_media(messages: &[Value], config: &SimConfig) -> Result<(), Refusal> {
-    let parts = messages.iter().filter_map(|message| message.get("content")?.as_array()).flatten();
-    let is_media = |part: &Value| {
-        matches!(part.get("type").and_then(Value::as_str), Some("image_url" | "input_audio" | "audio_url" | "video_url"))
-    };
-    if parts.into_iter().any(is_media) {
-        return Err(Refusal::bad(&format!("{} is not a multimodal model", config.served_model())));
-    }
-    Ok(())
+    object
+        .get("cache_salt")
+        .and_then(Value::as_str)
+        .map_or(0, |salt| mix_text(1, salt))
 }
 
 /// Knobs of the body: markers in messages, `sluice_sim`, and the scripting field of the vLLM test backend.
 fn read_knobs(object: &Map<String, Value>, messages: &[Value], knobs: &mut Knobs) -> Result<(), Refusal> {
     let is = |message: &Value, role: &str| message.get("role").and_then(Value::as_str) == Some(role);
-    let since = messages.iter().rposition(|message| is(message, "assistant")).map_or(0, |at| at + 1);
+    let since = messages
+        .iter()
+        .rposition(|message| is(message, "assistant"))
+        .map_or(0, |at| at + 1);
     for (place, message) in messages.iter().enumerate() {
         if place >= since || is(message, "system") {
             knobs.read_markers(&prompt::content(message)).map_err(knob_refused)?;
@@ -435,7 +295,12 @@ fn read_knobs(object: &Map<String, Value>, messages: &[Value], knobs: &mut Knobs
 }
 
 fn read_body_knobs(object: &Map<String, Value>, knobs: &mut Knobs) -> Result<(), Refusal> {
-    for (key, value) in object.get("sluice_sim").and_then(Value::as_object).into_iter().flatten() {
+    for (key, value) in object
+        .get("sluice_sim")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+    {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         knobs.set(key, &value).map_err(knob_refused)?;
     }
@@ -458,10 +323,9 @@ pub(super) fn knob_refused(error: KnobError) -> Refusal {
 
 fn completions(object: &Map<String, Value>, knobs: Knobs) -> Result<Ask, Refusal> {
     let mut ask = shared(object, Surface::Completions, knobs)?;
-    let flag = |key: &str| object.get(key).and_then(Value::as_bool).unwrap_or(false);
-    ask.echo = flag("echo");
+    ask.echo = object.get("echo").and_then(Value::as_bool).unwrap_or(false);
     if let Some(count) = object.get("logprobs").and_then(Value::as_u64) {
-        ask.logprobs = Some(logprobs(count)?);
+        ask.logprobs = Some(check::logprobs(count)?);
     }
     let salt = salt(object);
     let new = || Prompt::new(salt, ask.return_token_ids || ask.logprobs.is_some(), true);
@@ -472,7 +336,11 @@ fn completions(object: &Map<String, Value>, knobs: Knobs) -> Result<Ask, Refusal
     };
     let from_ids = |ids: &[Value]| {
         let mut prompt = new();
-        prompt.ids(ids.iter().filter_map(Value::as_u64).map(|id| id.min(u64::from(u32::MAX)) as u32));
+        prompt.ids(
+            ids.iter()
+                .filter_map(Value::as_u64)
+                .map(|id| id.min(u64::from(u32::MAX)) as u32),
+        );
         prompt
     };
     ask.prompts = match object.get("prompt") {
@@ -480,17 +348,30 @@ fn completions(object: &Map<String, Value>, knobs: Knobs) -> Result<Ask, Refusal
         Some(Value::Array(items)) if items.first().is_some_and(Value::is_number) => vec![from_ids(items)],
         Some(Value::Array(items)) => items
             .iter()
-            .map(|item| item.as_array().map_or_else(|| from_text(item.as_str().unwrap_or_default()), |ids| from_ids(ids)))
+            .map(|item| {
+                item.as_array()
+                    .map_or_else(|| from_text(item.as_str().unwrap_or_default()), |ids| from_ids(ids))
+            })
             .collect(),
         _ => Vec::new(),
     };
     if ask.prompts.is_empty() || ask.prompts.iter().any(|prompt| prompt.chain.tokens() == 0) {
-        return Err(Refusal::parameter("Either prompt or prompt_embeds must be provided and non-empty.", "prompt", None));
+        return Err(Refusal::parameter(
+            "Either prompt or prompt_embeds must be provided and non-empty.",
+            "prompt",
+            None,
+        ));
     }
     if ask.prompts.len() as u64 * u64::from(ask.n) > MAX_N {
-        return Err(Refusal::bad(&format!("The simulator answers at most {MAX_N} sequences per request.")));
+        return Err(Refusal::bad(&format!(
+            "The simulator answers at most {MAX_N} sequences per request."
+        )));
     }
-    ask.question = ask.prompts.first().and_then(|prompt| prompt.text.clone()).unwrap_or_default();
+    ask.question = ask
+        .prompts
+        .first()
+        .and_then(|prompt| prompt.text.clone())
+        .unwrap_or_default();
     ask.knobs.read_markers(&ask.question).map_err(knob_refused)?;
     read_body_knobs(object, &mut ask.knobs)?;
     Ok(ask)
@@ -503,14 +384,21 @@ fn form(object: &Map<String, Value>) -> Result<Form, Refusal> {
         match format.get("type").and_then(Value::as_str) {
             Some("json_object") => return Ok(Form::Json(any())),
             Some("json_schema") => {
-                return Ok(Form::Json(format.pointer("/json_schema/schema").cloned().unwrap_or_else(any)));
+                return Ok(Form::Json(
+                    format.pointer("/json_schema/schema").cloned().unwrap_or_else(any),
+                ));
             }
             _ => {}
         }
     }
-    let Some(outputs) = object.get("structured_outputs").filter(|outputs| outputs.is_object()) else { return Ok(Form::Free) };
+    let Some(outputs) = object.get("structured_outputs").filter(|outputs| outputs.is_object()) else {
+        return Ok(Form::Free);
+    };
     if let Some(schema) = outputs.get("json").filter(|schema| !schema.is_null()) {
-        let schema = schema.as_str().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_else(|| schema.clone());
+        let schema = schema
+            .as_str()
+            .and_then(|text| serde_json::from_str(text).ok())
+            .unwrap_or_else(|| schema.clone());
         return Ok(Form::Json(schema));
     }
     if outputs.get("json_object").and_then(Value::as_bool) == Some(true) {
@@ -519,8 +407,13 @@ fn form(object: &Map<String, Value>) -> Result<Form, Refusal> {
     if let Some(first) = outputs.pointer("/choice/0").and_then(Value::as_str) {
         return Ok(Form::Exactly(first.to_owned()));
     }
-    match ["regex", "grammar", "structural_tag"].iter().find(|key| outputs.get(**key).is_some_and(|v| !v.is_null())) {
-        Some(key) => Err(Refusal::bad(&format!("The simulator has no structured_outputs.{key}; it has json, json_object and choice."))),
+    match ["regex", "grammar", "structural_tag"]
+        .iter()
+        .find(|key| outputs.get(**key).is_some_and(|v| !v.is_null()))
+    {
+        Some(key) => Err(Refusal::bad(&format!(
+            "The simulator has no structured_outputs.{key}; it has json, json_object and choice."
+        ))),
         None => Ok(Form::Free),
     }
 }

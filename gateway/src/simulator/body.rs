@@ -88,7 +88,11 @@ impl Stream {
     /// Streams what the ticket's sequences produce; `fault` may break it.
     pub(super) fn new(wire: Wire, ticket: Ticket, fault: Option<Fault>, kill: Arc<Kill>) -> Self {
         let choices = wire.scripts().len();
-        let stage = if wire.has_roles() { Stage::Role(0) } else { Stage::Tokens };
+        let stage = if wire.has_roles() {
+            Stage::Role(0)
+        } else {
+            Stage::Tokens
+        };
         Self {
             wire,
             ticket: Some(ticket),
@@ -114,7 +118,9 @@ impl Stream {
                     if self.stage == Stage::Usage {
                         continue;
                     }
-                    let Some(ticket) = &self.ticket else { return Poll::Ready(None) };
+                    let Some(ticket) = &self.ticket else {
+                        return Poll::Ready(None);
+                    };
                     if ticket.poll_progress(&mut self.progress, cx).is_pending() {
                         return Poll::Pending;
                     }
@@ -176,17 +182,29 @@ impl Stream {
                 return None;
             }
             let is_last = choice + 1 == self.sent.len();
-            self.stage = if is_last { Stage::Tokens } else { Stage::Role(choice + 1) };
+            self.stage = if is_last {
+                Stage::Tokens
+            } else {
+                Stage::Role(choice + 1)
+            };
             return Some(self.wire.role(choice));
         }
         let behind = |choice: &usize| self.sent[*choice] < self.progress.produced[*choice];
-        let next = (0..self.sent.len()).filter(behind).min_by_key(|choice| self.sent[*choice]);
+        let next = (0..self.sent.len())
+            .filter(behind)
+            .min_by_key(|choice| self.sent[*choice]);
         match next {
             Some(choice) => {
                 let event = self.wire.token(choice, self.sent[choice]);
                 self.sent[choice] += 1;
-                self.events += 1;
-                Some(event)
+                match event {
+                    Some(event) => {
+                        self.events += 1;
+                        Some(event)
+                    }
+                    // vLLM's parser swallowed it.
+                    None => self.next_event(),
+                }
             }
             None => {
                 let totals = self.wire.scripts().iter().map(super::script::Script::tokens);
@@ -206,7 +224,9 @@ impl Body for Reply {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         match self.get_mut() {
             Reply::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Reply::Stream(stream) => stream.poll_event(cx).map(|event| event.map(|event| event.map(Frame::data))),
+            Reply::Stream(stream) => stream
+                .poll_event(cx)
+                .map(|event| event.map(|event| event.map(Frame::data))),
         }
     }
 

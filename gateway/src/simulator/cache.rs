@@ -33,7 +33,15 @@ impl BlockPool {
     /// (`--no-enable-prefix-caching`).
     pub(super) fn new(blocks: u32, remembers: bool) -> Self {
         let mut pool = Self {
-            slots: vec![Slot { hash: None, users: 0, before: NONE, after: NONE }; blocks as usize],
+            slots: vec![
+                Slot {
+                    hash: None,
+                    users: 0,
+                    before: NONE,
+                    after: NONE
+                };
+                blocks as usize
+            ],
             by_hash: HashMap::default(),
             head: NONE,
             tail: NONE,
@@ -46,13 +54,22 @@ impl BlockPool {
 
     /// How many of the leading `hashes` are in the cache.
     pub(super) fn resident(&self, hashes: &[u64]) -> usize {
-        hashes.iter().take_while(|hash| self.by_hash.contains_key(*hash)).count()
+        hashes
+            .iter()
+            .take_while(|hash| self.by_hash.contains_key(*hash))
+            .count()
     }
 
     /// Takes the blocks of `hashes` (all resident) and `fresh` empty ones, or nothing at all if there aren't enough.
     pub(super) fn take(&mut self, hashes: &[u64], fresh: u32, into: &mut Vec<u32>) -> bool {
-        let known: Vec<u32> = hashes.iter().filter_map(|hash| self.by_hash.get(hash).copied()).collect();
-        let woken = known.iter().filter(|block| self.slots[**block as usize].users == 0).count() as u32;
+        let known: Vec<u32> = hashes
+            .iter()
+            .filter_map(|hash| self.by_hash.get(hash).copied())
+            .collect();
+        let woken = known
+            .iter()
+            .filter(|block| self.slots[**block as usize].users == 0)
+            .count() as u32;
         if known.len() != hashes.len() || woken + fresh > self.free {
             return false;
         }
@@ -145,7 +162,10 @@ mod tests {
         let found = pool.resident(hashes);
         let mut blocks = Vec::new();
         assert!(pool.take(&hashes[..found], (hashes.len() - found) as u32, &mut blocks));
-        blocks.iter().zip(hashes).for_each(|(block, hash)| pool.publish(*block, *hash));
+        blocks
+            .iter()
+            .zip(hashes)
+            .for_each(|(block, hash)| pool.publish(*block, *hash));
         (found, blocks)
     }
 
@@ -197,17 +217,24 @@ mod tests {
         let mut held: Vec<Vec<u32>> = Vec::new();
         let mut dice = 12345_u64;
         for _ in 0..5_000 {
-            dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            dice = dice
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let roll = (dice >> 33) as usize;
             if roll.is_multiple_of(2) && !held.is_empty() {
                 let mut blocks = held.swap_remove(roll / 2 % held.len());
                 pool.release(&mut blocks);
             } else {
-                let hashes: Vec<u64> = (0..(roll % 5) as u64).map(|i| i + (roll as u64 / 8 % 3) * 100).collect();
+                let hashes: Vec<u64> = (0..(roll % 5) as u64)
+                    .map(|i| i + (roll as u64 / 8 % 3) * 100)
+                    .collect();
                 let found = pool.resident(&hashes);
                 let mut blocks = Vec::new();
                 if pool.take(&hashes[..found], (hashes.len() - found) as u32, &mut blocks) {
-                    blocks.iter().zip(&hashes).for_each(|(block, hash)| pool.publish(*block, *hash));
+                    blocks
+                        .iter()
+                        .zip(&hashes)
+                        .for_each(|(block, hash)| pool.publish(*block, *hash));
                     held.push(blocks);
                 }
             }

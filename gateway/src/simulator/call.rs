@@ -89,7 +89,10 @@ kinds! {
 impl CallKind {
     /// The kind of this name.
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.iter().find(|(_, known, _)| *known == name).map(|(kind, ..)| *kind)
+        Self::ALL
+            .iter()
+            .find(|(_, known, _)| *known == name)
+            .map(|(kind, ..)| *kind)
     }
 
     /// One of the malformed or unusual kinds.
@@ -104,7 +107,11 @@ const SLOT: &str = "SIMULATOR_SLOT";
 
 /// The raw text of a call to `tool`.
 pub(super) fn write(tool: &Tool, kind: CallKind, dice: u64) -> String {
-    let optional = if matches!(kind, CallKind::Good | CallKind::Two) { Optional::Some } else { Optional::All };
+    let optional = if matches!(kind, CallKind::Good | CallKind::Two) {
+        Optional::Some
+    } else {
+        Optional::All
+    };
     let arguments = schema::arguments(tool.parameters.as_ref(), optional, dice);
     let other = || schema::arguments(tool.parameters.as_ref(), Optional::Some, dice ^ 0x5555);
     let good = |arguments: &Map<String, Value>| object(&tool.name, arguments);
@@ -114,7 +121,11 @@ pub(super) fn write(tool: &Tool, kind: CallKind, dice: u64) -> String {
         CallKind::Good | CallKind::InThink => block(&text),
         CallKind::Two => format!("{}\n{}", block(&text), block(&good(&other()))),
         CallKind::TextAround => {
-            format!("First one thing.\n{}\nThen another.\n{}\nThat is all.", block(&text), block(&good(&other())))
+            format!(
+                "First one thing.\n{}\nThen another.\n{}\nThat is all.",
+                block(&text),
+                block(&good(&other()))
+            )
         }
         CallKind::NoClose => format!("<tool_call>\n{text}"),
         CallKind::TwoInOne => block(&format!("{text}\n{}", good(&other()))),
@@ -123,7 +134,11 @@ pub(super) fn write(tool: &Tool, kind: CallKind, dice: u64) -> String {
         CallKind::SpacedTags => format!("< tool_call >\n{text}\n< /tool_call >"),
         CallKind::PluralTags => format!("<tool_calls>\n{text}\n</tool_calls>"),
         CallKind::NameAttribute => {
-            format!("<tool_call name=\"{}\">\n{}\n</tool_call>", tool.name, spaced(&Value::Object(arguments)))
+            format!(
+                "<tool_call name=\"{}\">\n{}\n</tool_call>",
+                tool.name,
+                spaced(&Value::Object(arguments))
+            )
         }
         CallKind::BareJson => text,
         CallKind::JsonFence => format!("```json\n{text}\n```"),
@@ -149,7 +164,9 @@ fn reshaped(tool: &Tool, kind: CallKind, arguments: Map<String, Value>, text: &s
         CallKind::FunctionKey => keyed("function", "arguments", all),
         CallKind::ArgumentsString => keyed("name", "arguments", json!(spaced(&all))),
         CallKind::NoArguments => spaced(&json!({ "name": tool.name })),
-        CallKind::OpenaiNested => spaced(&json!({"type": "function", "function": {"name": tool.name, "arguments": all}})),
+        CallKind::OpenaiNested => {
+            spaced(&json!({"type": "function", "function": {"name": tool.name, "arguments": all}}))
+        }
         CallKind::KeyedByName => spaced(&Value::Object(Map::from_iter([(tool.name.clone(), all)]))),
         CallKind::ArgumentsFirst => spaced(&json!({"arguments": all, "name": tool.name})),
         CallKind::Flat => {
@@ -160,7 +177,10 @@ fn reshaped(tool: &Tool, kind: CallKind, arguments: Map<String, Value>, text: &s
             spaced(&Value::Object(flat))
         }
         CallKind::PythonCode => {
-            let named: Vec<String> = arguments.iter().map(|(key, value)| format!("{key}={}", python(value))).collect();
+            let named: Vec<String> = arguments
+                .iter()
+                .map(|(key, value)| format!("{key}={}", python(value)))
+                .collect();
             format!("{}({})", tool.name, named.join(", "))
         }
         CallKind::Xml => {
@@ -168,7 +188,11 @@ fn reshaped(tool: &Tool, kind: CallKind, arguments: Map<String, Value>, text: &s
                 let value = value.as_str().map_or_else(|| spaced(value), str::to_owned);
                 format!("<parameter={key}>\n{value}\n</parameter>\n")
             };
-            format!("<function={}>\n{}</function>", tool.name, arguments.iter().map(parameter).collect::<String>())
+            format!(
+                "<function={}>\n{}</function>",
+                tool.name,
+                arguments.iter().map(parameter).collect::<String>()
+            )
         }
         CallKind::MissingBrace => text.strip_suffix('}').unwrap_or(text).to_owned(),
         CallKind::ExtraBrace => format!("{text}}}"),
@@ -176,7 +200,11 @@ fn reshaped(tool: &Tool, kind: CallKind, arguments: Map<String, Value>, text: &s
         CallKind::TrailingComma => text.replace('}', ",}").replace("{,", "{"),
         CallKind::SingleQuotes | CallKind::PythonLiterals => {
             let whole = json!({"name": tool.name, "arguments": all});
-            if kind == CallKind::SingleQuotes { python(&whole) } else { literals(&whole) }
+            if kind == CallKind::SingleQuotes {
+                python(&whole)
+            } else {
+                literals(&whole)
+            }
         }
         CallKind::Comment => text.replacen('{', "{ // the call\n", 1),
         CallKind::TagInString => with_string(tool, arguments, "see </tool_call> there"),
@@ -203,7 +231,11 @@ fn misshapen(tool: &Tool, kind: CallKind, mut arguments: Map<String, Value>) -> 
         .filter_map(Value::as_str)
         .collect();
     if kind == CallKind::KeyTypo {
-        return arguments.into_iter().enumerate().map(|(n, (key, value))| (if n == 0 { key + "s" } else { key }, value)).collect();
+        return arguments
+            .into_iter()
+            .enumerate()
+            .map(|(n, (key, value))| (if n == 0 { key + "s" } else { key }, value))
+            .collect();
     }
     for (key, value) in &mut arguments {
         let changed = match (kind, &*value) {
@@ -235,10 +267,15 @@ fn with_string(tool: &Tool, mut arguments: Map<String, Value>, raw: &str) -> Str
     let properties = tool.parameters.as_ref().and_then(|schema| schema.get("properties"));
     let is_free = |key: &str| {
         properties.and_then(|all| all.get(key)).is_none_or(|schema| {
-            ["enum", "const", "pattern", "format", "maxLength"].iter().all(|bound| schema.get(*bound).is_none())
+            ["enum", "const", "pattern", "format", "maxLength"]
+                .iter()
+                .all(|bound| schema.get(*bound).is_none())
         })
     };
-    if let Some((_, value)) = arguments.iter_mut().find(|(key, value)| value.is_string() && is_free(key)) {
+    if let Some((_, value)) = arguments
+        .iter_mut()
+        .find(|(key, value)| value.is_string() && is_free(key))
+    {
         *value = json!(SLOT);
     }
     object(&tool.name, &arguments).replacen(SLOT, raw, 1)
@@ -258,10 +295,16 @@ fn cut_string(text: &str) -> String {
 /// Python's `repr`.
 fn python(value: &Value) -> String {
     match value {
-        Value::String(text) => format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'").replace('\n', "\\n")),
+        Value::String(text) => format!(
+            "'{}'",
+            text.replace('\\', "\\\\").replace('\'', "\\'").replace('\n', "\\n")
+        ),
         Value::Array(items) => format!("[{}]", items.iter().map(python).collect::<Vec<_>>().join(", ")),
         Value::Object(map) => {
-            let pairs: Vec<String> = map.iter().map(|(key, value)| format!("'{key}': {}", python(value))).collect();
+            let pairs: Vec<String> = map
+                .iter()
+                .map(|(key, value)| format!("'{key}': {}", python(value)))
+                .collect();
             format!("{{{}}}", pairs.join(", "))
         }
         other => literal(other),
@@ -273,8 +316,10 @@ fn literals(value: &Value) -> String {
     match value {
         Value::Array(items) => format!("[{}]", items.iter().map(literals).collect::<Vec<_>>().join(", ")),
         Value::Object(map) => {
-            let pairs: Vec<String> =
-                map.iter().map(|(key, value)| format!("{}: {}", json!(key), literals(value))).collect();
+            let pairs: Vec<String> = map
+                .iter()
+                .map(|(key, value)| format!("{}: {}", json!(key), literals(value)))
+                .collect();
             format!("{{{}}}", pairs.join(", "))
         }
         other => literal(other),
@@ -346,7 +391,20 @@ mod tests {
             MissingBrace, MissingQuote, NullOptional, NumberAsString, NumberForString, PythonLiterals, RawNewline,
             ScalarForArray, SingleQuotes, StringifiedObject, TrailingComma,
         };
-        for kind in [MissingBrace, ExtraBrace, MissingQuote, TrailingComma, SingleQuotes, PythonLiterals, Comment, RawNewline, BadEscape, InnerQuotes, MarkdownFence, CutString] {
+        for kind in [
+            MissingBrace,
+            ExtraBrace,
+            MissingQuote,
+            TrailingComma,
+            SingleQuotes,
+            PythonLiterals,
+            Comment,
+            RawNewline,
+            BadEscape,
+            InnerQuotes,
+            MarkdownFence,
+            CutString,
+        ] {
             assert_eq!(parsed(&write(&tool(), kind, 5)), None, "{kind:?}");
         }
         let argument = |kind, key: &str| parsed(&write(&tool(), kind, 5)).unwrap()["arguments"][key].clone();
@@ -362,11 +420,18 @@ mod tests {
 
     #[test]
     fn a_tool_without_parameters_gets_no_arguments() {
-        let bare = Tool { name: "now".into(), description: String::new(), parameters: None };
+        let bare = Tool {
+            name: "now".into(),
+            description: String::new(),
+            parameters: None,
+        };
         for (kind, name, _) in CallKind::ALL {
             let text = write(&bare, *kind, 5);
             assert!(*kind == CallKind::None || text.to_lowercase().contains("now"), "{name}");
         }
-        assert_eq!(parsed(&write(&bare, CallKind::Good, 5)).unwrap(), json!({"name": "now", "arguments": {}}));
+        assert_eq!(
+            parsed(&write(&bare, CallKind::Good, 5)).unwrap(),
+            json!({"name": "now", "arguments": {}})
+        );
     }
 }

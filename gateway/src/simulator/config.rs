@@ -97,7 +97,11 @@ impl SimConfig {
 
     /// KV blocks in effect.
     pub fn blocks(&self) -> u32 {
-        if self.num_gpu_blocks == 0 { self.gpu.rates().num_gpu_blocks } else { self.num_gpu_blocks }
+        if self.num_gpu_blocks == 0 {
+            self.gpu.rates().num_gpu_blocks
+        } else {
+            self.num_gpu_blocks
+        }
     }
 
     /// Tokens of one step in effect.
@@ -224,7 +228,10 @@ impl FaultRates {
             return Err(SimConfigError { key, range: "0 to 1" });
         }
         if one_of > 1.0 {
-            return Err(SimConfigError { key: "faults", range: "shares that add up to at most 1" });
+            return Err(SimConfigError {
+                key: "faults",
+                range: "shares that add up to at most 1",
+            });
         }
         Ok(())
     }
@@ -266,6 +273,22 @@ pub(super) struct Rates {
     pub(super) max_num_batched_tokens: u32,
     /// What `vllm:cache_config_info` says of memory.
     pub(super) gpu_memory_utilization: &'static str,
+}
+
+impl std::str::FromStr for Gpu {
+    type Err = SimConfigError;
+
+    /// As in the configuration file, for a command line.
+    fn from_str(name: &str) -> Result<Self, SimConfigError> {
+        match name {
+            "h100" => Ok(Gpu::H100),
+            "rtx4090x2" => Ok(Gpu::Rtx4090x2),
+            _ => Err(SimConfigError {
+                key: "gpu",
+                range: "h100 or rtx4090x2",
+            }),
+        }
+    }
 }
 
 impl Gpu {
@@ -314,7 +337,14 @@ mod tests {
         let config = SimConfig::default();
         assert_eq!(config.check(), Ok(()));
         assert_eq!(config.served_model(), "Qwen/Qwen3-32B-AWQ-simulated");
-        assert_eq!(SimConfig { model: "m-simulated".into(), ..config }.served_model(), "m-simulated");
+        assert_eq!(
+            SimConfig {
+                model: "m-simulated".into(),
+                ..config
+            }
+            .served_model(),
+            "m-simulated"
+        );
     }
 
     #[test]
@@ -322,20 +352,64 @@ mod tests {
         let read = |text| toml::from_str::<SimConfig>(text);
         assert!(read("sped = 1.0").is_err());
         let config = read("gpu = \"rtx4090x2\"\nspeed = 0.0\nsetup = \"parsers\"\n[faults]\nstall = 0.1").unwrap();
-        assert_eq!((config.gpu, config.setup, config.faults.stall), (Gpu::Rtx4090x2, Setup::Parsers, 0.1));
+        assert_eq!(
+            (config.gpu, config.setup, config.faults.stall),
+            (Gpu::Rtx4090x2, Setup::Parsers, 0.1)
+        );
         assert_eq!(config.blocks(), 8_750);
+        for gpu in [Gpu::H100, Gpu::Rtx4090x2] {
+            let name = toml::Value::try_from(gpu).unwrap();
+            assert_eq!(
+                name.as_str().unwrap().parse(),
+                Ok(gpu),
+                "file and command line name it alike"
+            );
+        }
+        assert!("a100".parse::<Gpu>().unwrap_err().to_string().contains("rtx4090x2"));
     }
 
     #[test]
     fn what_is_out_of_range_is_named() {
         let key = |config: SimConfig| config.check().unwrap_err().key;
         let base = SimConfig::default;
-        assert_eq!(key(SimConfig { speed: f64::NAN, ..base() }), "speed");
+        assert_eq!(
+            key(SimConfig {
+                speed: f64::NAN,
+                ..base()
+            }),
+            "speed"
+        );
         assert_eq!(key(SimConfig { speed: -1.0, ..base() }), "speed");
-        assert_eq!(key(SimConfig { max_num_seqs: 0, ..base() }), "max_num_seqs");
-        assert_eq!(key(SimConfig { answer_tokens_min: 9, answer_tokens_max: 8, ..base() }), "answer_tokens_max");
-        assert_eq!(key(SimConfig { faults: FaultRates { hang: 1.1, ..FaultRates::default() }, ..base() }), "faults.hang");
-        let faults = FaultRates { hang: 0.6, stall: 0.6, ..FaultRates::default() };
+        assert_eq!(
+            key(SimConfig {
+                max_num_seqs: 0,
+                ..base()
+            }),
+            "max_num_seqs"
+        );
+        assert_eq!(
+            key(SimConfig {
+                answer_tokens_min: 9,
+                answer_tokens_max: 8,
+                ..base()
+            }),
+            "answer_tokens_max"
+        );
+        assert_eq!(
+            key(SimConfig {
+                faults: FaultRates {
+                    hang: 1.1,
+                    ..FaultRates::default()
+                },
+                ..base()
+            }),
+            "faults.hang"
+        );
+        let faults = FaultRates {
+            hang: 0.6,
+            stall: 0.6,
+            ..FaultRates::default()
+        };
         assert_eq!(key(SimConfig { faults, ..base() }), "faults");
     }
 }

@@ -51,8 +51,14 @@ impl Engine {
             aborted_requests: 0,
             is_dead: false,
         };
-        let shared = Shared { state: Mutex::new(state), work: Notify::new(), epoch: Instant::now() };
-        Self { shared: Arc::new(shared) }
+        let shared = Shared {
+            state: Mutex::new(state),
+            work: Notify::new(),
+            epoch: Instant::now(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// Advances the engine for ever; drop the future to stop it. Two drivers do no harm.
@@ -85,7 +91,11 @@ impl Engine {
         }
         drop(state);
         self.shared.work.notify_one();
-        Ok(Ticket { engine: self.clone(), ids, signal })
+        Ok(Ticket {
+            engine: self.clone(),
+            ids,
+            signal,
+        })
     }
 
     /// Looks at the engine under its lock.
@@ -198,7 +208,10 @@ pub(super) struct Progress {
 impl Progress {
     /// Nothing yet, for `choices` choices.
     pub(super) fn new(choices: usize) -> Self {
-        Self { produced: vec![0; choices], ..Self::default() }
+        Self {
+            produced: vec![0; choices],
+            ..Self::default()
+        }
     }
 }
 
@@ -214,7 +227,12 @@ struct Word {
 
 impl Signal {
     fn new(choices: usize) -> Self {
-        Self { word: Mutex::new(Word { progress: Progress::new(choices), waker: None }) }
+        Self {
+            word: Mutex::new(Word {
+                progress: Progress::new(choices),
+                waker: None,
+            }),
+        }
     }
 
     fn word(&self) -> MutexGuard<'_, Word> {

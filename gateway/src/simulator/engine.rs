@@ -202,9 +202,9 @@ impl Core {
     /// Takes a request's jobs in. None if the queue is full or a job could never fit the KV cache.
     pub(super) fn submit(&mut self, jobs: Vec<Job>, now: Duration) -> Option<Vec<u64>> {
         let outstanding = self.seqs.len() - self.running.len();
-        let too_large = jobs.iter().any(|job| {
-            (job.prompt.tokens() + job.script.tokens()).div_ceil(BLOCK_TOKENS) > self.pool.size()
-        });
+        let too_large = jobs
+            .iter()
+            .any(|job| (job.prompt.tokens() + job.script.tokens()).div_ceil(BLOCK_TOKENS) > self.pool.size());
         if too_large || outstanding + jobs.len() > self.max_waiting {
             return None;
         }
@@ -215,7 +215,11 @@ impl Core {
     fn admit(&mut self, job: Job, now: Duration) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        let front = if job.ttft.is_some() { Duration::ZERO } else { self.scaled(self.rates.front(job.prompt.tokens())) };
+        let front = if job.ttft.is_some() {
+            Duration::ZERO
+        } else {
+            self.scaled(self.rates.front(job.prompt.tokens()))
+        };
         let seq = Seq {
             phase: Phase::Arriving,
             chain: job.prompt.clone(),
@@ -287,7 +291,11 @@ impl Core {
     }
 
     fn scaled(&self, time: Duration) -> Duration {
-        if self.speed == 0.0 { Duration::ZERO } else { time.div_f64(self.speed) }
+        if self.speed == 0.0 {
+            Duration::ZERO
+        } else {
+            time.div_f64(self.speed)
+        }
     }
 
     fn fire_timers(&mut self, now: Duration, reached: &mut Vec<Reached>) {
@@ -335,24 +343,34 @@ impl Core {
             seq.chain.push(*token);
         }
         seq.produced += 1;
-        self.tally.token(seq.first.is_none().then_some(at.saturating_sub(seq.arrived)), seq.last.map(|last| at.saturating_sub(last)));
+        self.tally.token(
+            seq.first.is_none().then_some(at.saturating_sub(seq.arrived)),
+            seq.last.map(|last| at.saturating_sub(last)),
+        );
         seq.first.get_or_insert(at);
         seq.last = Some(at);
         publish(&mut self.pool, seq);
-        reached.push(Reached { id, produced: seq.produced, cached: seq.cached.unwrap_or(0), is_last: seq.is_complete() });
-        if seq.is_complete() {
-            if let Some(mut seq) = self.seqs.remove(&id) {
-                self.pool.release(&mut seq.blocks);
-                self.running.retain(|other| *other != id);
-                self.tally.finished(&finished(&seq, at));
-            }
+        reached.push(Reached {
+            id,
+            produced: seq.produced,
+            cached: seq.cached.unwrap_or(0),
+            is_last: seq.is_complete(),
+        });
+        if !seq.is_complete() {
+            return;
+        }
+        if let Some(mut seq) = self.seqs.remove(&id) {
+            self.pool.release(&mut seq.blocks);
+            self.running.retain(|other| *other != id);
+            self.tally.finished(&finished(&seq, at));
         }
     }
 
     fn finish_step(&mut self, now: Duration, reached: &mut Vec<Reached>) {
         let Some(step) = self.step.take() else { return };
         self.resume = (now.saturating_sub(step.ends) < CATCH_UP).then_some(step.ends);
-        self.tally.step(step.work.iter().map(|(_, tokens)| u64::from(*tokens)).sum());
+        self.tally
+            .step(step.work.iter().map(|(_, tokens)| u64::from(*tokens)).sum());
         for (id, tokens) in step.work {
             let Some(seq) = self.seqs.get_mut(&id) else { continue };
             if !matches!(seq.phase, Phase::Prefill | Phase::Decode) {
@@ -361,6 +379,10 @@ impl Core {
             seq.computed += tokens;
             publish(&mut self.pool, seq);
             if seq.computed < seq.wanted() {
+                continue;
+            }
+            if seq.is_stuck() {
+                seq.phase = Phase::Decode;
                 continue;
             }
             let itl = seq.job.itl;
@@ -392,24 +414,31 @@ impl Core {
                     break;
                 }
                 preempted = true;
-                if self.preempt_youngest(now, &mut work) == Some(id) {
+                let Some((place, victim)) = self.preempt_youngest(now, &mut work) else {
+                    break;
+                };
+                next -= usize::from(place < next);
+                if victim == id {
                     break;
                 }
             }
         }
         while !preempted && budget > 0 && self.running.len() < self.max_seqs {
-            let Some(chunk) = self.start_next(now, budget) else { break };
+            let Some(chunk) = self.start_next(now, budget) else {
+                break;
+            };
             budget -= chunk.1;
             if chunk.1 > 0 {
                 work.push(chunk);
             }
         }
-        // A preemption may have taken blocks from a sequence that was planned before.
-        work.retain(|(id, _)| self.running.contains(id));
         if !work.is_empty() {
             let starts = self.resume.unwrap_or(now);
             let lasts = self.scaled(Duration::from_secs_f64(self.cost(&work)));
-            self.step = Some(Step { ends: starts + lasts, work });
+            self.step = Some(Step {
+                ends: starts + lasts,
+                work,
+            });
         }
     }
 
@@ -425,7 +454,8 @@ impl Core {
         let hashes = &seq.chain.blocks()[..findable.min(seq.chain.blocks().len())];
         let found = self.pool.resident(hashes);
         let cached = found as u32 * BLOCK_TOKENS;
-        let is_timed = seq.job.ttft.is_some();
+        let ttft = seq.job.ttft.filter(|_| seq.produced == 0);
+        let is_timed = ttft.is_some();
         let chunk = if is_timed { 0 } else { (wanted - cached).min(budget) };
         let tokens = if is_timed { wanted } else { cached + chunk };
         let fresh = tokens.div_ceil(BLOCK_TOKENS) - found as u32;
@@ -439,9 +469,10 @@ impl Core {
         if seq.cached.is_none() {
             seq.cached = Some(cached.min(seq.prompt()));
             seq.scheduled = Some(now);
-            self.tally.scheduled(seq.prompt(), cached.min(seq.prompt()), now.saturating_sub(seq.queued));
+            self.tally
+                .scheduled(seq.prompt(), cached.min(seq.prompt()), now.saturating_sub(seq.queued));
         }
-        match seq.job.ttft {
+        match ttft {
             Some(ttft) => {
                 seq.phase = Phase::Timed;
                 self.timers.push(Reverse(((seq.arrived + ttft).max(now), id)));
@@ -458,15 +489,21 @@ impl Core {
 
     /// Blocks for `chunk` more tokens of a running sequence.
     fn grow(&mut self, id: u64, chunk: u32) -> bool {
-        let Some(seq) = self.seqs.get_mut(&id) else { return false };
-        let missing = (seq.computed + chunk).div_ceil(BLOCK_TOKENS).saturating_sub(seq.blocks.len() as u32);
+        let Some(seq) = self.seqs.get_mut(&id) else {
+            return false;
+        };
+        let missing = (seq.computed + chunk)
+            .div_ceil(BLOCK_TOKENS)
+            .saturating_sub(seq.blocks.len() as u32);
         self.pool.take(&[], missing, &mut seq.blocks)
     }
 
     /// Takes the blocks of the youngest sequence that runs by steps and sends it back to the head of the queue.
-    fn preempt_youngest(&mut self, now: Duration, work: &mut Vec<(u64, u32)>) -> Option<u64> {
+    fn preempt_youngest(&mut self, now: Duration, work: &mut Vec<(u64, u32)>) -> Option<(usize, u64)> {
         let place = self.running.iter().rposition(|id| {
-            self.seqs.get(id).is_some_and(|seq| matches!(seq.phase, Phase::Prefill | Phase::Decode))
+            self.seqs
+                .get(id)
+                .is_some_and(|seq| matches!(seq.phase, Phase::Prefill | Phase::Decode))
         })?;
         let id = self.running.remove(place);
         work.retain(|(other, _)| *other != id);
@@ -479,7 +516,7 @@ impl Core {
             seq.preemptions += 1;
             self.tally.preempted();
         }
-        Some(id)
+        Some((place, id))
     }
 
     /// Time of a step, seconds.
@@ -501,7 +538,9 @@ impl Core {
 
 /// Makes the full and computed blocks of a sequence findable.
 fn publish(pool: &mut BlockPool, seq: &mut Seq) {
-    let full = (seq.computed / BLOCK_TOKENS).min(seq.blocks.len() as u32).min(seq.chain.blocks().len() as u32);
+    let full = (seq.computed / BLOCK_TOKENS)
+        .min(seq.blocks.len() as u32)
+        .min(seq.chain.blocks().len() as u32);
     for place in seq.published..full {
         pool.publish(seq.blocks[place as usize], seq.chain.blocks()[place as usize]);
     }
@@ -522,3 +561,6 @@ fn finished(seq: &Seq, at: Duration) -> super::metrics::Finished {
         preemptions: seq.preemptions,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -99,7 +99,9 @@ impl Knobs {
             }
             "call" => {
                 self.call = CallKind::named(value);
-                self.call.is_none().then_some("a kind of call (see `sluice simulate --help`)")
+                self.call
+                    .is_none()
+                    .then_some("a kind of call (see `sluice simulate --help`)")
             }
             "reasoning-share" => {
                 self.reasoning_share = value.parse().ok().filter(|share| (0.0..=1.0).contains(share));
@@ -114,7 +116,12 @@ impl Knobs {
             }
             _ => Some("unknown; known are text, tokens, ttft-ms, itl-ms, call, reasoning-share, fault"),
         };
-        wanted.map_or(Ok(()), |wanted| Err(KnobError { key: key.chars().take(64).collect(), wanted }))
+        wanted.map_or(Ok(()), |wanted| {
+            Err(KnobError {
+                key: key.chars().take(64).collect(),
+                wanted,
+            })
+        })
     }
 
     /// Reads every `[[sim key=value …]]` in a message's text.
@@ -124,7 +131,9 @@ impl Knobs {
     pub(super) fn read_markers(&mut self, text: &str) -> Result<(), KnobError> {
         let mut rest = text;
         while let Some((_, after)) = rest.split_once("[[sim ") {
-            let Some((inside, behind)) = after.split_once("]]") else { break };
+            let Some((inside, behind)) = after.split_once("]]") else {
+                break;
+            };
             for pair in inside.split_whitespace() {
                 let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
                 self.set(key, value)?;
@@ -144,7 +153,10 @@ impl Knobs {
             (rates.error_event, Fault::ErrorEvent(after)),
             (rates.stall, Fault::Stall(after)),
             (rates.hang, Fault::Hang),
-            (rates.slow_start, Fault::SlowStart(Duration::from_millis(u64::from(rates.slow_start_ms)))),
+            (
+                rates.slow_start,
+                Fault::SlowStart(Duration::from_millis(u64::from(rates.slow_start_ms))),
+            ),
             (rates.status_500, Fault::Status(500)),
             (rates.status_503, Fault::Status(503)),
         ];
@@ -154,7 +166,11 @@ impl Knobs {
             (mark < 0.0).then_some(fault)
         });
         let call = (unit(mix(dice, 1)) < rates.malformed_call).then(|| CallKind::malformed(mix(dice, 3)));
-        Self { fault, call, ..Self::default() }
+        Self {
+            fault,
+            call,
+            ..Self::default()
+        }
     }
 }
 
@@ -169,7 +185,9 @@ fn millis(value: &str) -> Option<Duration> {
 }
 
 fn fault(value: &str) -> Option<Fault> {
-    let (name, number) = value.split_once(':').map_or((value, None), |(name, number)| (name, Some(number)));
+    let (name, number) = value
+        .split_once(':')
+        .map_or((value, None), |(name, number)| (name, Some(number)));
     let count = || number.map_or(Some(0), |number| number.parse::<u32>().ok());
     match name {
         "refuse" if number.is_none() => Some(Fault::Refuse),
@@ -180,7 +198,11 @@ fn fault(value: &str) -> Option<Fault> {
         "error_event" => count().map(Fault::ErrorEvent),
         "stall" => count().map(Fault::Stall),
         "slow_start" => millis(number?).map(Fault::SlowStart),
-        "status" => number?.parse().ok().filter(|code| (400..600).contains(code)).map(Fault::Status),
+        "status" => number?
+            .parse()
+            .ok()
+            .filter(|code| (400..600).contains(code))
+            .map(Fault::Status),
         _ => None,
     }
 }
@@ -235,15 +257,29 @@ mod tests {
         for (text, wanted) in table {
             assert_eq!(knobs(&[("fault", text)]).unwrap().fault, Some(wanted), "{text}");
         }
-        for wrong in ["", "reset", "stall:x", "status:200", "status", "hang:1", "slow_start:-1"] {
+        for wrong in [
+            "",
+            "reset",
+            "stall:x",
+            "status:200",
+            "status",
+            "hang:1",
+            "slow_start:-1",
+        ] {
             assert!(knobs(&[("fault", wrong)]).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn values_out_of_range_and_unknown_keys_are_refused_by_name() {
-        let cases =
-            [("tokens", "0"), ("tokens", "x"), ("itl-ms", "-1"), ("reasoning_share", "2"), ("text", "§"), ("colour", "red")];
+        let cases = [
+            ("tokens", "0"),
+            ("tokens", "x"),
+            ("itl-ms", "-1"),
+            ("reasoning_share", "2"),
+            ("text", "§"),
+            ("colour", "red"),
+        ];
         for (key, value) in cases {
             let error = knobs(&[(key, value)]).unwrap_err().to_string();
             assert!(error.contains(key), "{error}");
@@ -253,7 +289,9 @@ mod tests {
     #[test]
     fn markers_are_found_anywhere_in_a_text() {
         let mut knobs = Knobs::default();
-        knobs.read_markers("Hi [[sim tokens=5 fault=stall:2]] and [[sim itl_ms=1.5]] [[sim open").unwrap();
+        knobs
+            .read_markers("Hi [[sim tokens=5 fault=stall:2]] and [[sim itl_ms=1.5]] [[sim open")
+            .unwrap();
         assert_eq!((knobs.tokens, knobs.fault), (Some(5), Some(Fault::Stall(2))));
         assert_eq!(knobs.itl, Some(Duration::from_micros(1_500)));
         assert!(knobs.read_markers("[[sim nothing]]").is_err());
@@ -261,15 +299,26 @@ mod tests {
 
     #[test]
     fn base64_in_both_alphabets() {
-        assert_eq!(knobs(&[("text", "PHRoaW5rPg==")]).unwrap().text.as_deref(), Some("<think>"));
-        assert_eq!(knobs(&[("text", "w7_Dv8O_")]).unwrap().text, knobs(&[("text", "w7/Dv8O/")]).unwrap().text);
+        assert_eq!(
+            knobs(&[("text", "PHRoaW5rPg==")]).unwrap().text.as_deref(),
+            Some("<think>")
+        );
+        assert_eq!(
+            knobs(&[("text", "w7_Dv8O_")]).unwrap().text,
+            knobs(&[("text", "w7/Dv8O/")]).unwrap().text
+        );
         assert_eq!(knobs(&[("text", "")]).unwrap().text.as_deref(), Some(""));
         assert!(knobs(&[("text", "A")]).is_err());
     }
 
     #[test]
     fn draws_follow_rates_and_seed() {
-        let rates = FaultRates { stall: 0.25, status_503: 0.25, malformed_call: 0.5, ..FaultRates::default() };
+        let rates = FaultRates {
+            stall: 0.25,
+            status_503: 0.25,
+            malformed_call: 0.5,
+            ..FaultRates::default()
+        };
         let draw = |seed| (0..4_000).map(|n| Knobs::drawn(&rates, seed, n)).collect::<Vec<_>>();
         let drawn = draw(7);
         assert_eq!(drawn, draw(7));

@@ -12,21 +12,22 @@ use super::tokens::BLOCK_TOKENS;
 
 /// Buckets of whole-request times, seconds.
 const REQUEST_S: &[f64] = &[
-    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0,
-    7680.0,
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
+    1920.0, 7680.0,
 ];
 /// Buckets of the time to the first token, seconds.
 const FIRST_S: &[f64] = &[
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
-    640.0, 2560.0,
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+    160.0, 640.0, 2560.0,
 ];
 /// Buckets of times per token, seconds.
 const TOKEN_S: &[f64] = &[
     0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
 ];
 /// Buckets of tokens in one step.
-const STEP_TOKENS: &[f64] =
-    &[1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
+const STEP_TOKENS: &[f64] = &[
+    1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0,
+];
 /// Buckets of tokens in one request; those up to the model's length are used.
 const REQUEST_TOKENS: &[f64] = &[
     1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0, 20000.0, 50000.0, 100000.0,
@@ -47,7 +48,11 @@ struct Histogram {
 
 impl Histogram {
     fn new(bounds: &'static [f64]) -> Self {
-        Self { bounds, counts: vec![0; bounds.len() + 1], sum: 0.0 }
+        Self {
+            bounds,
+            counts: vec![0; bounds.len() + 1],
+            sum: 0.0,
+        }
     }
 
     fn add(&mut self, value: f64) {
@@ -205,7 +210,8 @@ impl Tally {
         self.inference.add((of.prefill + of.decode).as_secs_f64());
         self.request_preemptions.add(f64::from(of.preemptions));
         if of.generated > 1 {
-            self.per_token.add(of.decode.as_secs_f64() / f64::from(of.generated - 1));
+            self.per_token
+                .add(of.decode.as_secs_f64() / f64::from(of.generated - 1));
         }
     }
 
@@ -249,7 +255,12 @@ struct Page<'a> {
 /// The exposition for one scrape.
 pub(super) fn render(config: &SimConfig, model: &str, tally: &Tally, now: &Now) -> String {
     let longest = f64::from(config.max_model_len);
-    let mut page = Page { out: String::with_capacity(48 << 10), model, started_s: now.started_s, longest };
+    let mut page = Page {
+        out: String::with_capacity(48 << 10),
+        model,
+        started_s: now.started_s,
+        longest,
+    };
     let start = "Start time of the process since unix epoch in seconds.";
     page.head("process_start_time_seconds", start, "gauge");
     let _ = writeln!(page.out, "process_start_time_seconds {}", go_float(now.started_s));
@@ -262,48 +273,193 @@ pub(super) fn render(config: &SimConfig, model: &str, tally: &Tally, now: &Now) 
 /// Gauges and counters, in vLLM's order.
 fn counters(page: &mut Page<'_>, tally: &Tally, now: &Now) {
     let computed = (tally.prompt_tokens - tally.cached_tokens) as f64;
-    page.counter("vllm:estimated_flops_per_gpu_total", "Estimated number of floating point operations per GPU (for Model Flops Utilization calculations).", &[("", 0.0)]);
-    page.counter("vllm:estimated_read_bytes_per_gpu_total", "Estimated number of bytes read from memory per GPU (for Model Flops Utilization calculations).", &[("", 0.0)]);
-    page.counter("vllm:estimated_write_bytes_per_gpu_total", "Estimated number of bytes written to memory per GPU (for Model Flops Utilization calculations).", &[("", 0.0)]);
-    page.gauge("vllm:num_requests_running", "Number of requests in model execution batches.", &[("", f64::from(now.running))]);
-    page.gauge("vllm:num_requests_waiting", "Number of requests waiting to be processed.", &[("", f64::from(now.waiting))]);
+    page.counter(
+        "vllm:estimated_flops_per_gpu_total",
+        "Estimated number of floating point operations per GPU (for Model Flops Utilization calculations).",
+        &[("", 0.0)],
+    );
+    page.counter(
+        "vllm:estimated_read_bytes_per_gpu_total",
+        "Estimated number of bytes read from memory per GPU (for Model Flops Utilization calculations).",
+        &[("", 0.0)],
+    );
+    page.counter(
+        "vllm:estimated_write_bytes_per_gpu_total",
+        "Estimated number of bytes written to memory per GPU (for Model Flops Utilization calculations).",
+        &[("", 0.0)],
+    );
+    page.gauge(
+        "vllm:num_requests_running",
+        "Number of requests in model execution batches.",
+        &[("", f64::from(now.running))],
+    );
+    page.gauge(
+        "vllm:num_requests_waiting",
+        "Number of requests waiting to be processed.",
+        &[("", f64::from(now.waiting))],
+    );
     page.gauge("vllm:num_requests_waiting_by_reason", "Number of waiting requests by reason. Reason labels: 'capacity' = waiting for scheduling capacity; 'deferred' = deferred by transient constraints (LoRA budget, KV transfer, blocked status). Sum of all reasons equals vllm:num_requests_waiting.", &[("reason=\"capacity\"", f64::from(now.waiting)), ("reason=\"deferred\"", 0.0)]);
     page.gauge("vllm:engine_sleep_state", "Engine sleep state; awake = 0 means engine is sleeping; awake = 1 means engine is awake; weights_offloaded = 1 means sleep level 1; discard_all = 1 means sleep level 2.", &[("sleep_state=\"awake\"", 1.0), ("sleep_state=\"weights_offloaded\"", 0.0), ("sleep_state=\"discard_all\"", 0.0)]);
-    page.gauge("vllm:kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", &[("", now.kv_usage)]);
-    page.counter("vllm:prefix_cache_queries_total", "Prefix cache queries, in terms of number of queried tokens.", &[("", tally.queries as f64)]);
-    page.counter("vllm:prefix_cache_hits_total", "Prefix cache hits, in terms of number of cached tokens.", &[("", tally.cached_tokens as f64)]);
+    page.gauge(
+        "vllm:kv_cache_usage_perc",
+        "KV-cache usage. 1 means 100 percent usage.",
+        &[("", now.kv_usage)],
+    );
+    page.counter(
+        "vllm:prefix_cache_queries_total",
+        "Prefix cache queries, in terms of number of queried tokens.",
+        &[("", tally.queries as f64)],
+    );
+    page.counter(
+        "vllm:prefix_cache_hits_total",
+        "Prefix cache hits, in terms of number of cached tokens.",
+        &[("", tally.cached_tokens as f64)],
+    );
     page.counter("vllm:external_prefix_cache_queries_total", "External prefix cache queries from KV connector cross-instance cache sharing, in terms of number of queried tokens.", &[("", 0.0)]);
     page.counter("vllm:external_prefix_cache_hits_total", "External prefix cache hits from KV connector cross-instance cache sharing, in terms of number of cached tokens.", &[("", 0.0)]);
-    page.counter("vllm:mm_cache_queries_total", "Multi-modal cache queries, in terms of number of queried items.", &[("", 0.0)]);
-    page.counter("vllm:mm_cache_hits_total", "Multi-modal cache hits, in terms of number of cached items.", &[("", 0.0)]);
-    page.counter("vllm:num_preemptions_total", "Cumulative number of preemption from the engine.", &[("", tally.preemptions as f64)]);
-    page.counter("vllm:prompt_tokens_total", "Number of prefill tokens processed.", &[("", tally.prompt_tokens as f64)]);
-    page.counter("vllm:prompt_tokens_by_source_total", "Number of prompt tokens by source.", &[("source=\"local_compute\"", computed), ("source=\"local_cache_hit\"", tally.cached_tokens as f64), ("source=\"external_kv_transfer\"", 0.0)]);
-    page.counter("vllm:prompt_tokens_cached_total", "Number of cached prompt tokens (local + external).", &[("", tally.cached_tokens as f64)]);
+    page.counter(
+        "vllm:mm_cache_queries_total",
+        "Multi-modal cache queries, in terms of number of queried items.",
+        &[("", 0.0)],
+    );
+    page.counter(
+        "vllm:mm_cache_hits_total",
+        "Multi-modal cache hits, in terms of number of cached items.",
+        &[("", 0.0)],
+    );
+    page.counter(
+        "vllm:num_preemptions_total",
+        "Cumulative number of preemption from the engine.",
+        &[("", tally.preemptions as f64)],
+    );
+    page.counter(
+        "vllm:prompt_tokens_total",
+        "Number of prefill tokens processed.",
+        &[("", tally.prompt_tokens as f64)],
+    );
+    page.counter(
+        "vllm:prompt_tokens_by_source_total",
+        "Number of prompt tokens by source.",
+        &[
+            ("source=\"local_compute\"", computed),
+            ("source=\"local_cache_hit\"", tally.cached_tokens as f64),
+            ("source=\"external_kv_transfer\"", 0.0),
+        ],
+    );
+    page.counter(
+        "vllm:prompt_tokens_cached_total",
+        "Number of cached prompt tokens (local + external).",
+        &[("", tally.cached_tokens as f64)],
+    );
     page.counter("vllm:prompt_tokens_cached_by_source_total", "Prefix-cache hit tokens by the cache tier that supplied them: device (local HBM), host (offloaded to DRAM), disk, p2p (transferred from another vLLM instance) or external_unspecified. Counted at admission; sums to vllm:prefix_cache_hits + vllm:external_prefix_cache_hits.", &[("source=\"device\"", tally.cached_tokens as f64), ("source=\"host\"", 0.0), ("source=\"p2p\"", 0.0), ("source=\"disk\"", 0.0), ("source=\"external_unspecified\"", 0.0)]);
-    page.counter("vllm:generation_tokens_total", "Number of generation tokens processed.", &[("", tally.generation_tokens as f64)]);
-    page.counter("vllm:request_success_total", "Count of successfully processed requests.", &[("finished_reason=\"stop\"", tally.stop as f64), ("finished_reason=\"length\"", tally.length as f64), ("finished_reason=\"abort\"", tally.abort as f64), ("finished_reason=\"error\"", tally.error as f64), ("finished_reason=\"repetition\"", 0.0)]);
-    page.counter("vllm:admission_rejections_total", "Number of admission attempts rejected by a queue limit, by reason.", &[("reason=\"max_num_queued_reqs\"", 0.0), ("reason=\"max_num_queued_tokens\"", 0.0)]);
+    page.counter(
+        "vllm:generation_tokens_total",
+        "Number of generation tokens processed.",
+        &[("", tally.generation_tokens as f64)],
+    );
+    page.counter(
+        "vllm:request_success_total",
+        "Count of successfully processed requests.",
+        &[
+            ("finished_reason=\"stop\"", tally.stop as f64),
+            ("finished_reason=\"length\"", tally.length as f64),
+            ("finished_reason=\"abort\"", tally.abort as f64),
+            ("finished_reason=\"error\"", tally.error as f64),
+            ("finished_reason=\"repetition\"", 0.0),
+        ],
+    );
+    page.counter(
+        "vllm:admission_rejections_total",
+        "Number of admission attempts rejected by a queue limit, by reason.",
+        &[
+            ("reason=\"max_num_queued_reqs\"", 0.0),
+            ("reason=\"max_num_queued_tokens\"", 0.0),
+        ],
+    );
 }
 
 /// Histograms, in vLLM's order.
 fn histograms(page: &mut Page<'_>, tally: &Tally) {
-    page.histogram("vllm:request_prompt_tokens", "Number of prefill tokens processed.", &tally.prompt);
-    page.histogram("vllm:request_generation_tokens", "Number of generation tokens processed.", &tally.generation);
-    page.histogram("vllm:iteration_tokens_total", "Histogram of number of tokens per engine_step.", &tally.step);
-    page.histogram("vllm:request_max_num_generation_tokens", "Histogram of maximum number of requested generation tokens.", &tally.max_generation);
-    page.histogram("vllm:request_params_n", "Histogram of the n request parameter.", &tally.n);
-    page.histogram("vllm:request_params_max_tokens", "Histogram of the max_tokens request parameter.", &tally.max_tokens);
-    page.histogram("vllm:time_to_first_token_seconds", "Histogram of time to first token in seconds.", &tally.first);
-    page.histogram("vllm:inter_token_latency_seconds", "Histogram of inter-token latency in seconds.", &tally.between);
-    page.histogram("vllm:request_time_per_output_token_seconds", "Histogram of time_per_output_token_seconds per request.", &tally.per_token);
-    page.histogram("vllm:e2e_request_latency_seconds", "Histogram of e2e request latency in seconds.", &tally.total);
-    page.histogram("vllm:request_queue_time_seconds", "Histogram of time spent in WAITING phase for request.", &tally.queue);
-    page.histogram("vllm:request_inference_time_seconds", "Histogram of time spent in RUNNING phase for request.", &tally.inference);
-    page.histogram("vllm:request_prefill_time_seconds", "Histogram of time spent in PREFILL phase for request.", &tally.prefill);
-    page.histogram("vllm:request_decode_time_seconds", "Histogram of time spent in DECODE phase for request.", &tally.decode);
-    page.histogram("vllm:request_num_preemptions", "Histogram of the number of times a request was preempted.", &tally.request_preemptions);
-    page.histogram("vllm:request_prefill_kv_computed_tokens", "Histogram of new KV tokens computed during prefill (excluding cached tokens).", &tally.computed);
+    page.histogram(
+        "vllm:request_prompt_tokens",
+        "Number of prefill tokens processed.",
+        &tally.prompt,
+    );
+    page.histogram(
+        "vllm:request_generation_tokens",
+        "Number of generation tokens processed.",
+        &tally.generation,
+    );
+    page.histogram(
+        "vllm:iteration_tokens_total",
+        "Histogram of number of tokens per engine_step.",
+        &tally.step,
+    );
+    page.histogram(
+        "vllm:request_max_num_generation_tokens",
+        "Histogram of maximum number of requested generation tokens.",
+        &tally.max_generation,
+    );
+    page.histogram(
+        "vllm:request_params_n",
+        "Histogram of the n request parameter.",
+        &tally.n,
+    );
+    page.histogram(
+        "vllm:request_params_max_tokens",
+        "Histogram of the max_tokens request parameter.",
+        &tally.max_tokens,
+    );
+    page.histogram(
+        "vllm:time_to_first_token_seconds",
+        "Histogram of time to first token in seconds.",
+        &tally.first,
+    );
+    page.histogram(
+        "vllm:inter_token_latency_seconds",
+        "Histogram of inter-token latency in seconds.",
+        &tally.between,
+    );
+    page.histogram(
+        "vllm:request_time_per_output_token_seconds",
+        "Histogram of time_per_output_token_seconds per request.",
+        &tally.per_token,
+    );
+    page.histogram(
+        "vllm:e2e_request_latency_seconds",
+        "Histogram of e2e request latency in seconds.",
+        &tally.total,
+    );
+    page.histogram(
+        "vllm:request_queue_time_seconds",
+        "Histogram of time spent in WAITING phase for request.",
+        &tally.queue,
+    );
+    page.histogram(
+        "vllm:request_inference_time_seconds",
+        "Histogram of time spent in RUNNING phase for request.",
+        &tally.inference,
+    );
+    page.histogram(
+        "vllm:request_prefill_time_seconds",
+        "Histogram of time spent in PREFILL phase for request.",
+        &tally.prefill,
+    );
+    page.histogram(
+        "vllm:request_decode_time_seconds",
+        "Histogram of time spent in DECODE phase for request.",
+        &tally.decode,
+    );
+    page.histogram(
+        "vllm:request_num_preemptions",
+        "Histogram of the number of times a request was preempted.",
+        &tally.request_preemptions,
+    );
+    page.histogram(
+        "vllm:request_prefill_kv_computed_tokens",
+        "Histogram of new KV tokens computed during prefill (excluding cached tokens).",
+        &tally.computed,
+    );
 }
 
 /// `vllm:cache_config_info`: what is in effect, as labels.
@@ -318,9 +474,15 @@ fn cache_config(page: &mut Page<'_>, config: &SimConfig) {
         ("cache_hit_alignment_tokens", "None".to_owned()),
         ("effective_attention_block_size", BLOCK_TOKENS.to_string()),
         ("enable_mamba_shared_prefix_checkpoint", "False".to_owned()),
-        ("enable_prefix_caching", (if config.prefix_caching { "True" } else { "False" }).to_owned()),
+        (
+            "enable_prefix_caching",
+            (if config.prefix_caching { "True" } else { "False" }).to_owned(),
+        ),
         ("engine", "0".to_owned()),
-        ("gpu_memory_utilization", config.gpu.rates().gpu_memory_utilization.to_owned()),
+        (
+            "gpu_memory_utilization",
+            config.gpu.rates().gpu_memory_utilization.to_owned(),
+        ),
         ("hash_block_size", "None".to_owned()),
         ("is_attention_free", "False".to_owned()),
         ("kv_cache_dtype_skip_layers", "[]".to_owned()),
@@ -350,8 +512,15 @@ fn cache_config(page: &mut Page<'_>, config: &SimConfig) {
         ("use_replayssm", "False".to_owned()),
         ("user_specified_block_size", "False".to_owned()),
     ];
-    page.head("vllm:cache_config_info", "Information of the LLMEngine CacheConfig", "gauge");
-    let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect();
+    page.head(
+        "vllm:cache_config_info",
+        "Information of the LLMEngine CacheConfig",
+        "gauge",
+    );
+    let labels: Vec<String> = labels
+        .iter()
+        .map(|(name, value)| format!("{name}=\"{value}\""))
+        .collect();
     let _ = writeln!(page.out, "vllm:cache_config_info{{{}}} 1.0", labels.join(","));
 }
 
@@ -415,7 +584,11 @@ impl Page<'_> {
 
 /// A number as prometheus_client writes it: a fraction always, an exponent from a million on.
 fn go_float(value: f64) -> String {
-    let plain = if value.fract() == 0.0 { format!("{value:.1}") } else { format!("{value}") };
+    let plain = if value.fract() == 0.0 {
+        format!("{value:.1}")
+    } else {
+        format!("{value}")
+    };
     match plain.find('.') {
         Some(dot) if value > 0.0 && dot > 6 => {
             let digits = format!("{}.{}{}", &plain[..1], &plain[1..dot], &plain[dot + 1..]);

@@ -12,13 +12,16 @@ mod ask;
 mod body;
 mod cache;
 mod call;
+mod check;
 mod config;
 mod drive;
 mod engine;
 mod fault;
 mod metrics;
+mod parsers;
 mod prompt;
 mod refusal;
+mod reply;
 mod schema;
 mod script;
 mod serve;
@@ -132,7 +135,9 @@ impl Simulator {
             started_s: now.map_or(0.0, |since| since.as_secs_f64()),
             config,
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
     }
 
     /// Serves connections of `listener` until `shutdown` is ready. Then it ends as vLLM does at SIGTERM: running streams
@@ -191,5 +196,7 @@ impl Simulator {
 /// The configuration is out of range, the key's variable isn't set, or the address can't be listened on.
 pub async fn run(config: SimConfig, address: SocketAddr) -> Result<(), SimulatorError> {
     let simulator = Simulator::new(config)?;
-    serve::run(simulator, address).await.map_err(|source| SimulatorError::Listen { address, source })
+    serve::run(simulator, address)
+        .await
+        .map_err(|source| SimulatorError::Listen { address, source })
 }

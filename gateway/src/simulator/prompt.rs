@@ -23,7 +23,11 @@ pub(super) struct Prompt {
 impl Prompt {
     /// An empty prompt.
     pub(super) fn new(salt: u64, keep_ids: bool, keep_text: bool) -> Self {
-        Self { chain: Chain::new(salt), ids: keep_ids.then(Vec::new), text: keep_text.then(String::new) }
+        Self {
+            chain: Chain::new(salt),
+            ids: keep_ids.then(Vec::new),
+            text: keep_text.then(String::new),
+        }
     }
 
     /// Adds text.
@@ -67,91 +71,130 @@ pub(super) struct Template<'a> {
 
 /// Renders a conversation.
 pub(super) fn render(messages: &[Value], template: Template<'_>, prompt: &mut Prompt) {
-    let role = |message: &Value| message.get("role").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let mut out = String::new();
+    let role = |message: &Value| {
+        message
+            .get("role")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
     let first_is_system = messages.first().is_some_and(|message| role(message) == "system");
-    let system = messages.first().filter(|_| first_is_system).map(content).unwrap_or_default();
+    let system = messages
+        .first()
+        .filter(|_| first_is_system)
+        .map(content)
+        .unwrap_or_default();
     if !template.tools.is_empty() {
-        tools(&system, template.tools, prompt);
+        tools(&system, template.tools, &mut out);
     } else if first_is_system {
-        prompt.text(&format!("<|im_start|>system\n{system}<|im_end|>\n"));
+        out.push_str(&format!("<|im_start|>system\n{system}<|im_end|>\n"));
     }
     let last_query = messages.iter().rposition(|message| role(message) == "user");
     let rest = messages.iter().enumerate().skip(usize::from(first_is_system));
     for (place, message) in rest {
         match role(message).as_str() {
             name @ ("user" | "system") => {
-                prompt.text("<|im_start|>");
-                prompt.text(name);
-                prompt.text("\n");
-                prompt.text(&content(message));
-                prompt.text("<|im_end|>\n");
+                out.push_str("<|im_start|>");
+                out.push_str(name);
+                out.push('\n');
+                out.push_str(&content(message));
+                out.push_str("<|im_end|>\n");
             }
-            "assistant" => assistant(message, last_query.is_none_or(|last| place > last), prompt),
+            "assistant" => assistant(message, last_query.is_none_or(|last| place > last), &mut out),
             "tool" => {
-                let is = |at: Option<usize>| at.and_then(|at| messages.get(at)).is_some_and(|other| role(other) == "tool");
-                prompt.text(if is(place.checked_sub(1)) { "" } else { "<|im_start|>user" });
-                prompt.text("\n<tool_response>\n");
-                prompt.text(&content(message));
-                prompt.text("\n</tool_response>");
-                prompt.text(if is(Some(place + 1)) { "" } else { "<|im_end|>\n" });
+                let is = |at: Option<usize>| {
+                    at.and_then(|at| messages.get(at))
+                        .is_some_and(|other| role(other) == "tool")
+                };
+                out.push_str(if is(place.checked_sub(1)) {
+                    ""
+                } else {
+                    "<|im_start|>user"
+                });
+                out.push_str("\n<tool_response>\n");
+                out.push_str(&content(message));
+                out.push_str("\n</tool_response>");
+                out.push_str(if is(Some(place + 1)) { "" } else { "<|im_end|>\n" });
             }
             // The template has no branch for other roles and renders nothing.
             _ => {}
         }
     }
     if template.opens_answer {
-        prompt.text("<|im_start|>assistant\n");
-        prompt.text(if template.thinking { "" } else { "<think>\n\n</think>\n\n" });
+        out.push_str("<|im_start|>assistant\n");
+        out.push_str(if template.thinking {
+            ""
+        } else {
+            "<think>\n\n</think>\n\n"
+        });
     }
+    // As one text, so that it has the tokens that `/completions` finds in it.
+    prompt.text(&out);
 }
 
-fn tools(system: &str, tools: &[Value], prompt: &mut Prompt) {
-    prompt.text("<|im_start|>system\n");
+fn tools(system: &str, tools: &[Value], out: &mut String) {
+    out.push_str("<|im_start|>system\n");
     if !system.is_empty() {
-        prompt.text(system);
-        prompt.text("\n\n");
+        out.push_str(system);
+        out.push_str("\n\n");
     }
-    prompt.text(
+    out.push_str(
         "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with function \
          signatures within <tools></tools> XML tags:\n<tools>",
     );
     for tool in tools {
-        prompt.text("\n");
-        prompt.text(&spaced(tool));
+        out.push('\n');
+        out.push_str(&spaced(tool));
     }
-    prompt.text(
+    out.push_str(
         "\n</tools>\n\nFor each function call, return a json object with function name and arguments within \
          <tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": <function-name>, \"arguments\": \
          <args-json-object>}\n</tool_call><|im_end|>\n",
     );
 }
 
-fn assistant(message: &Value, is_running_turn: bool, prompt: &mut Prompt) {
+fn assistant(message: &Value, is_running_turn: bool, out: &mut String) {
     let text = content(message);
-    let named = ["reasoning_content", "reasoning"].iter().find_map(|key| message.get(*key)?.as_str());
+    let named = ["reasoning_content", "reasoning"]
+        .iter()
+        .find_map(|key| message.get(*key)?.as_str());
     let (inside, after) = match text.split_once("</think>") {
-        Some((inside, after)) => (Some(inside.trim_start().trim_start_matches("<think>")), after.trim_start_matches('\n')),
+        Some((inside, after)) => (
+            Some(inside.trim_start().trim_start_matches("<think>")),
+            after.trim_start_matches('\n'),
+        ),
         None => (None, text.as_str()),
     };
-    prompt.text("<|im_start|>assistant\n");
+    out.push_str("<|im_start|>assistant\n");
     if let Some(reasoning) = named.or(inside).filter(|_| is_running_turn) {
-        prompt.text("<think>\n");
-        prompt.text(reasoning.trim_matches('\n'));
-        prompt.text("\n</think>\n\n");
+        out.push_str("<think>\n");
+        out.push_str(reasoning.trim_matches('\n'));
+        out.push_str("\n</think>\n\n");
     }
-    prompt.text(after);
-    for (place, call) in message.get("tool_calls").and_then(Value::as_array).into_iter().flatten().enumerate() {
+    out.push_str(after);
+    for (place, call) in message
+        .get("tool_calls")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
         let function = call.get("function").unwrap_or(call);
         let name = function.get("name").and_then(Value::as_str).unwrap_or_default();
         let arguments = match function.get("arguments") {
-            Some(Value::String(text)) => serde_json::from_str::<Value>(text).map_or_else(|_| text.clone(), |v| spaced(&v)),
+            Some(Value::String(text)) => {
+                serde_json::from_str::<Value>(text).map_or_else(|_| text.clone(), |v| spaced(&v))
+            }
             Some(other) => spaced(other),
             None => "{}".to_owned(),
         };
         let gap = if place == 0 && after.is_empty() { "" } else { "\n" };
-        prompt.text(&format!("{gap}<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n</tool_call>"));
+        out.push_str(&format!(
+            "{gap}<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n</tool_call>"
+        ));
     }
-    prompt.text("<|im_end|>\n");
+    out.push_str("<|im_end|>\n");
 }
 
 /// A message's text; parts are joined with newlines, other parts have no text.
@@ -159,8 +202,10 @@ pub(super) fn content(message: &Value) -> String {
     match message.get("content") {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Array(parts)) => {
-            let texts: Vec<&str> =
-                parts.iter().filter_map(|part| part.as_str().or_else(|| part.get("text")?.as_str())).collect();
+            let texts: Vec<&str> = parts
+                .iter()
+                .filter_map(|part| part.as_str().or_else(|| part.get("text")?.as_str()))
+                .collect();
             texts.join("\n")
         }
         _ => String::new(),
@@ -169,7 +214,8 @@ pub(super) fn content(message: &Value) -> String {
 
 /// The declared tools; what has no function name isn't one.
 pub(super) fn declared(tools: &[Value]) -> Vec<Tool> {
-    let text = |from: &Map<String, Value>, key: &str| from.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let text =
+        |from: &Map<String, Value>, key: &str| from.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     tools
         .iter()
         .filter_map(|tool| tool.get("function")?.as_object())
@@ -214,7 +260,11 @@ mod tests {
 
     fn rendered(messages: Value, tools: Value, thinking: bool) -> String {
         let mut prompt = Prompt::new(0, true, true);
-        let template = Template { tools: tools.as_array().unwrap(), thinking, opens_answer: true };
+        let template = Template {
+            tools: tools.as_array().unwrap(),
+            thinking,
+            opens_answer: true,
+        };
         render(messages.as_array().unwrap(), template, &mut prompt);
         assert_eq!(prompt.ids.as_ref().unwrap().len(), prompt.chain.tokens() as usize);
         prompt.text.unwrap()
@@ -224,8 +274,15 @@ mod tests {
     fn a_plain_question() {
         let text = rendered(json!([{"role": "user", "content": "Hi"}]), json!([]), true);
         assert_eq!(text, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
-        let text = rendered(json!([{"role": "system", "content": "S"}, {"role": "robot"}]), json!([]), false);
-        assert_eq!(text, "<|im_start|>system\nS<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n");
+        let text = rendered(
+            json!([{"role": "system", "content": "S"}, {"role": "robot"}]),
+            json!([]),
+            false,
+        );
+        assert_eq!(
+            text,
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+        );
     }
 
     #[test]
@@ -233,7 +290,9 @@ mod tests {
         let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
         let text = rendered(json!([{"role": "system", "content": "S"}]), tools, true);
         assert!(text.starts_with("<|im_start|>system\nS\n\n# Tools\n"));
-        assert!(text.contains("<tools>\n{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {}}}\n</tools>"));
+        assert!(text.contains(
+            "<tools>\n{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {}}}\n</tools>"
+        ));
     }
 
     #[test]
@@ -250,12 +309,17 @@ mod tests {
         let text = rendered(messages, json!([]), true);
         assert!(!text.contains("old") && text.contains("assistant\nanswer<|im_end|>"));
         assert!(text.contains("<think>\nnew\n</think>\n\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call><|im_end|>"));
-        assert!(text.contains("<|im_start|>user\n<tool_response>\nr1\n</tool_response>\n<tool_response>\nr2\n</tool_response><|im_end|>\n"));
+        assert!(text.contains(
+            "<|im_start|>user\n<tool_response>\nr1\n</tool_response>\n<tool_response>\nr2\n</tool_response><|im_end|>\n"
+        ));
     }
 
     #[test]
     fn parts_are_joined() {
-        assert_eq!(content(&json!({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]})), "a\nb");
+        assert_eq!(
+            content(&json!({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]})),
+            "a\nb"
+        );
         assert_eq!(content(&json!({"content": null})), "");
     }
 }

@@ -13,7 +13,10 @@ pub(super) struct Refusal {
 impl Refusal {
     fn new(status: u16, kind: &str, message: &str, param: Option<&str>) -> Self {
         let body = json!({"error": {"message": message, "type": kind, "param": param, "code": status}});
-        Self { status, body: body.to_string() }
+        Self {
+            status,
+            body: body.to_string(),
+        }
     }
 
     /// What a request checks itself, without a parameter to blame.
@@ -24,12 +27,19 @@ impl Refusal {
     /// A parameter that isn't acceptable; vLLM repeats its name and value in the message.
     pub(super) fn parameter(message: &str, param: &str, value: Option<&str>) -> Self {
         let value = value.map(|value| format!(", value={value}")).unwrap_or_default();
-        Self::new(400, "BadRequestError", &format!("{message} (parameter={param}{value})"), Some(param))
+        Self::new(
+            400,
+            "BadRequestError",
+            &format!("{message} (parameter={param}{value})"),
+            Some(param),
+        )
     }
 
     /// A field of the wrong type, or one that is missing, in pydantic's words.
     pub(super) fn invalid(kind: &str, place: &str, message: &str, input: &str) -> Self {
-        let text = format!("1 validation error:\n  {{'type': '{kind}', 'loc': '{place}', 'msg': '{message}', 'input': '{input}'}}");
+        let text = format!(
+            "1 validation error:\n  {{'type': '{kind}', 'loc': '{place}', 'msg': '{message}', 'input': '{input}'}}"
+        );
         Self::new(400, "Bad Request", &text, Some(place))
     }
 
@@ -62,7 +72,12 @@ impl Refusal {
 
     /// The engine's queue is full, or the KV cache too small. vLLM has no such answer.
     pub(super) fn queue_full() -> Self {
-        Self::new(503, "ServiceUnavailableError", "The simulator's queue is full, or its KV cache is too small.", None)
+        Self::new(
+            503,
+            "ServiceUnavailableError",
+            "The simulator's queue is full, or its KV cache is too small.",
+            None,
+        )
     }
 
     /// A body that is too large. vLLM has no such limit.
@@ -88,17 +103,26 @@ impl Refusal {
 
     /// No key, or a wrong one.
     pub(super) fn unauthorized() -> Self {
-        Self { status: 401, body: r#"{"error":"Unauthorized"}"#.to_owned() }
+        Self {
+            status: 401,
+            body: r#"{"error":"Unauthorized"}"#.to_owned(),
+        }
     }
 
     /// No such route.
     pub(super) fn not_found() -> Self {
-        Self { status: 404, body: r#"{"detail":"Not Found"}"#.to_owned() }
+        Self {
+            status: 404,
+            body: r#"{"detail":"Not Found"}"#.to_owned(),
+        }
     }
 
     /// The route has other methods.
     pub(super) fn method_not_allowed() -> Self {
-        Self { status: 405, body: r#"{"detail":"Method Not Allowed"}"#.to_owned() }
+        Self {
+            status: 405,
+            body: r#"{"detail":"Method Not Allowed"}"#.to_owned(),
+        }
     }
 }
 

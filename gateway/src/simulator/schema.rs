@@ -3,12 +3,16 @@
 //! Enters: a schema and a draw. Leaves: a value that keeps types, `enum`, `const`, `required`, bounds, lengths, formats,
 //! `$ref` inside the schema, `anyOf`, `oneOf` and `allOf`. What it can't promise: `pattern` beyond plain classes and
 //! counts, `not`, `if`. Depth is limited; recursion that is required for ever ends in null.
+use std::cell::Cell;
+
 use serde_json::{Map, Value, json};
 
 use super::tokens::{mix, mix_text};
 
 /// Deepest nesting that is generated.
 const MAX_DEPTH: u32 = 12;
+/// Most values in one generated instance; a schema that branches for ever ends in nulls.
+const MAX_VALUES: u32 = 20_000;
 /// Most elements of a generated array and most optional properties of a generated object.
 const MAX_ITEMS: u64 = 64;
 /// Longest string that `minLength` or a pattern can ask for.
@@ -25,7 +29,12 @@ pub(super) enum Optional {
 
 /// A value that `schema` accepts.
 pub(super) fn instance(schema: &Value, optional: Optional, dice: u64) -> Value {
-    Maker { root: schema, optional }.value(schema, "value", dice, 0)
+    Maker {
+        root: schema,
+        optional,
+        left: Cell::new(MAX_VALUES),
+    }
+    .value(schema, "value", dice, 0)
 }
 
 /// An object for a tool's `parameters`; the empty object if the schema wants none.
@@ -39,21 +48,39 @@ pub(super) fn arguments(parameters: Option<&Value>, optional: Optional, dice: u6
 struct Maker<'a> {
     root: &'a Value,
     optional: Optional,
+    /// Values that may still be made.
+    left: Cell<u32>,
 }
 
 impl Maker<'_> {
     fn value(&self, schema: &Value, name: &str, dice: u64, depth: u32) -> Value {
-        let Some(object) = self.resolved(schema, depth) else { return json!("simulated") };
-        if depth > MAX_DEPTH {
+        if depth > MAX_DEPTH || self.left.get() == 0 {
             return Value::Null;
         }
+        let Some(object) = self.resolved(schema, depth) else {
+            return json!("simulated");
+        };
         if let Some(value) = object.get("const") {
             return value.clone();
         }
-        if let Some(values) = object.get("enum").and_then(Value::as_array).filter(|values| !values.is_empty()) {
-            return values[(dice % values.len() as u64) as usize].clone();
+        if let Some(values) = object
+            .get("enum")
+            .and_then(Value::as_array)
+            .filter(|values| !values.is_empty())
+        {
+            // An enum that contradicts its own type can't be met; its members are the likelier intention.
+            let typed: Vec<&Value> = values.iter().filter(|value| has_type(&object, value)).collect();
+            let count = if typed.is_empty() { values.len() } else { typed.len() };
+            let place = (dice % count as u64) as usize;
+            return typed
+                .get(place)
+                .map_or_else(|| values[place].clone(), |value| (*value).clone());
         }
-        if let Some(option) = ["anyOf", "oneOf"].iter().find_map(|key| object.get(*key)?.as_array()).and_then(|all| choose(all)) {
+        if let Some(option) = ["anyOf", "oneOf"]
+            .iter()
+            .find_map(|key| object.get(*key)?.as_array())
+            .and_then(|all| choose(all))
+        {
             let mut merged = object.clone();
             merged.remove("anyOf");
             merged.remove("oneOf");
@@ -73,6 +100,7 @@ impl Maker<'_> {
 
     /// The schema with its local `$ref` followed and `allOf` merged; None for `true`.
     fn resolved(&self, schema: &Value, depth: u32) -> Option<Map<String, Value>> {
+        self.left.set(self.left.get().checked_sub(1)?);
         let mut object = schema.as_object()?.clone();
         let mut hops = 0;
         while let Some(target) = object.remove("$ref").and_then(|at| self.target(&at)) {
@@ -84,7 +112,12 @@ impl Maker<'_> {
         }
         if let Some(Value::Array(parts)) = object.remove("allOf") {
             for part in parts {
-                if let Some(part) = self.resolved(&part, depth + 1).filter(|_| depth < MAX_DEPTH) {
+                let part = if depth < MAX_DEPTH {
+                    self.resolved(&part, depth + 1)
+                } else {
+                    None
+                };
+                if let Some(part) = part {
                     merge(&mut object, &Value::Object(part));
                 }
             }
@@ -99,10 +132,17 @@ impl Maker<'_> {
     fn object(&self, schema: &Map<String, Value>, dice: u64, depth: u32) -> Map<String, Value> {
         let empty = Map::new();
         let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&empty);
-        let required: Vec<&str> =
-            schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+        let required: Vec<&str> = schema
+            .get("required")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
         let fewest = bound(schema, "minProperties").unwrap_or(0);
-        let most = bound(schema, "maxProperties").unwrap_or(MAX_ITEMS).max(required.len() as u64);
+        let most = bound(schema, "maxProperties")
+            .unwrap_or(MAX_ITEMS)
+            .max(required.len() as u64);
         let mut made = Map::new();
         let mut extras = most - required.len() as u64;
         for (name, property) in properties {
@@ -114,8 +154,16 @@ impl Maker<'_> {
                 made.insert(name.clone(), self.value(property, name, draw, depth + 1));
             }
         }
-        let open = schema.get("additionalProperties").filter(|extra| extra.is_object()).cloned().unwrap_or(json!(true));
-        for name in required.into_iter().map(str::to_owned).chain((0..fewest).map(|n| format!("key_{n}"))) {
+        let open = schema
+            .get("additionalProperties")
+            .filter(|extra| extra.is_object())
+            .cloned()
+            .unwrap_or(json!(true));
+        for name in required
+            .into_iter()
+            .map(str::to_owned)
+            .chain((0..fewest).map(|n| format!("key_{n}")))
+        {
             let wanted = !properties.contains_key(&name) && (!name.starts_with("key_") || (made.len() as u64) < fewest);
             if wanted {
                 let draw = mix_text(dice, &name);
@@ -129,9 +177,17 @@ impl Maker<'_> {
     fn array(&self, schema: &Map<String, Value>, name: &str, dice: u64, depth: u32) -> Value {
         let fewest = bound(schema, "minItems").unwrap_or(0).min(MAX_ITEMS);
         let most = bound(schema, "maxItems").unwrap_or(MAX_ITEMS);
-        let first = schema.get("prefixItems").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let first = schema
+            .get("prefixItems")
+            .and_then(Value::as_array)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         let count = (1 + dice % 2).max(fewest).max(first.len() as u64).min(most);
-        let rest = schema.get("items").filter(|items| !items.is_boolean()).cloned().unwrap_or(json!({"type": "string"}));
+        let rest = schema
+            .get("items")
+            .filter(|items| !items.is_boolean())
+            .cloned()
+            .unwrap_or(json!({"type": "string"}));
         let is_unique = schema.get("uniqueItems") == Some(&Value::Bool(true));
         let mut made: Vec<Value> = Vec::new();
         for place in 0..count {
@@ -165,6 +221,24 @@ enum Kind {
     String,
 }
 
+/// Whether a value has one of the schema's types.
+fn has_type(schema: &Map<String, Value>, value: &Value) -> bool {
+    let is = |name: &str| match name {
+        "object" | "dict" => value.is_object(),
+        "array" | "list" | "tuple" => value.is_array(),
+        "integer" => value.is_i64() || value.is_u64(),
+        "number" | "float" => value.is_number(),
+        "boolean" => value.is_boolean(),
+        "null" => value.is_null(),
+        _ => value.is_string(),
+    };
+    match schema.get("type") {
+        Some(Value::String(name)) => is(name),
+        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).any(is),
+        _ => true,
+    }
+}
+
 /// The type to make: the first that isn't null, or what the other keywords speak of.
 fn kind(schema: &Map<String, Value>) -> Kind {
     let named = match schema.get("type") {
@@ -172,7 +246,11 @@ fn kind(schema: &Map<String, Value>) -> Kind {
         Some(Value::Array(names)) => {
             let mut names = names.iter().filter_map(Value::as_str);
             let first = names.next();
-            if first == Some("null") { names.next().or(first) } else { first }
+            if first == Some("null") {
+                names.next().or(first)
+            } else {
+                first
+            }
         }
         _ => None,
     };
@@ -193,7 +271,10 @@ fn kind(schema: &Map<String, Value>) -> Kind {
 
 /// The first alternative that isn't null.
 fn choose(options: &[Value]) -> Option<&Value> {
-    options.iter().find(|option| option.get("type") != Some(&json!("null"))).or_else(|| options.first())
+    options
+        .iter()
+        .find(|option| option.get("type") != Some(&json!("null")))
+        .or_else(|| options.first())
 }
 
 /// Adds the keywords of `other`; properties and required names are united, other keywords of `into` win.
@@ -205,7 +286,9 @@ fn merge(into: &mut Map<String, Value>, other: &Value) {
                     mine.entry(name).or_insert_with(|| schema.clone());
                 });
             }
-            (Some(Value::Array(mine)), Value::Array(theirs)) if key == "required" => mine.extend(theirs.iter().cloned()),
+            (Some(Value::Array(mine)), Value::Array(theirs)) if key == "required" => {
+                mine.extend(theirs.iter().cloned())
+            }
             (Some(_), _) => {}
             (None, _) => {
                 into.insert(key.clone(), value.clone());
@@ -224,15 +307,27 @@ fn range(schema: &Map<String, Value>, gap: f64) -> (Option<f64>, Option<f64>) {
     let is = |key: &str| schema.get(key) == Some(&Value::Bool(true));
     let low = number("minimum").map(|low| if is("exclusiveMinimum") { low + gap } else { low });
     let high = number("maximum").map(|high| if is("exclusiveMaximum") { high - gap } else { high });
-    let low = [low, number("exclusiveMinimum").map(|low| low + gap)].into_iter().flatten().reduce(f64::max);
-    let high = [high, number("exclusiveMaximum").map(|high| high - gap)].into_iter().flatten().reduce(f64::min);
+    let low = [low, number("exclusiveMinimum").map(|low| low + gap)]
+        .into_iter()
+        .flatten()
+        .reduce(f64::max);
+    let high = [high, number("exclusiveMaximum").map(|high| high - gap)]
+        .into_iter()
+        .flatten()
+        .reduce(f64::min);
     (low, high)
 }
 
 fn integer(schema: &Map<String, Value>, dice: u64) -> Value {
     let (low, high) = range(schema, 1.0);
-    let step = schema.get("multipleOf").and_then(Value::as_f64).map_or(1, |step| (step.abs().ceil() as i64).max(1));
-    let low = low.map_or_else(|| high.map_or(1, |high| (high.floor() as i64).min(1)), |low| low.ceil() as i64);
+    let step = schema
+        .get("multipleOf")
+        .and_then(Value::as_f64)
+        .map_or(1, |step| (step.abs().ceil() as i64).max(1));
+    let low = low.map_or_else(
+        || high.map_or(1, |high| (high.floor() as i64).min(1)),
+        |low| low.ceil() as i64,
+    );
     let high = high.map_or(low.saturating_add(9 * step), |high| high.floor() as i64);
     let first = low.saturating_add((step - low.rem_euclid(step)) % step);
     let choices = (high.saturating_sub(first) / step).clamp(0, 9) as u64 + 1;
@@ -247,11 +342,18 @@ fn number(schema: &Map<String, Value>, dice: u64) -> Value {
     let low = low.unwrap_or_else(|| high.map_or(0.5, |high| high - 9.0));
     let high = high.unwrap_or(low + 9.0);
     let value = low + (high - low) * ((dice % 9) as f64 / 8.0);
-    json!((value * 4.0).round() / 4.0).as_f64().filter(|v| (low..=high).contains(v)).map_or(json!(value), |v| json!(v))
+    json!((value * 4.0).round() / 4.0)
+        .as_f64()
+        .filter(|v| (low..=high).contains(v))
+        .map_or(json!(value), |v| json!(v))
 }
 
 fn string(schema: &Map<String, Value>, name: &str, dice: u64) -> String {
-    if let Some(text) = schema.get("pattern").and_then(Value::as_str).and_then(|pattern| matching(pattern, dice)) {
+    if let Some(text) = schema
+        .get("pattern")
+        .and_then(Value::as_str)
+        .and_then(|pattern| matching(pattern, dice))
+    {
         return text;
     }
     let format = schema.get("format").and_then(Value::as_str).unwrap_or_default();
@@ -375,134 +477,4 @@ fn count(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A small validator of its own, so that the maker isn't judged by itself.
-    pub(in super::super) fn accepts(schema: &Value, value: &Value, root: &Value) -> Result<(), String> {
-        let Some(object) = schema.as_object() else { return Ok(()) };
-        let fail = |why: &str| Err(format!("{why}: {value} against {schema}"));
-        if let Some(target) = object.get("$ref").and_then(Value::as_str) {
-            let target = root.pointer(target.trim_start_matches('#')).ok_or("dangling $ref")?;
-            accepts(target, value, root)?;
-        }
-        for part in object.get("allOf").and_then(Value::as_array).into_iter().flatten() {
-            accepts(part, value, root)?;
-        }
-        for key in ["anyOf", "oneOf"] {
-            if let Some(options) = object.get(key).and_then(Value::as_array) {
-                if !options.iter().any(|option| accepts(option, value, root).is_ok()) {
-                    return fail(key);
-                }
-            }
-        }
-        if object.get("const").is_some_and(|wanted| wanted != value) {
-            return fail("const");
-        }
-        if object.get("enum").and_then(Value::as_array).is_some_and(|all| !all.contains(value)) {
-            return fail("enum");
-        }
-        let is_type = |name: &str| match name {
-            "object" | "dict" => value.is_object(),
-            "array" | "list" | "tuple" => value.is_array(),
-            "integer" => value.is_i64() || value.is_u64(),
-            "number" | "float" => value.is_number(),
-            "boolean" => value.is_boolean(),
-            "null" => value.is_null(),
-            _ => value.is_string(),
-        };
-        let has_type = match object.get("type") {
-            Some(Value::String(name)) => is_type(name),
-            Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).any(is_type),
-            _ => true,
-        };
-        if !has_type {
-            return fail("type");
-        }
-        for name in object.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
-            if value.is_object() && value.get(name).is_none() {
-                return fail("required");
-            }
-        }
-        for (name, property) in object.get("properties").and_then(Value::as_object).into_iter().flatten() {
-            if let Some(value) = value.get(name) {
-                accepts(property, value, root)?;
-            }
-        }
-        if let (Some(Value::Bool(false)), Some(given)) = (object.get("additionalProperties"), value.as_object()) {
-            let known = object.get("properties").and_then(Value::as_object);
-            if given.keys().any(|key| !known.is_some_and(|known| known.contains_key(key))) {
-                return fail("additionalProperties");
-            }
-        }
-        if let (Some(items), Some(values)) = (object.get("items"), value.as_array()) {
-            let skip = object.get("prefixItems").and_then(Value::as_array).map_or(0, Vec::len);
-            values.iter().skip(skip).try_for_each(|value| accepts(items, value, root))?;
-        }
-        let limit = |key: &str| object.get(key).and_then(Value::as_f64);
-        let size = match value {
-            Value::String(text) => Some((text.chars().count(), "minLength", "maxLength")),
-            Value::Array(items) => Some((items.len(), "minItems", "maxItems")),
-            Value::Object(map) => Some((map.len(), "minProperties", "maxProperties")),
-            _ => None,
-        };
-        if let Some((size, low, high)) = size {
-            let size = size as f64;
-            if limit(low).is_some_and(|low| size < low) || limit(high).is_some_and(|high| size > high) {
-                return fail("size");
-            }
-        }
-        if let Some(number) = value.as_f64() {
-            let low = limit("minimum").is_some_and(|low| number < low) || limit("exclusiveMinimum").is_some_and(|low| number <= low);
-            let high = limit("maximum").is_some_and(|high| number > high) || limit("exclusiveMaximum").is_some_and(|high| number >= high);
-            if low || high || limit("multipleOf").is_some_and(|step| (number / step).fract() != 0.0) {
-                return fail("bounds");
-            }
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn hand_made_schemas_are_met_for_many_draws() {
-        let schemas = [
-            json!({"type": "object", "properties": {"city": {"type": "string"}, "unit": {"enum": ["C", "F"]}}, "required": ["unit"]}),
-            json!({"type": "object", "properties": {"n": {"type": "integer", "minimum": 3, "maximum": 5}, "m": {"type": "integer", "maximum": -4}, "x": {"type": "number", "exclusiveMinimum": 0, "maximum": 0.2}, "s": {"type": "integer", "multipleOf": 7, "minimum": 10}}, "required": ["n", "m", "x", "s"]}),
-            json!({"type": "object", "properties": {"a": {"type": "array", "items": {"type": "integer"}, "minItems": 3, "uniqueItems": true}}, "required": ["a"]}),
-            json!({"type": "object", "properties": {"p": {"$ref": "#/$defs/point"}}, "required": ["p"], "$defs": {"point": {"type": "object", "properties": {"x": {"type": "number"}, "next": {"$ref": "#/$defs/point"}}, "required": ["x"], "additionalProperties": false}}}),
-            json!({"type": ["null", "object"], "properties": {"v": {"anyOf": [{"type": "null"}, {"type": "string", "minLength": 20}]}}, "required": ["v"]}),
-            json!({"allOf": [{"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}, {"properties": {"b": {"const": 4}}, "required": ["b"]}]}),
-            json!({"type": "object", "required": ["free"], "minProperties": 3}),
-            json!({"type": "object", "properties": {"s": {"type": "string", "maxLength": 4}}, "required": ["s"], "additionalProperties": false}),
-        ];
-        for schema in &schemas {
-            for dice in 0..200 {
-                for optional in [Optional::Some, Optional::All] {
-                    let value = instance(schema, optional, mix(dice, 9));
-                    accepts(schema, &value, schema).unwrap();
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn plain_patterns_are_met_and_others_declined() {
-        assert_eq!(matching("^ab\\.c$", 1).as_deref(), Some("ab.c"));
-        let date = matching("^\\d{4}-\\d{2}-\\d{2}$", 3).unwrap();
-        assert!(date.len() == 10 && date.bytes().enumerate().all(|(i, b)| if i == 4 || i == 7 { b == b'-' } else { b.is_ascii_digit() }));
-        let name = matching("^[A-Z][a-z_-]{2,5}$", 3).unwrap();
-        assert!(name.len() == 3 && name.starts_with(|c: char| c.is_ascii_uppercase()));
-        for other in ["^(a|b)$", "a+?", "[^a]", "\\bword"] {
-            assert_eq!(matching(other, 1), None, "{other}");
-        }
-    }
-
-    #[test]
-    fn a_required_recursion_ends() {
-        let schema = json!({"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]});
-        assert!(instance(&schema, Optional::All, 1).is_object());
-        let ring = json!({"$ref": "#/a", "a": {"$ref": "#/b"}, "b": {"$ref": "#/a"}});
-        instance(&ring, Optional::All, 1);
-        let all = json!({"allOf": [{"$ref": "#"}]});
-        instance(&all, Optional::All, 1);
-    }
-}
+mod tests;

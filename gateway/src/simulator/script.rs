@@ -50,7 +50,10 @@ impl Script {
             .filter_map(|stop| text.find(stop.as_str()).map(|at| (at, stop)))
             .min_by_key(|(at, stop)| at + stop.len());
         let generated = stop.map_or(text.len(), |(at, stop)| at + stop.len());
-        let shown = stop.map_or(text.len(), |(at, stop)| if limits.include_stop { at + stop.len() } else { at });
+        let shown = stop.map_or(
+            text.len(),
+            |(at, stop)| if limits.include_stop { at + stop.len() } else { at },
+        );
         let mut finish = stop.map_or(Finish::Stop, |(_, stop)| Finish::StopString(stop.clone()));
         let (mut ends, mut ids) = (Vec::new(), Vec::new());
         let mut end = 0;
@@ -76,8 +79,18 @@ impl Script {
         }
         text.truncate(seen);
         let longest = limits.stop.iter().map(String::len).max().unwrap_or(0);
-        let hold = if limits.include_stop { 0 } else { longest.saturating_sub(1) as u32 };
-        Self { text, ends, ids, finish, hold }
+        let hold = if limits.include_stop {
+            0
+        } else {
+            longest.saturating_sub(1) as u32
+        };
+        Self {
+            text,
+            ends,
+            ids,
+            finish,
+            hold,
+        }
     }
 
     /// Tokens of the answer, the end-of-turn token included.
@@ -90,12 +103,25 @@ impl Script {
         if produced >= self.tokens() {
             return self.text.len();
         }
-        let Some(end) = produced.checked_sub(1).and_then(|last| self.ends.get(last as usize)) else { return 0 };
+        let Some(end) = produced.checked_sub(1).and_then(|last| self.ends.get(last as usize)) else {
+            return 0;
+        };
         let mut end = (end.saturating_sub(self.hold) as usize).min(self.text.len());
         while !self.text.is_char_boundary(end) {
             end -= 1;
         }
         end
+    }
+
+    /// The shown text of one token, nothing held back; empty for the end-of-turn token and within a stop string.
+    pub(super) fn shown(&self, token: u32) -> &str {
+        let end = |token: u32| {
+            self.ends
+                .get(token as usize)
+                .map_or(0, |end| (*end as usize).min(self.text.len()))
+        };
+        let start = token.checked_sub(1).map_or(0, end);
+        self.text.get(start..end(token)).unwrap_or_default()
     }
 
     /// The generated text of one token (the stop string included); empty for the end-of-turn token.
@@ -123,7 +149,11 @@ mod tests {
     use super::*;
 
     fn limits(max_tokens: u32, stop: &[&str]) -> Limits {
-        Limits { max_tokens, stop: stop.iter().map(|s| (*s).to_owned()).collect(), include_stop: false }
+        Limits {
+            max_tokens,
+            stop: stop.iter().map(|s| (*s).to_owned()).collect(),
+            include_stop: false,
+        }
     }
 
     #[test]
@@ -131,13 +161,19 @@ mod tests {
         let script = Script::new("Hello there".into(), &limits(100, &[]));
         assert_eq!((script.tokens(), script.finish_reason()), (4, "stop"));
         assert_eq!(script.ids.last(), Some(&END_OF_TURN));
-        assert_eq!((0..=4).map(|n| script.visible(n)).collect::<Vec<_>>(), [0, 5, 10, 11, 11]);
+        assert_eq!(
+            (0..=4).map(|n| script.visible(n)).collect::<Vec<_>>(),
+            [0, 5, 10, 11, 11]
+        );
     }
 
     #[test]
     fn max_tokens_cuts_at_a_token() {
         let script = Script::new("Hello there".into(), &limits(2, &[]));
-        assert_eq!((script.text.as_str(), script.finish_reason(), script.tokens()), ("Hello ther", "length", 2));
+        assert_eq!(
+            (script.text.as_str(), script.finish_reason(), script.tokens()),
+            ("Hello ther", "length", 2)
+        );
         let exact = Script::new("Hello there".into(), &limits(4, &[]));
         assert_eq!(exact.finish, Finish::Stop);
     }
@@ -148,7 +184,11 @@ mod tests {
         let script = Script::new(text.into(), &limits(256, &["help you"]));
         assert_eq!(script.finish, Finish::StopString("help you".into()));
         assert!(script.text.ends_with("How can I "));
-        assert_eq!((script.visible(1), script.visible(2)), (0, 1), "seven bytes are held back, as vLLM does");
+        assert_eq!(
+            (script.visible(1), script.visible(2)),
+            (0, 1),
+            "seven bytes are held back, as vLLM does"
+        );
         let shown: Vec<usize> = (0..=script.tokens()).map(|n| script.visible(n)).collect();
         assert!(shown.is_sorted() && shown.last() == Some(&script.text.len()));
     }

@@ -13,8 +13,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -25,9 +25,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::Simulator;
 use super::answer;
 use super::ask::{self, Ask, Surface};
 use super::body::{Cut, Kill, Reply, Stream};
+use super::check;
 use super::config::SimConfig;
 use super::drive::{Progress, Ticket, Turned};
 use super::engine::Job;
@@ -35,10 +37,13 @@ use super::fault::{Fault, Knobs, unit};
 use super::metrics;
 use super::prompt::{self, Prompt, Template};
 use super::refusal::Refusal;
+use super::reply::{
+    EVENTS, JSON, LENGTH, METRICS, VARY_ORIGIN, Vary, answered, empty_reply, is_preflight, json_reply, preflight,
+    refuse, respond,
+};
 use super::script::Script;
 use super::tokens::{self, mix};
 use super::wire::{VERSION, Wire, quoted};
-use super::Simulator;
 
 /// Prefix of the headers that turn knobs.
 const KNOB_HEADER: &str = "x-sim-";
@@ -124,7 +129,10 @@ pub(super) async fn serve(simulator: Simulator, listener: TcpListener, shutdown:
 
 async fn connection(simulator: Simulator, stream: TcpStream, mut ended: watch::Receiver<bool>) {
     let kill = Arc::new(Kill::default());
-    let socket = Socket { stream, kill: Arc::clone(&kill) };
+    let socket = Socket {
+        stream,
+        kill: Arc::clone(&kill),
+    };
     let keep_alive = Duration::from_millis(u64::from(simulator.shared.config.keep_alive_ms));
     let service = hyper::service::service_fn(move |request| {
         let (simulator, kill) = (simulator.clone(), Arc::clone(&kill));
@@ -162,19 +170,23 @@ impl Simulator {
     async fn answer(&self, request: Request<Incoming>, kill: Arc<Kill>) -> Result<Response<Reply>, Cut> {
         let path = request.uri().path().to_owned();
         if path.starts_with("/v1") && !self.is_authorized(request.headers()) {
-            return Ok(refuse(&Refusal::unauthorized(), None));
+            return Ok(refuse(&Refusal::unauthorized(), Vary::None));
         }
         if is_preflight(&request) {
             return Ok(preflight());
         }
         let Some(route) = Route::of(&path) else {
-            return Ok(redirect(&request).unwrap_or_else(|| refuse(&Refusal::not_found(), Some("Origin"))));
+            return Ok(redirect(&request).unwrap_or_else(|| refuse(&Refusal::not_found(), Vary::Origin)));
         };
-        if !route.allows().split(", ").any(|method| method == request.method().as_str()) {
-            let mut response = refuse(&Refusal::method_not_allowed(), Some("Origin"));
-            let allow = HeaderValue::from_static(route.allows());
-            response.headers_mut().insert(header::ALLOW, allow);
-            return Ok(response);
+        if !route
+            .allows()
+            .split(", ")
+            .any(|method| method == request.method().as_str())
+        {
+            let refusal = Refusal::method_not_allowed();
+            let headers = [(header::ALLOW, route.allows()), LENGTH, JSON, VARY_ORIGIN];
+            let body = Reply::Whole(Some(Bytes::from(refusal.body)));
+            return Ok(respond(StatusCode::METHOD_NOT_ALLOWED, &headers, body));
         }
         match route {
             Route::Chat => self.generate(Surface::Chat, request, kill).await,
@@ -182,27 +194,43 @@ impl Simulator {
             Route::Tokenize => Ok(answered(self.tokenize(request).await)),
             Route::Detokenize => Ok(answered(self.detokenize(request).await)),
             Route::Models => Ok(json_reply(StatusCode::OK, self.models())),
-            Route::Load => Ok(json_reply(StatusCode::OK, format!("{{\"server_load\":{}}}", self.stats().present))),
+            Route::Load => Ok(json_reply(
+                StatusCode::OK,
+                format!("{{\"server_load\":{}}}", self.stats().present),
+            )),
             Route::Version => Ok(json_reply(StatusCode::OK, format!("{{\"version\":\"{VERSION}\"}}"))),
-            Route::Metrics => Ok(whole(StatusCode::OK, Some("text/plain; version=1.0.0; charset=utf-8"), self.metrics_page())),
-            Route::Health if self.shared.engine.is_dead() => Ok(whole(StatusCode::SERVICE_UNAVAILABLE, None, String::new())),
-            Route::Health | Route::Ping => Ok(whole(StatusCode::OK, None, String::new())),
+            Route::Metrics => {
+                let page = Reply::Whole(Some(Bytes::from(self.metrics_page())));
+                Ok(respond(StatusCode::OK, &[LENGTH, METRICS, VARY_ORIGIN], page))
+            }
+            Route::Health if self.shared.engine.is_dead() => Ok(empty_reply(StatusCode::SERVICE_UNAVAILABLE)),
+            Route::Health | Route::Ping => Ok(empty_reply(StatusCode::OK)),
         }
     }
 
     fn is_authorized(&self, headers: &HeaderMap) -> bool {
         let Some(key) = &self.shared.key else { return true };
-        let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
-        given.strip_prefix(b"Bearer ").is_some_and(|given| bool::from(given.ct_eq(key.as_bytes())))
+        let given = headers
+            .get(header::AUTHORIZATION)
+            .map(HeaderValue::as_bytes)
+            .unwrap_or_default();
+        given
+            .strip_prefix(b"Bearer ")
+            .is_some_and(|given| bool::from(given.ct_eq(key.as_bytes())))
     }
 
     /// Chat and text completions.
-    async fn generate(&self, surface: Surface, request: Request<Incoming>, kill: Arc<Kill>) -> Result<Response<Reply>, Cut> {
+    async fn generate(
+        &self,
+        surface: Surface,
+        request: Request<Incoming>,
+        kill: Arc<Kill>,
+    ) -> Result<Response<Reply>, Cut> {
         let shared = &self.shared;
         let number = shared.requests.fetch_add(1, Ordering::Relaxed);
         let mut knobs = Knobs::drawn(&shared.config.faults, shared.config.seed, number);
         if let Err(refusal) = header_knobs(request.headers(), &mut knobs) {
-            return Ok(refuse(&refusal, Some("Origin")));
+            return Ok(refuse(&refusal, Vary::Origin));
         }
         if knobs.fault == Some(Fault::Refuse) {
             return Err(cut_at_once(&kill));
@@ -214,12 +242,12 @@ impl Simulator {
         };
         let ask = match ask {
             Ok(ask) => ask,
-            Err(refusal) => return Ok(refuse(&refusal, Some("Origin"))),
+            Err(refusal) => return Ok(refuse(&refusal, Vary::Origin)),
         };
         let fault = ask.knobs.fault;
         match fault {
             Some(Fault::Refuse | Fault::ResetBefore) => return Err(cut_at_once(&kill)),
-            Some(Fault::Status(status)) => return Ok(refuse(&Refusal::with_status(status), Some("Origin"))),
+            Some(Fault::Status(status)) => return Ok(refuse(&Refusal::with_status(status), Vary::Origin)),
             Some(Fault::SlowStart(delay)) => tokio::time::sleep(delay).await,
             _ => {}
         }
@@ -229,20 +257,24 @@ impl Simulator {
         let wire = Wire::new(ask, scripts, &id, unix_seconds(), &shared.model, &shared.fingerprint);
         let ticket = match shared.engine.submit(jobs) {
             Ok(ticket) => ticket,
-            Err(Turned::Away) => return Ok(refuse(&Refusal::queue_full(), Some("Origin"))),
-            Err(Turned::Dead) => return Ok(refuse(&Refusal::engine_dead(), Some("Origin"))),
+            Err(Turned::Away) => return Ok(refuse(&Refusal::queue_full(), Vary::Origin)),
+            Err(Turned::Dead) => return Ok(refuse(&Refusal::engine_dead(), Vary::Origin)),
         };
         if fault == Some(Fault::Hang) {
             return never(ticket).await;
         }
         if is_stream {
             let stream = Stream::new(wire, ticket, fault, kill);
-            return Ok(respond(StatusCode::OK, Some("text/event-stream; charset=utf-8"), Reply::Stream(Box::new(stream))));
+            return Ok(respond(
+                StatusCode::OK,
+                &[EVENTS, VARY_ORIGIN],
+                Reply::Stream(Box::new(stream)),
+            ));
         }
         match fault {
             Some(Fault::ResetMid(_)) => Err(cut_at_once(&kill)),
             Some(Fault::CloseMid(_)) => Err(Cut),
-            Some(Fault::ErrorEvent(_)) => Ok(refuse(&Refusal::engine_dead(), Some("Origin"))),
+            Some(Fault::ErrorEvent(_)) => Ok(refuse(&Refusal::engine_dead(), Vary::Origin)),
             Some(Fault::Stall(_)) => never(ticket).await,
             _ => Ok(whole_answer(&wire, &ticket).await),
         }
@@ -264,7 +296,10 @@ impl Simulator {
                 shared.config.max_model_len
             )
         };
-        format!("{{\"object\":\"list\",\"data\":[{}]}}", all.map(card).collect::<Vec<_>>().join(","))
+        format!(
+            "{{\"object\":\"list\",\"data\":[{}]}}",
+            all.map(card).collect::<Vec<_>>().join(",")
+        )
     }
 
     fn metrics_page(&self) -> String {
@@ -284,13 +319,19 @@ impl Simulator {
         let config = &self.shared.config;
         let object = ask::object(&read_json(request, config).await?)?;
         let mut prompt = Prompt::new(0, true, false);
-        match (object.get("messages").and_then(Value::as_array), object.get("prompt").and_then(Value::as_str)) {
+        match (
+            object.get("messages").and_then(Value::as_array),
+            object.get("prompt").and_then(Value::as_str),
+        ) {
             (Some(messages), _) => {
                 let none = Vec::new();
                 let template = Template {
                     tools: object.get("tools").and_then(Value::as_array).unwrap_or(&none),
                     thinking: ask::template_flag(&object, "enable_thinking").unwrap_or(true),
-                    opens_answer: object.get("add_generation_prompt").and_then(Value::as_bool).unwrap_or(true),
+                    opens_answer: object
+                        .get("add_generation_prompt")
+                        .and_then(Value::as_bool)
+                        .unwrap_or(true),
                 };
                 prompt::render(messages, template, &mut prompt);
             }
@@ -299,19 +340,26 @@ impl Simulator {
                 return Err(missing(&["body.prompt", "body.messages"], &object));
             }
         }
-        ask::check_model(&object, config)?;
+        check::model(&object, config)?;
         let ids = prompt.ids.unwrap_or_default();
-        let strings = object.get("return_token_strs").and_then(Value::as_bool).unwrap_or(false).then(|| {
-            let one = |id: &u32| {
-                let mut text = String::new();
-                tokens::decode(*id, &mut text);
-                // Byte-level spelling of white space, as Qwen's vocabulary has it.
-                text.replace(' ', "Ġ").replace('\n', "Ċ")
-            };
-            ids.iter().map(one).collect::<Vec<_>>()
-        });
+        let strings = object
+            .get("return_token_strs")
+            .and_then(Value::as_bool)
+            .unwrap_or(false)
+            .then(|| {
+                let one = |id: &u32| {
+                    let mut text = String::new();
+                    tokens::decode(*id, &mut text);
+                    // Byte-level spelling of white space, as Qwen's vocabulary has it.
+                    text.replace(' ', "Ġ").replace('\n', "Ċ")
+                };
+                ids.iter().map(one).collect::<Vec<_>>()
+            });
         let count = ids.len();
-        Ok(json!({"count": count, "max_model_len": config.max_model_len, "tokens": ids, "token_strs": strings}).to_string())
+        Ok(
+            json!({"count": count, "max_model_len": config.max_model_len, "tokens": ids, "token_strs": strings})
+                .to_string(),
+        )
     }
 
     async fn detokenize(&self, request: Request<Incoming>) -> Result<String, Refusal> {
@@ -319,7 +367,7 @@ impl Simulator {
         let Some(ids) = object.get("tokens").and_then(Value::as_array) else {
             return Err(missing(&["body.tokens"], &object));
         };
-        ask::check_model(&object, &self.shared.config)?;
+        check::model(&object, &self.shared.config)?;
         let mut text = String::new();
         for id in ids.iter().take(MAX_DETOKENIZE) {
             match id.as_u64().map(u32::try_from) {
@@ -332,7 +380,10 @@ impl Simulator {
 
     fn fresh_id(&self, number: u64) -> String {
         let shared = &self.shared;
-        format!("{:016x}", mix(mix(shared.config.seed, shared.started_s.to_bits()), number))
+        format!(
+            "{:016x}",
+            mix(mix(shared.config.seed, shared.started_s.to_bits()), number)
+        )
     }
 }
 
@@ -343,7 +394,10 @@ fn jobs(ask: &Ask, scripts: &[Script]) -> Vec<Job> {
         Some(Fault::Hang) => Some(0),
         _ => None,
     };
-    let prompts = ask.prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, ask.n as usize));
+    let prompts = ask
+        .prompts
+        .iter()
+        .flat_map(|prompt| std::iter::repeat_n(prompt, ask.n as usize));
     prompts
         .zip(scripts)
         .map(|(prompt, script)| Job {
@@ -361,15 +415,23 @@ fn jobs(ask: &Ask, scripts: &[Script]) -> Vec<Job> {
 async fn whole_answer(wire: &Wire, ticket: &Ticket) -> Response<Reply> {
     let mut progress = Progress::new(wire.scripts().len());
     let is_complete = |progress: &Progress| {
-        progress.produced.iter().zip(wire.scripts()).all(|(produced, script)| *produced >= script.tokens())
+        progress
+            .produced
+            .iter()
+            .zip(wire.scripts())
+            .all(|(produced, script)| *produced >= script.tokens())
     };
     while !is_complete(&progress) && !progress.is_dead {
         poll_fn(|cx| ticket.poll_progress(&mut progress, cx)).await;
     }
     if is_complete(&progress) {
-        whole(StatusCode::OK, Some("application/json"), wire.whole(progress.cached))
+        respond(
+            StatusCode::OK,
+            &[LENGTH, JSON, VARY_ORIGIN],
+            Reply::Whole(Some(wire.whole(progress.cached))),
+        )
     } else {
-        refuse(&Refusal::engine_dead(), Some("Origin"))
+        refuse(&Refusal::engine_dead(), Vary::Origin)
     }
 }
 
@@ -385,17 +447,33 @@ fn cut_at_once(kill: &Kill) -> Cut {
 
 fn missing(places: &[&str], object: &Map<String, Value>) -> Refusal {
     let input = format!("<dict of {} items>", object.len());
-    let one = |place: &&str| format!("\n  {{'type': 'missing', 'loc': '{place}', 'msg': 'Field required', 'input': '{input}'}}");
+    let one = |place: &&str| {
+        format!("\n  {{'type': 'missing', 'loc': '{place}', 'msg': 'Field required', 'input': '{input}'}}")
+    };
     let plural = if places.len() == 1 { "" } else { "s" };
-    let text = format!("{} validation error{plural}:{}", places.len(), places.iter().map(one).collect::<String>());
+    let text = format!(
+        "{} validation error{plural}:{}",
+        places.len(),
+        places.iter().map(one).collect::<String>()
+    );
     let error = json!({"message": text, "type": "Bad Request", "param": places.first(), "code": 400});
-    Refusal { status: 400, body: json!({ "error": error }).to_string() }
+    Refusal {
+        status: 400,
+        body: json!({ "error": error }).to_string(),
+    }
 }
 
 /// The body of a JSON request, within the limit.
 async fn read_json(request: Request<Incoming>, config: &SimConfig) -> Result<Bytes, Refusal> {
-    let media = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let is_json = media.split(';').next().is_some_and(|media| media.trim().eq_ignore_ascii_case("application/json"));
+    let media = request
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let is_json = media
+        .split(';')
+        .next()
+        .is_some_and(|media| media.trim().eq_ignore_ascii_case("application/json"));
     if !is_json {
         return Err(Refusal::media_type());
     }
@@ -410,7 +488,9 @@ async fn read_json(request: Request<Incoming>, config: &SimConfig) -> Result<Byt
 fn header_knobs(headers: &HeaderMap, knobs: &mut Knobs) -> Result<(), Refusal> {
     for (name, value) in headers {
         if let Some(key) = name.as_str().strip_prefix(KNOB_HEADER) {
-            knobs.set(key, value.to_str().unwrap_or_default()).map_err(ask::knob_refused)?;
+            knobs
+                .set(key, value.to_str().unwrap_or_default())
+                .map_err(ask::knob_refused)?;
         }
     }
     Ok(())
@@ -431,82 +511,18 @@ fn redirect(request: &Request<Incoming>) -> Option<Response<Reply>> {
     let path = request.uri().path().strip_suffix('/')?;
     Route::of(path)?;
     let host = request.headers().get(header::HOST)?.to_str().ok()?;
-    let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
-    let location = HeaderValue::from_str(&format!("http://{host}{path}{query}")).ok()?;
-    let mut response = whole(StatusCode::TEMPORARY_REDIRECT, None, String::new());
-    response.headers_mut().insert(header::LOCATION, location);
-    Some(response)
-}
-
-fn is_preflight(request: &Request<Incoming>) -> bool {
-    request.method() == Method::OPTIONS
-        && request.headers().contains_key(header::ORIGIN)
-        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
-}
-
-fn preflight() -> Response<Reply> {
-    let mut response =
-        whole(StatusCode::BAD_REQUEST, Some("text/plain; charset=utf-8"), "Disallowed CORS origin".to_owned());
-    let headers = response.headers_mut();
-    let vary = "Origin, Access-Control-Request-Method, Access-Control-Request-Headers, Access-Control-Request-Private-Network";
-    headers.insert(header::VARY, HeaderValue::from_static(vary));
-    let methods = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT, QUERY";
-    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(methods));
-    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
-    response
-}
-
-fn answered(result: Result<String, Refusal>) -> Response<Reply> {
-    match result {
-        Ok(body) => json_reply(StatusCode::OK, body),
-        Err(refusal) => refuse(&refusal, Some("Origin")),
-    }
-}
-
-/// An error; what uvicorn's outermost layer sends has no `vary`.
-fn refuse(refusal: &Refusal, vary: Option<&'static str>) -> Response<Reply> {
-    let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = json_reply(status, refusal.body.clone());
-    if vary.is_none() {
-        response.headers_mut().remove(header::VARY);
-    }
-    response
-}
-
-fn json_reply(status: StatusCode, body: String) -> Response<Reply> {
-    whole(status, Some("application/json"), body)
-}
-
-fn whole(status: StatusCode, media: Option<&'static str>, body: impl Into<Bytes>) -> Response<Reply> {
-    let body: Bytes = body.into();
-    respond(status, media, Reply::Whole((!body.is_empty()).then_some(body)))
-}
-
-/// A response with uvicorn's headers in uvicorn's order (hyper adds the transfer coding).
-fn respond(status: StatusCode, media: Option<&'static str>, body: Reply) -> Response<Reply> {
-    let length = match &body {
-        Reply::Whole(bytes) => Some(bytes.as_ref().map_or(0, Bytes::len)),
-        Reply::Stream(_) => None,
-    };
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    let mut add = |name: HeaderName, value: Result<HeaderValue, header::InvalidHeaderValue>| {
-        if let Ok(value) = value {
-            headers.insert(name, value);
-        }
-    };
-    let date = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
-    add(header::DATE, HeaderValue::from_str(&date));
-    add(header::SERVER, Ok(HeaderValue::from_static("uvicorn")));
-    if let Some(length) = length {
-        add(header::CONTENT_LENGTH, Ok(HeaderValue::from(length)));
-    }
-    if let Some(media) = media {
-        add(header::CONTENT_TYPE, Ok(HeaderValue::from_static(media)));
-    }
-    add(header::VARY, Ok(HeaderValue::from_static("Origin")));
-    response
+    let query = request
+        .uri()
+        .query()
+        .map(|query| format!("?{query}"))
+        .unwrap_or_default();
+    let location = format!("http://{host}{path}{query}");
+    let headers = [LENGTH, (header::LOCATION, location.as_str()), VARY_ORIGIN];
+    Some(respond(
+        StatusCode::TEMPORARY_REDIRECT,
+        &headers,
+        Reply::Whole(Some(Bytes::new())),
+    ))
 }
 
 /// Makes the coming close of a socket a reset.

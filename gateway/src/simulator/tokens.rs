@@ -91,7 +91,11 @@ impl<'a> Iterator for Pieces<'a> {
         } else if first >= 128 {
             self.rest.chars().next().map_or(1, char::len_utf8)
         } else if is_word(first) || (first == b' ' && is_word(second)) {
-            1 + bytes[1..].iter().take(WORD_BYTES - 1).take_while(|b| is_word(**b)).count()
+            1 + bytes[1..]
+                .iter()
+                .take(WORD_BYTES - 1)
+                .take_while(|b| is_word(**b))
+                .count()
         } else if bytes.len() > 1 && is_mark(second) && !starts_something(&self.rest[1..]) {
             2
         } else {
@@ -126,7 +130,11 @@ pub(super) fn id(piece: &str) -> u32 {
 }
 
 fn digit(byte: u8) -> u32 {
-    if byte == b' ' { 63 } else { u32::from(DIGIT[usize::from(byte & 127)].max(1)) - 1 }
+    if byte == b' ' {
+        63
+    } else {
+        u32::from(DIGIT[usize::from(byte & 127)].max(1)) - 1
+    }
 }
 
 /// Appends the text of a token; an id that stands for nothing becomes U+FFFD, as an undecodable byte does.
@@ -174,7 +182,11 @@ pub(super) struct Chain {
 impl Chain {
     /// An empty run. Runs with different `salt`s share no block (vLLM's `cache_salt`).
     pub(super) fn new(salt: u64) -> Self {
-        Self { hash: salt ^ 0x9e37_79b9_7f4a_7c15, tokens: 0, blocks: Vec::new() }
+        Self {
+            hash: salt ^ 0x9e37_79b9_7f4a_7c15,
+            tokens: 0,
+            blocks: Vec::new(),
+        }
     }
 
     /// Adds one token.
@@ -210,7 +222,8 @@ pub(super) fn mix(hash: u64, value: u64) -> u64 {
 
 /// [`mix`] over the bytes of a text.
 pub(super) fn mix_text(hash: u64, text: &str) -> u64 {
-    text.bytes().fold(mix(hash, text.len() as u64), |hash, byte| mix(hash, u64::from(byte)))
+    text.bytes()
+        .fold(mix(hash, text.len() as u64), |hash, byte| mix(hash, u64::from(byte)))
 }
 
 #[cfg(test)]
@@ -232,7 +245,10 @@ mod tests {
     fn special_tokens_are_one_piece_with_qwens_ids() {
         assert_eq!(ids("<think>hello</think>")[0], 151_667);
         assert_eq!(ids("<think>a</think>"), [151_667, u32::from(b'a'), 151_668]);
-        assert_eq!(pieces("\n</think>\n\n<tool_call>").collect::<Vec<_>>(), ["\n", "</think>", "\n\n", "<tool_call>"]);
+        assert_eq!(
+            pieces("\n</think>\n\n<tool_call>").collect::<Vec<_>>(),
+            ["\n", "</think>", "\n\n", "<tool_call>"]
+        );
     }
 
     #[test]

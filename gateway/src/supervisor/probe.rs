@@ -16,6 +16,8 @@ use tokio::time::timeout;
 
 /// Of one answer.
 const BODY_BYTES_MAX: usize = 64 << 10;
+/// Of a version: it goes into logs and `/health`.
+const VERSION_CHARS_MAX: usize = 40;
 /// Of one look, from connecting to the answer's end. A busy engine's front end may need seconds for `/health`.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -89,11 +91,7 @@ impl Target {
         };
         let prefix = uri.path().trim_end_matches('/').to_owned();
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        Ok(Target {
-            host,
-            port,
-            prefix,
-        })
+        Ok(Target { host, port, prefix })
     }
 
     pub(super) fn loopback(port: u16) -> Target {
@@ -139,15 +137,18 @@ pub(super) async fn look(target: &Target, model: &str, key: Option<&str>) -> Res
     })
 }
 
-/// What `/version` says, if it is a vLLM's answer.
+/// What `/version` says, if it is a vLLM's answer. (Another Sluice gives its name too.)
 pub(super) async fn version(target: &Target) -> Option<String> {
     #[derive(Deserialize)]
     struct Version {
         version: String,
+        name: Option<String>,
     }
     let body = expect_ok(target, "/version", None).await.ok()?;
-    let said = serde_json::from_slice::<Version>(&body).ok()?;
-    Some(said.version.chars().take(40).collect())
+    let said = serde_json::from_slice::<Version>(&body)
+        .ok()
+        .filter(|said| said.name.is_none())?;
+    Some(said.version.chars().take(VERSION_CHARS_MAX).collect())
 }
 
 /// Whether `/health` says 200.
@@ -311,6 +312,23 @@ mod tests {
             matches!(error, ProbeError::Connection { path: "/health", .. }),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_vllm_is_told_from_another_sluice() {
+        let at = async |version: &'static str| {
+            let (target, _asked) = server(&[("/health", "200 OK\r\n\r\n"), ("/version", version)]).await;
+            super::super::vllm_at(&target.authority()).await
+        };
+        assert_eq!(
+            at("200 OK\r\n\r\n{\"version\":\"0.32.0\"}").await.as_deref(),
+            Some("0.32.0")
+        );
+        assert_eq!(
+            at("200 OK\r\n\r\n{\"version\":\"0.1.0\",\"name\":\"sluice\"}").await,
+            None
+        );
+        assert_eq!(at("200 OK\r\n\r\nok").await, None);
     }
 
     #[tokio::test]

@@ -28,6 +28,9 @@ const LOOK_PAUSE: Duration = Duration::from_millis(500);
 const CLEAR_PAUSE: Duration = Duration::from_millis(100);
 /// Between two looks at the log's size.
 const LOG_PAUSE: Duration = Duration::from_secs(60);
+/// When the gateway goes down, so many SIGKILLs are waited for: a process in an uninterruptible wait of the GPU's driver may
+/// never end, and must not hold the gateway.
+const KILLS_AT_EXIT_MAX: u32 = 6;
 /// The grace of processes whose replica is no longer configured.
 const STRAY_GRACE: Duration = Duration::from_secs(30);
 
@@ -207,6 +210,7 @@ pub(super) async fn run(
         finding: None,
         found: None,
         seen: String::new(),
+        kills: 0,
     };
     replica.take_over();
     // what is taken over needs nothing; a new start waits for the memory and ports of strays
@@ -235,6 +239,8 @@ struct Replica {
     found: Option<Found>,
     /// What the last look found missing.
     seen: String,
+    /// SIGKILLs since the last start.
+    kills: u32,
 }
 
 /// What woke the task.
@@ -305,7 +311,7 @@ impl Replica {
                 }
                 Woken::Due => self.apply(Event::Tick),
             }
-            if self.life == Life::Stopped && self.wish == Wanted::Close {
+            if self.wish == Wanted::Close && (self.life == Life::Stopped || self.is_stuck()) {
                 return;
             }
         }
@@ -321,6 +327,19 @@ impl Replica {
             );
         }
         left
+    }
+
+    fn is_stuck(&self) -> bool {
+        let stuck = self.kills > KILLS_AT_EXIT_MAX;
+        if stuck {
+            let pids = self.session.as_ref().map(Session::members);
+            tracing::error!(
+                replica = self.launch.name(),
+                ?pids,
+                "SIGKILL doesn't end it; the next gateway will find it"
+            );
+        }
+        stuck
     }
 
     /// Waits for what happens next.
@@ -364,6 +383,7 @@ impl Replica {
                 self.signal(Signal::TERM);
             }
             Action::Kill => {
+                self.kills += 1;
                 tracing::warn!(
                     replica = self.launch.name(),
                     "still there after SIGTERM and its grace: SIGKILL"
@@ -378,6 +398,7 @@ impl Replica {
 
     fn spawn(&mut self) {
         self.seen = "nothing listened yet".to_owned();
+        self.kills = 0;
         match self.launch.start() {
             Ok(session) => {
                 tracing::info!(

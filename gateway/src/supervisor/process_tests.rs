@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use tokio::time::timeout;
 
 use super::super::tests::spec;
-use super::super::{LauncherConfig, StartSimulation, Supervisor, SupervisorError};
+use super::super::{ExternalConfig, LauncherConfig, StartSimulation, Supervisor, SupervisorError};
 use super::*;
 
 const FAKE_VLLM: &str = include_str!("fake_vllm.py");
@@ -302,6 +302,62 @@ async fn the_health_of_a_stranger_on_the_port_is_not_ours() {
     while !stranger.is_gone() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+#[tokio::test]
+async fn an_external_one_is_watched_and_named_when_it_refuses_us() {
+    let bench = Bench::new();
+    let args = [
+        &bench.script.display().to_string(),
+        "--port",
+        &bench.port.to_string(),
+        "--served-model-name",
+        "m",
+    ];
+    let args: Vec<String> = args.map(str::to_owned).to_vec();
+    let log = fs::File::create(bench.folder.path().join("external.log")).unwrap();
+    let environment = [(KEY_VARIABLE.to_owned(), Some("sk-1".to_owned()))];
+    let mut vllm = Session::spawn("python3", &args, &environment, log).unwrap();
+    let url = format!("http://127.0.0.1:{}", bench.port);
+    let external = |key: &str| ReplicaSpec {
+        key: ReplicaKey::Given(key.to_owned()),
+        ..spec(
+            "a",
+            LauncherConfig::External(ExternalConfig {
+                url: url.clone(),
+                probe_s: 1,
+            }),
+        )
+    };
+    let mut running = bench.start(external("sk-1"));
+    let state = running.ready().await;
+    assert!(
+        matches!(&state, ReplicaState::Ready { url: at, .. } if *at == url),
+        "{state:?}"
+    );
+    running.supervisor.shutdown().await;
+    assert!(!vllm.is_gone(), "it isn't ours to end");
+
+    let mut running = bench.start(external("sk-2"));
+    let state = running
+        .until("refused", |state| matches!(state, ReplicaState::Unreachable { .. }))
+        .await;
+    let ReplicaState::Unreachable { why, .. } = state else {
+        panic!("{state:?}")
+    };
+    assert!(why.contains("401") && why.contains("key_env"), "{why}");
+    running.supervisor.shutdown().await;
+
+    let mut running = bench.start(external("sk-1"));
+    running.ready().await;
+    while !vllm.is_gone() {
+        vllm.signal(Signal::KILL);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    running
+        .until("gone", |state| matches!(state, ReplicaState::Unreachable { .. }))
+        .await;
+    running.supervisor.shutdown().await;
 }
 
 #[tokio::test]

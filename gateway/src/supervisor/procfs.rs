@@ -17,7 +17,8 @@ pub(super) struct Stat {
     pub(super) session: i32,
     /// Clock ticks between boot and start: with the pid it names a process for the whole uptime.
     pub(super) start_ticks: u64,
-    /// Ended, and only waiting for its parent to look.
+    /// Ended with all its threads, and only waiting for its parent to look. A process whose first thread has ended shows as Z too,
+    /// while the others still hold its memory (an API server's do, for a second).
     pub(super) zombie: bool,
 }
 
@@ -41,10 +42,12 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let (pid, rest) = text.split_once(" (")?;
     let (_, rest) = rest.rsplit_once(") ")?;
     let mut fields = rest.split_ascii_whitespace();
-    let zombie = matches!(fields.next()?, "Z" | "X" | "x"); // field 3
+    let ended = matches!(fields.next()?, "Z" | "X" | "x"); // field 3
     let parent = fields.next()?.parse().ok()?;
     let session = fields.nth(1)?.parse().ok()?; // field 6
-    let start_ticks = fields.nth(15)?.parse().ok()?; // field 22
+    let threads: u32 = fields.nth(13)?.parse().ok()?; // field 20
+    let zombie = ended && threads <= 1;
+    let start_ticks = fields.nth(1)?.parse().ok()?; // field 22
     Some(Stat {
         pid: pid.trim().parse().ok()?,
         parent,
@@ -142,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_name_with_parentheses_and_spaces_is_no_field() {
-        let line = "4711 (VLLM::Eng) (x ) S 4700 4711 4699 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 30 0 987654 1000 200 18446744073709551615 1";
+        let line = "4711 (VLLM::Eng) (x ) S 4700 4711 4699 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1000 200 18446744073709551615 1";
         let expect = Stat {
             pid: 4711,
             parent: 4700,
@@ -153,6 +156,8 @@ mod tests {
         assert_eq!(parse_stat(line), Some(expect));
         let dead = line.replace(" S ", " Z ");
         assert_eq!(parse_stat(&dead), Some(Stat { zombie: true, ..expect }));
+        let ending = dead.replace(" 20 0 1 0 ", " 20 0 30 0 ");
+        assert_eq!(parse_stat(&ending), Some(expect), "29 threads still hold its memory");
         assert_eq!(parse_stat("4711 (x) S 1 2"), None);
         assert_eq!(parse_stat(""), None);
     }

@@ -168,10 +168,10 @@ impl Session {
             return false;
         }
         self.reap_orphans();
-        if let Some(child) = &mut self.child {
-            let _ = child.try_wait(); // an error only says that it is reaped already
-        }
-        true
+        // an error only says that it is reaped already
+        self.child
+            .as_mut()
+            .is_none_or(|child| !matches!(child.try_wait(), Ok(None)))
     }
 
     /// How the first process ended, in words, if it was our child. It stays unreaped.

@@ -42,7 +42,7 @@ async fn a_process_is_the_leader_of_a_session_of_its_own_and_logs_to_its_file() 
     assert_eq!(procfs::stat(session.pid()), None, "reaped");
 
     let ready_at = folder.path().join("ready");
-    let mut session = shell(&format!("touch {}; sleep 1000", ready_at.display()), folder.path());
+    let mut session = shell(&format!("touch {}; exec sleep 1000", ready_at.display()), folder.path());
     ready(folder.path()).await;
     let leader = procfs::stat(session.pid()).unwrap();
     assert_eq!(leader.session, leader.pid);
@@ -128,7 +128,7 @@ async fn a_missing_program_is_named_and_nothing_starts() {
 #[tokio::test]
 async fn a_living_process_is_adopted_and_its_end_is_seen() {
     let folder = tempfile::tempdir().unwrap();
-    let mut first = shell("sleep 1000", folder.path());
+    let mut first = shell("exec sleep 1000", folder.path());
     let mut second = Session::adopt(first.pid(), first.start_ticks()).unwrap().unwrap();
     assert_eq!(second.ending(), None, "not our child");
     tokio::time::timeout(Duration::from_millis(100), second.ended())
@@ -147,7 +147,8 @@ async fn a_living_process_is_adopted_and_its_end_is_seen() {
 #[tokio::test]
 async fn a_pid_of_another_start_time_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
-    let mut session = shell("sleep 1000", folder.path());
+    // exec: a shell that is killed while it forks would leave its child to the next look
+    let mut session = shell("exec sleep 1000", folder.path());
     assert!(
         Session::adopt(session.pid(), session.start_ticks() - 1)
             .unwrap()

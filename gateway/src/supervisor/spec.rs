@@ -252,9 +252,7 @@ mod tests {
             read("launcher = \"process\"\nport = 8000"),
             Ok(LauncherConfig::Process(ProcessConfig::on_port(8000)))
         );
-        let simulated = LauncherConfig::Simulated(SimulatedConfig {
-            gpu: Gpu::Rtx4090x2,
-        });
+        let simulated = LauncherConfig::Simulated(SimulatedConfig { gpu: Gpu::Rtx4090x2 });
         assert_eq!(read("launcher = \"simulated\"\ngpu = \"rtx4090x2\""), Ok(simulated));
     }
 

@@ -108,7 +108,9 @@ impl Connection {
             .map_err(|_| UpstreamError::ConnectTimeout(limit))?
             .map_err(UpstreamError::Connect)?;
         stream.set_nodelay(true).map_err(UpstreamError::Connect)?;
-        let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(UpstreamError::Lost)?;
+        let (sender, driver) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(UpstreamError::Lost)?;
         Ok(Connection { sender, driver })
     }
 
@@ -213,17 +215,19 @@ pub async fn send(
     limits: SendLimits,
 ) -> Result<Answer, UpstreamError> {
     let exchange = async {
-        if let Some(mut connection) = pool.take(limits.idle).await {
-            if let Ok(response) = connection.send(request()).await {
-                return Ok(Answer::new(response, connection, pool.clone()));
-            }
-            // Closed by vLLM while it was on its way: no byte of an answer came, so it is sent once more.
+        // A pooled connection that vLLM closed on the way gave no byte of an answer: it is sent once more, on a new one.
+        if let Some(mut connection) = pool.take(limits.idle).await
+            && let Ok(response) = connection.send(request()).await
+        {
+            return Ok(Answer::new(response, connection, pool.clone()));
         }
         let mut connection = Connection::open(address, limits.connect).await?;
         let response = connection.send(request()).await.map_err(UpstreamError::Lost)?;
         Ok(Answer::new(response, connection, pool.clone()))
     };
-    tokio::time::timeout(limits.head, exchange).await.map_err(|_| UpstreamError::HeadTimeout(limits.head))?
+    tokio::time::timeout(limits.head, exchange)
+        .await
+        .map_err(|_| UpstreamError::HeadTimeout(limits.head))?
 }
 
 /// A response whose body is read by polling. Dropping it before its end closes the connection.
@@ -239,7 +243,13 @@ pub struct Answer {
 impl Answer {
     fn new(response: Response<Incoming>, connection: Connection, pool: Arc<Pool>) -> Self {
         let (head, body) = response.into_parts();
-        Answer { head, body, connection: Some(connection), pool, ended: false }
+        Answer {
+            head,
+            body,
+            connection: Some(connection),
+            pool,
+            ended: false,
+        }
     }
 
     /// The response status.

@@ -6,7 +6,7 @@
 //!
 //! Ring: positions come from the replica's *name*, so that they survive a restart on another port and several gateways
 //! in front of the same fleet agree. Load bound: "consistent hashing with bounded loads" (Mirrokni, Thorup, Zadimoghaddam,
-//! 2016) with a share of 1.25: no replica takes a new session while it carries more than 1.25 × the mean.
+//! 2016): no replica takes a new session while it carries more than `load_bound` × the mean.
 
 use arc_swap::ArcSwap;
 use moka::sync::Cache;
@@ -18,9 +18,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::replica::{Readiness, Replica};
-
-/// A new session passes a replica that carries more than this times the mean.
-const LOAD_SHARE: f64 = 1.25;
 
 /// What `x-sluice-route` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,8 +89,11 @@ impl Backend {
         replicas: Vec<Arc<Replica>>,
         limits: SessionLimits,
     ) -> Self {
-        let places: HashMap<SocketAddr, usize> =
-            replicas.iter().enumerate().map(|(index, replica)| (ring_place(name, &replica.name), index)).collect();
+        let places: HashMap<SocketAddr, usize> = replicas
+            .iter()
+            .enumerate()
+            .map(|(index, replica)| (ring_place(name, &replica.name), index))
+            .collect();
         let mut buckets: Vec<Bucket> = places.keys().map(|&place| Bucket::new(place, 1)).collect();
         buckets.sort();
         Backend {
@@ -104,7 +104,10 @@ impl Backend {
             ring: Continuum::new(&buckets),
             places,
             replicas,
-            sessions: Cache::builder().max_capacity(limits.count).time_to_idle(limits.idle).build(),
+            sessions: Cache::builder()
+                .max_capacity(limits.count)
+                .time_to_idle(limits.idle)
+                .build(),
         }
     }
 
@@ -126,15 +129,19 @@ impl Backend {
     }
 
     /// The replica for a session, leaving out those `tried`. `None` if nothing usable is left.
-    pub fn choose(&self, session: u64, has_past: bool, tried: &[usize]) -> Option<Choice> {
+    pub fn choose(&self, session: u64, has_past: bool, tried: &[usize], load_bound: f64) -> Option<Choice> {
         let known = self.sessions.get(&session).map(usize::from);
         if let Some(index) = known
             && !tried.contains(&index)
             && let Some(replica) = self.replicas.get(index).filter(|replica| replica.is_usable())
         {
-            return Some(Choice { index, replica: replica.clone(), route: Route::Hit });
+            return Some(Choice {
+                index,
+                replica: replica.clone(),
+                route: Route::Hit,
+            });
         }
-        let index = self.from_ring(session, tried)?;
+        let index = self.on_ring(session, tried, load_bound)?;
         let replica = self.replicas.get(index)?.clone();
         let route = match known {
             Some(_) => Route::Repin,
@@ -155,10 +162,14 @@ impl Backend {
     }
 
     /// Ready replicas first; one that nobody has asked yet only if there is no ready one; a resting one as the last resort.
-    fn from_ring(&self, session: u64, tried: &[usize]) -> Option<usize> {
+    fn on_ring(&self, session: u64, tried: &[usize], load_bound: f64) -> Option<usize> {
         let untried = |index: &usize| !tried.contains(index);
         let usable = |index: &usize| self.replicas.get(*index).is_some_and(|r| r.is_usable());
-        let ready = |index: &usize| self.replicas.get(*index).is_some_and(|r| r.readiness() == Readiness::Ready);
+        let ready = |index: &usize| {
+            self.replicas
+                .get(*index)
+                .is_some_and(|r| r.readiness() == Readiness::Ready)
+        };
         let all: Vec<usize> = (0..self.replicas.len()).filter(untried).collect();
         let mut candidates: Vec<usize> = all.iter().copied().filter(|i| usable(i) && ready(i)).collect();
         if candidates.is_empty() {
@@ -167,11 +178,14 @@ impl Backend {
         if candidates.is_empty() {
             // Resting after a failure, but not known to be down: better asked than refused.
             let resting = |r: &Arc<Replica>| r.readiness() != Readiness::Down && r.address().is_some();
-            candidates = all.into_iter().filter(|i| self.replicas.get(*i).is_some_and(resting)).collect();
+            candidates = all
+                .into_iter()
+                .filter(|i| self.replicas.get(*i).is_some_and(resting))
+                .collect();
         }
         let load = |index: usize| self.replicas.get(index).map_or(0, |r| r.in_flight());
         let total: usize = candidates.iter().map(|&i| load(i)).sum();
-        let bound = ((total + 1) as f64 * LOAD_SHARE / candidates.len().max(1) as f64).ceil() as usize;
+        let bound = ((total + 1) as f64 * load_bound / candidates.len().max(1) as f64).ceil() as usize;
         let mut seen = 0_usize;
         for place in self.ring.node_iter(&session.to_be_bytes()) {
             // One turn around the ring meets every replica: 160 points each.
@@ -231,13 +245,18 @@ impl Fleet {
 
     /// Ids that clients may ask for, aliases included.
     pub fn model_ids(&self) -> Vec<String> {
-        let ids = self.backends.iter().flat_map(|b| std::iter::once(b.model().to_string()).chain(b.aliases.iter().cloned()));
+        let ids = self
+            .backends
+            .iter()
+            .flat_map(|b| std::iter::once(b.model().to_string()).chain(b.aliases.iter().cloned()));
         ids.filter(|id| !id.is_empty()).collect()
     }
 
     /// Every replica of every backend.
     pub fn replicas(&self) -> impl Iterator<Item = (&Arc<Backend>, &Arc<Replica>)> {
-        self.backends.iter().flat_map(|backend| backend.replicas.iter().map(move |replica| (backend, replica)))
+        self.backends
+            .iter()
+            .flat_map(|backend| backend.replicas.iter().map(move |replica| (backend, replica)))
     }
 }
 
@@ -249,25 +268,33 @@ mod tests {
     fn backend(count: usize) -> Backend {
         let replicas = (0..count)
             .map(|i| {
-                let replica = Replica::new(&format!("r{i}"), false, None, Address::new("127.0.0.1", 9000 + i as u16));
+                let replica = Replica::new(
+                    &format!("r{i}"),
+                    false,
+                    None,
+                    Address::new("127.0.0.1", 9000 + i as u16),
+                );
                 replica.set_readiness(Readiness::Ready);
                 Arc::new(replica)
             })
             .collect();
-        let limits = SessionLimits { idle: Duration::from_secs(60), count: 1000 };
+        let limits = SessionLimits {
+            idle: Duration::from_secs(60),
+            count: 1000,
+        };
         Backend::new("b", "m", vec![], "p", replicas, limits)
     }
 
     #[test]
     fn a_session_stays_and_moves_only_when_its_replica_is_down() {
         let backend = backend(4);
-        let first = backend.choose(7, false, &[]).unwrap();
+        let first = backend.choose(7, false, &[], 1.25).unwrap();
         assert_eq!(first.route, Route::New);
         backend.pin(7, first.index);
-        let again = backend.choose(7, true, &[]).unwrap();
+        let again = backend.choose(7, true, &[], 1.25).unwrap();
         assert_eq!((again.index, again.route), (first.index, Route::Hit));
         backend.replicas[first.index].set_readiness(Readiness::Down);
-        let moved = backend.choose(7, true, &[]).unwrap();
+        let moved = backend.choose(7, true, &[], 1.25).unwrap();
         assert_ne!(moved.index, first.index);
         assert_eq!(moved.route, Route::Repin);
     }
@@ -275,11 +302,14 @@ mod tests {
     #[test]
     fn the_ring_spreads_and_a_lost_replica_moves_only_its_own_sessions() {
         let backend = backend(4);
-        let place = |session: u64| backend.choose(session, false, &[]).unwrap().index;
+        let place = |session: u64| backend.choose(session, false, &[], 1.25).unwrap().index;
         let before: Vec<usize> = (0..1000).map(place).collect();
         for index in 0..4 {
             let share = before.iter().filter(|&&i| i == index).count();
-            assert!((100..500).contains(&share), "replica {index} has {share} of 1000 sessions");
+            assert!(
+                (100..500).contains(&share),
+                "replica {index} has {share} of 1000 sessions"
+            );
         }
         backend.replicas[2].set_readiness(Readiness::Down);
         for (session, &was) in before.iter().enumerate() {
@@ -291,28 +321,30 @@ mod tests {
     #[test]
     fn a_loaded_replica_takes_no_new_session() {
         let backend = backend(2);
-        let home = backend.choose(1, false, &[]).unwrap().index;
+        let home = backend.choose(1, false, &[], 1.25).unwrap().index;
         let load: Vec<_> = (0..10).map(|_| backend.replicas[home].begin()).collect();
-        assert_ne!(backend.choose(1, false, &[]).unwrap().index, home);
+        assert_ne!(backend.choose(1, false, &[], 1.25).unwrap().index, home);
         drop(load);
-        assert_eq!(backend.choose(1, false, &[]).unwrap().index, home);
+        assert_eq!(backend.choose(1, false, &[], 1.25).unwrap().index, home);
     }
 
     #[test]
     fn tried_replicas_are_left_out_and_a_resting_one_is_the_last_resort() {
         let backend = backend(2);
-        assert!(backend.choose(1, false, &[0, 1]).is_none());
-        assert_eq!(backend.choose(1, false, &[0]).unwrap().index, 1);
+        assert!(backend.choose(1, false, &[0, 1], 1.25).is_none());
+        assert_eq!(backend.choose(1, false, &[0], 1.25).unwrap().index, 1);
         backend.replicas[1].failed();
-        assert_eq!(backend.choose(1, false, &[]).unwrap().index, 0);
-        assert_eq!(backend.choose(1, false, &[0]).unwrap().index, 1);
+        assert_eq!(backend.choose(1, false, &[], 1.25).unwrap().index, 0);
+        assert_eq!(backend.choose(1, false, &[0], 1.25).unwrap().index, 1);
     }
 
     #[test]
     fn a_model_is_found_by_id_and_alias_and_the_only_one_without() {
         let mut one = backend(1);
         one.aliases.push("qwen3".into());
-        let fleet = Fleet { backends: vec![Arc::new(one)] };
+        let fleet = Fleet {
+            backends: vec![Arc::new(one)],
+        };
         assert!(fleet.backend(Some("m")).is_some());
         assert!(fleet.backend(Some("qwen3")).is_some());
         assert!(fleet.backend(None).is_some());

@@ -54,7 +54,12 @@ pub async fn models(replica: &Replica) -> Result<Vec<String>, ProbeError> {
         return Err(ProbeError::Status(status.as_u16()));
     }
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let ids = body.get("data").and_then(Value::as_array).into_iter().flatten().filter_map(|card| card.get("id")?.as_str());
+    let ids = body
+        .get("data")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(|card| card.get("id")?.as_str());
     Ok(ids.map(str::to_owned).collect())
 }
 
@@ -64,8 +69,15 @@ pub async fn models(replica: &Replica) -> Result<Vec<String>, ProbeError> {
 /// # Errors
 /// The replica did not answer, or not as vLLM does.
 pub async fn opener(replica: &Replica, model: &str) -> Result<Opener, ProbeError> {
-    let conversation = json!({"model": model, "messages": [{"role": "user", "content": "Hi"}], "add_generation_prompt": true});
-    let (status, body) = send(replica, Method::POST, "/tokenize", Bytes::from(conversation.to_string())).await?;
+    let conversation =
+        json!({"model": model, "messages": [{"role": "user", "content": "Hi"}], "add_generation_prompt": true});
+    let (status, body) = send(
+        replica,
+        Method::POST,
+        "/tokenize",
+        Bytes::from(conversation.to_string()),
+    )
+    .await?;
     if matches!(status.as_u16(), 404 | 405 | 501) {
         return Ok(Opener::Model); // no vLLM, or one without templates: tags are the model's own
     }
@@ -79,7 +91,9 @@ pub async fn opener(replica: &Replica, model: &str) -> Result<Opener, ProbeError
         return Err(ProbeError::Status(status.as_u16()));
     }
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-    Ok(Opener::of_prompt(body.get("prompt").and_then(Value::as_str).unwrap_or_default()))
+    Ok(Opener::of_prompt(
+        body.get("prompt").and_then(Value::as_str).unwrap_or_default(),
+    ))
 }
 
 /// Asks how it takes tools.
@@ -107,7 +121,9 @@ fn prompt_tokens((status, body): (StatusCode, Bytes)) -> Result<u64, ProbeError>
         return Err(ProbeError::Status(status.as_u16()));
     }
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-    body.pointer("/usage/prompt_tokens").and_then(Value::as_u64).ok_or(ProbeError::NoUsage)
+    body.pointer("/usage/prompt_tokens")
+        .and_then(Value::as_u64)
+        .ok_or(ProbeError::NoUsage)
 }
 
 async fn ask(replica: &Replica, model: &str, tool_choice: Option<&str>) -> Result<(StatusCode, Bytes), ProbeError> {
@@ -119,11 +135,18 @@ async fn ask(replica: &Replica, model: &str, tool_choice: Option<&str>) -> Resul
     });
     if let (Some(choice), Some(fields)) = (tool_choice, body.as_object_mut()) {
         let parameters = json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
-        let function = json!({"name": "get_weather", "description": "The weather of a city.", "parameters": parameters});
+        let function =
+            json!({"name": "get_weather", "description": "The weather of a city.", "parameters": parameters});
         fields.insert("tools".into(), json!([{"type": "function", "function": function}]));
         fields.insert("tool_choice".into(), choice.into());
     }
-    send(replica, Method::POST, "/v1/chat/completions", Bytes::from(body.to_string())).await
+    send(
+        replica,
+        Method::POST,
+        "/v1/chat/completions",
+        Bytes::from(body.to_string()),
+    )
+    .await
 }
 
 async fn send(
@@ -146,7 +169,11 @@ async fn send(
         }
         request
     };
-    let limits = SendLimits { connect: PATIENCE, head: PATIENCE, idle: Duration::ZERO };
+    let limits = SendLimits {
+        connect: PATIENCE,
+        head: PATIENCE,
+        idle: Duration::ZERO,
+    };
     let mut answer = client::send(&replica.pool, &address, request, limits).await?;
     let status = answer.status();
     let body = tokio::time::timeout(PATIENCE, answer.collect(MAX_ANSWER_BYTES))

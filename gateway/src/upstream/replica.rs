@@ -32,9 +32,18 @@ impl Address {
     /// From a host (name or address literal, IPv6 without brackets) and a port. `None` if the host cannot stand in a `Host` header.
     pub fn new(host: &str, port: u16) -> Option<Self> {
         let literal = host.parse().ok().map(|ip| SocketAddr::new(ip, port));
-        let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        let authority = if host.contains(':') {
+            format!("[{host}]:{port}")
+        } else {
+            format!("{host}:{port}")
+        };
         let host_header = HeaderValue::from_str(&authority).ok()?;
-        Some(Address { host: host.to_owned(), port, literal, host_header })
+        Some(Address {
+            host: host.to_owned(),
+            port,
+            literal,
+            host_header,
+        })
     }
 
     /// From `http://host:port[/]`; the port defaults to 80.
@@ -44,7 +53,10 @@ impl Address {
             return None;
         }
         let host = uri.host()?;
-        Address::new(host.trim_start_matches('[').trim_end_matches(']'), uri.port_u16().unwrap_or(80))
+        Address::new(
+            host.trim_start_matches('[').trim_end_matches(']'),
+            uri.port_u16().unwrap_or(80),
+        )
     }
 
     /// The `Host` header.
@@ -223,7 +235,8 @@ impl Replica {
     pub fn failed(&self) {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed).min(16);
         let rest = FIRST_REST.saturating_mul(1 << failures).min(LONGEST_REST);
-        self.rests_until_ms.store(self.now_ms() + rest.as_millis() as u64, Ordering::Relaxed);
+        self.rests_until_ms
+            .store(self.now_ms() + rest.as_millis() as u64, Ordering::Relaxed);
         self.pool.clear();
     }
 

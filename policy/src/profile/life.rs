@@ -277,6 +277,8 @@ fn gone(then: Then, rules: &Rules, now: Instant) -> (Life, Action) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use Diagnosis::{OutOfMemory, Timeout, UnknownFlag};
 
@@ -550,5 +552,52 @@ mod tests {
             };
         }
         assert_eq!(starts, [0, 3, 8, 17, 34, 67, 128, 189, 250, 311, 372, 433, 494, 555]);
+    }
+
+    fn any_event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            Just(Event::Start),
+            Just(Event::CameUp),
+            Just(Event::Died(OutOfMemory)),
+            Just(Event::Died(UnknownFlag)),
+            Just(Event::Gone),
+            Just(Event::Stop),
+            Just(Event::Tick),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens in whatever order: nothing starts while something is left, SIGTERM comes before SIGKILL and once,
+        /// what must be ended leads to nothing left, and no state waits for a time that has passed.
+        #[test]
+        fn nothing_starts_while_something_is_left(events in prop::collection::vec((any_event(), 0u64..200), 0..80)) {
+            let (mut life, mut now, mut lives, mut termed) = (Life::Stopped, s(0), false, false);
+            for (event, pause) in events {
+                now += s(pause);
+                let was = life;
+                let (next, action) = step(life, event, &RULES, now);
+                life = next;
+                if event == Event::Gone && matches!(was, Life::Clearing { .. }) {
+                    (lives, termed) = (false, false);
+                }
+                match action {
+                    Action::Spawn => {
+                        prop_assert!(!lives, "{was:?} + {event:?}");
+                        lives = true;
+                    }
+                    Action::Terminate => {
+                        prop_assert!(lives && !termed, "{was:?} + {event:?}");
+                        termed = true;
+                    }
+                    Action::Kill => prop_assert!(termed, "{was:?} + {event:?}"),
+                    Action::Nothing => {}
+                }
+                let has_process = matches!(life, Life::Starting { .. } | Life::Ready { .. } | Life::Clearing { .. });
+                prop_assert_eq!(has_process, lives, "{:?}", life);
+                let (ticked, _) = step(life, Event::Tick, &RULES, now);
+                let due = life.due(&RULES).is_some_and(|at| at <= now);
+                prop_assert_eq!(due, ticked != life, "{:?} at {:?}", life, now);
+            }
+        }
     }
 }

@@ -68,7 +68,7 @@ pub(crate) enum End {
     Bad { at: usize, back: Option<usize> },
     /// Prose follows the tag: all of it is text.
     NotACall,
-    /// Over [`CALL_LIMIT`].
+    /// Over the limit of a held call.
     TooLong,
 }
 
@@ -140,7 +140,7 @@ impl Block {
     pub(crate) fn push(&mut self, text: &str, at: &mut usize) -> Option<End> {
         loop {
             let rest = text.get(*at..).unwrap_or_default();
-            let room = CALL_LIMIT.saturating_sub(self.seen);
+            let room = self.tools.call_limit().saturating_sub(self.seen);
             let over = rest.len() > room;
             let window = if over { floor(rest, room) } else { rest };
             match self.step(window) {

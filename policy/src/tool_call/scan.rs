@@ -2,14 +2,14 @@
 //!
 //! What is held, and for how long:
 //! * a partial tag, at most [`TAG_LIMIT`](super::TAG_LIMIT) bytes;
-//! * a call from its tag to its end, at most [`CALL_LIMIT`]; above that it is text;
+//! * a call from its tag to its end, at most [`CALL_LIMIT`](super::CALL_LIMIT); above that it is text;
 //! * white space at the very start (4 KiB), since it is markup if a call follows;
 //! * an answer that begins as a bare JSON call or a fence around one, until it can't be that any more (B22).
 //!
 //! White space behind a call is markup. A call inside a code fence, a code span or a quoted string is text: an example, not an
 //! order. The one exception is a fence that *begins* the answer and holds nothing before the tag (some models wrap their calls).
 
-use super::block::{Block, CALL_LIMIT, End};
+use super::block::{Block, End};
 use super::call::{self, Call, Found};
 use super::json::{Json, Progress, space};
 use super::tag::{Tag, floor};
@@ -291,7 +291,7 @@ impl Scanner {
             match json.push(rest, tag) {
                 Progress::More => {
                     *at = text.len();
-                    let over = text.len() - *from > CALL_LIMIT;
+                    let over = text.len() - *from > tools.call_limit();
                     return if over { Next::AsText } else { Next::Wait };
                 }
                 Progress::TagInString(offset) => {
@@ -300,7 +300,7 @@ impl Scanner {
                 }
                 Progress::Done(offset) => {
                     *at += offset;
-                    let over = *at - *from > CALL_LIMIT;
+                    let over = *at - *from > tools.call_limit();
                     let done = State::JsonDone {
                         from: *from,
                         end: *at,

@@ -7,6 +7,8 @@
 use super::json;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+
+use super::block::CALL_LIMIT;
 use std::collections::HashMap;
 
 /// Most tools of one request.
@@ -24,6 +26,7 @@ pub struct ToolSet {
     by_name: HashMap<String, usize>,
     /// By name without case, `_` and `-`; `None` where two names fold to the same.
     folded: HashMap<String, Option<usize>>,
+    call_limit: Option<usize>,
 }
 
 /// One declared function.
@@ -121,6 +124,18 @@ impl ToolSet {
             set.add(function);
         }
         Ok(set)
+    }
+
+    /// With another limit of one held call than [`CALL_LIMIT`], in bytes.
+    #[must_use]
+    pub fn with_call_limit(mut self, bytes: usize) -> Self {
+        self.call_limit = Some(bytes);
+        self
+    }
+
+    /// Longest text of one call that is held, in bytes; above it the call is text.
+    pub fn call_limit(&self) -> usize {
+        self.call_limit.unwrap_or(CALL_LIMIT)
     }
 
     /// No function is declared: no text can be a call.

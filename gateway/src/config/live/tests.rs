@@ -129,6 +129,54 @@ fn the_command_line_stays_on_top_of_a_new_file() {
     assert_eq!(live.get().server.listen.port(), 7777);
 }
 
+/// What is logged while `run` runs.
+fn logged(run: impl FnOnce()) -> String {
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let log = tracing_subscriber::fmt()
+        .with_writer(move || writer.clone())
+        .with_ansi(false)
+        .finish();
+    tracing::subscriber::with_default(log, run);
+    String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
+}
+
+#[test]
+fn the_log_has_the_whole_error_once_and_names_what_needs_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.toml");
+    fs::write(&file, SHIPPED).unwrap();
+    let live = start(&file, Overrides::default());
+    replace(&file, &with(&[("attempts = 3", "atempts = 3")]));
+    let log = logged(|| drop((live.reload(), live.reload())));
+    assert_eq!(log.matches("the running one stays").count(), 1, "{log}");
+    assert!(
+        log.contains("unknown key `atempts` in [upstream]") && log.contains("config.toml:"),
+        "{log}"
+    );
+    assert!(log.contains("did you mean `attempts`?"), "{log}");
+    replace(
+        &file,
+        &with(&[("threads = 0", "threads = 2"), ("drain = \"120s\"", "drain = \"9s\"")]),
+    );
+    let log = logged(|| drop(live.reload()));
+    assert!(
+        log.contains("need a restart: server.threads source=") && log.contains(file.to_str().unwrap()),
+        "{log}"
+    );
+}
+
 /// Sends what each reload did.
 fn watched(live: &Arc<Live>, file: &Path) -> (Watch, Receiver<Reload>) {
     let (send, reloads) = channel();

@@ -317,3 +317,33 @@ fn anthropic_s_header_is_judged_beside_the_other() {
         assert_eq!(name(ring.judge(authorization, api_key)), expect);
     }
 }
+
+/// With the watch of the configuration: a key made or revoked by `sluice key` counts without a restart.
+#[test]
+fn a_changed_key_file_takes_effect_by_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ring, secrets) = ring(folder.path(), &[new_key("old")]);
+    let ring = Arc::new(ring);
+    let (send, reloads) = std::sync::mpsc::channel();
+    let watched = Arc::clone(&ring);
+    let path = ring.path().to_path_buf();
+    let _watch = crate::config::Watch::start(vec![path.clone()], move || {
+        let _ = send.send(watched.reload().unwrap());
+    })
+    .unwrap();
+    let wait_for = |keys: usize| {
+        let patience = Duration::from_secs(20);
+        while reloads.recv_timeout(patience).expect("the watch sees the change") != keys {}
+    };
+    wait_for(1);
+    let new = KeyFile::add(&path, &new_key("new"), now()).unwrap();
+    wait_for(2);
+    assert_eq!(name(ring.check(Some(&authorization(&new)), now())), "new");
+    KeyFile::revoke(&path, "old").unwrap();
+    wait_for(1);
+    assert_eq!(
+        name(ring.check(Some(&authorization(&secrets[0])), now())),
+        "NotAccepted"
+    );
+    assert_eq!(name(ring.check(Some(&authorization(&new)), now())), "new");
+}

@@ -21,7 +21,10 @@ pub struct Admit {
 impl<S> Layer<S> for Admit {
     type Service = Admitted<S>;
     fn layer(&self, inner: S) -> Admitted<S> {
-        Admitted { inner, registry: self.registry.clone() }
+        Admitted {
+            inner,
+            registry: self.registry.clone(),
+        }
     }
 }
 
@@ -45,7 +48,10 @@ where
     }
 
     fn call(&mut self, mut call: Call<B>) -> Self::Future {
-        if matches!(call.endpoint, Endpoint::Health | Endpoint::Ping | Endpoint::Version | Endpoint::Cancel(_)) {
+        if matches!(
+            call.endpoint,
+            Endpoint::Health | Endpoint::Ping | Endpoint::Version | Endpoint::Cancel(_)
+        ) {
             // Asked most when the process is full: never refused for that.
             return Either::Left(self.inner.call(call));
         }

@@ -33,7 +33,10 @@ pub struct Auth {
 impl<S> Layer<S> for Auth {
     type Service = Authenticated<S>;
     fn layer(&self, inner: S) -> Authenticated<S> {
-        Authenticated { inner, keys: self.keys.clone() }
+        Authenticated {
+            inner,
+            keys: self.keys.clone(),
+        }
     }
 }
 
@@ -71,7 +74,12 @@ where
 }
 
 fn judge<B>(keys: &KeyRing, call: &Call<B>) -> Result<Option<Arc<KeyId>>, Fault> {
-    let address = call.head.extensions.get::<Peer>().and_then(|peer| peer.0).map(|address| address.ip());
+    let address = call
+        .head
+        .extensions
+        .get::<Peer>()
+        .and_then(|peer| peer.0)
+        .map(|address| address.ip());
     let header = |name: &str| call.head.headers.get(name).map(|value| value.as_bytes());
     let anthropic = matches!(call.endpoint, Endpoint::Messages | Endpoint::CountTokens);
     let verdict = keys.judge(header("authorization"), header("x-api-key").filter(|_| anthropic));

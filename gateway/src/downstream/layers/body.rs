@@ -31,7 +31,10 @@ pub struct Buffers {
 impl Buffers {
     /// With `limit` bytes in all.
     pub fn new(limit: u64) -> Arc<Self> {
-        Arc::new(Buffers { held: AtomicU64::new(0), limit })
+        Arc::new(Buffers {
+            held: AtomicU64::new(0),
+            limit,
+        })
     }
 
     /// Held now.
@@ -49,15 +52,20 @@ pub struct Buffered {
 
 impl Buffered {
     fn none(buffers: &Arc<Buffers>) -> Self {
-        Buffered { buffers: buffers.clone(), bytes: 0 }
+        Buffered {
+            buffers: buffers.clone(),
+            bytes: 0,
+        }
     }
 
     fn more(&mut self, bytes: u64) -> Result<(), Fault> {
         self.bytes += bytes;
         let held = self.buffers.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if held > self.buffers.limit {
-            let message =
-                format!("The gateway holds as many request bytes as it may (limit buffered_bytes, {}).", self.buffers.limit);
+            let message = format!(
+                "The gateway holds as many request bytes as it may (limit buffered_bytes, {}).",
+                self.buffers.limit
+            );
             return Err(Fault::new(FaultKind::BuffersFull, message));
         }
         Ok(())
@@ -91,7 +99,10 @@ pub struct ReadBody {
 impl<S> Layer<S> for ReadBody {
     type Service = BodyRead<S>;
     fn layer(&self, inner: S) -> BodyRead<S> {
-        BodyRead { inner, read: self.clone() }
+        BodyRead {
+            inner,
+            read: self.clone(),
+        }
     }
 }
 
@@ -130,7 +141,10 @@ async fn read(mut call: Call<Incoming>, limits: BodyLimits, buffers: &Arc<Buffer
     if let Some(encoding) = call.head.headers.get(http::header::CONTENT_ENCODING)
         && encoding.as_bytes() != b"identity"
     {
-        return Err(Fault::new(FaultKind::BodyEncoded, "A request body with a Content-Encoding is not accepted."));
+        return Err(Fault::new(
+            FaultKind::BodyEncoded,
+            "A request body with a Content-Encoding is not accepted.",
+        ));
     }
     if call.body.is_end_stream() {
         return Ok(call.with_body(Bytes::new()));
@@ -143,14 +157,22 @@ async fn read(mut call: Call<Incoming>, limits: BodyLimits, buffers: &Arc<Buffer
     let body = tokio::time::timeout(limits.time, collect(&mut call.body, declared, limits, &mut buffered))
         .await
         .map_err(|_| {
-            let message = format!("The request body did not arrive in time (limit body_time, {:?}).", limits.time);
+            let message = format!(
+                "The request body did not arrive in time (limit body_time, {:?}).",
+                limits.time
+            );
             Fault::new(FaultKind::BodyTimeout, message)
         })??;
     call.buffered = Some(buffered);
     Ok(call.with_body(body))
 }
 
-async fn collect(body: &mut Incoming, declared: u64, limits: BodyLimits, buffered: &mut Buffered) -> Result<Bytes, Fault> {
+async fn collect(
+    body: &mut Incoming,
+    declared: u64,
+    limits: BodyLimits,
+    buffered: &mut Buffered,
+) -> Result<Bytes, Fault> {
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -167,7 +189,11 @@ async fn collect(body: &mut Incoming, declared: u64, limits: BodyLimits, buffere
             continue;
         }
         if all.is_empty() {
-            all.reserve((declared as usize).min(FIRST_RESERVE_BYTES).max(first.len() + data.len()));
+            all.reserve(
+                (declared as usize)
+                    .min(FIRST_RESERVE_BYTES)
+                    .max(first.len() + data.len()),
+            );
             all.extend_from_slice(&first);
             first = Bytes::new();
         }
@@ -177,6 +203,9 @@ async fn collect(body: &mut Incoming, declared: u64, limits: BodyLimits, buffere
 }
 
 fn too_large(limits: BodyLimits) -> Fault {
-    let message = format!("The request body is larger than {} bytes (limit body_bytes).", limits.bytes);
+    let message = format!(
+        "The request body is larger than {} bytes (limit body_bytes).",
+        limits.bytes
+    );
     Fault::new(FaultKind::BodyTooLarge, message)
 }

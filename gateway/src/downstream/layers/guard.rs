@@ -41,7 +41,10 @@ where
 
     fn call(&mut self, call: Call<B>) -> Self::Future {
         let id = call.id.clone();
-        Caught { inner: Box::pin(self.inner.call(call)), id }
+        Caught {
+            inner: Box::pin(self.inner.call(call)),
+            id,
+        }
     }
 }
 

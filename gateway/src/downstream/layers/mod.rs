@@ -11,16 +11,16 @@
 //! A layer answers with a [`Fault`]; only `trace` makes a response of it. Permits live inside the call and move into the
 //! response's body: a tower limit that ends at the response head would count nothing of a stream (trap 3).
 
-/// Room in the process.
-pub mod admit;
-/// Who asks.
-pub mod auth;
-/// The whole body, within its limits.
-pub mod body;
-/// A panic of one request ends that request.
-pub mod guard;
 /// Identity of the request, its route, faults to responses.
 pub mod trace;
+/// A panic of one request ends that request.
+pub mod guard;
+/// Who asks.
+pub mod auth;
+/// Room in the process.
+pub mod admit;
+/// The whole body, within its limits.
+pub mod body;
 
 use http::request;
 use sluice_policy::protocol::ask::Endpoint;
@@ -56,8 +56,28 @@ pub struct Call<B> {
 impl<B> Call<B> {
     /// With another body.
     pub fn with_body<C>(self, body: C) -> Call<C> {
-        let Call { id, accepted, endpoint, head, identity, permit, buffered, claim, body: _ } = self;
-        Call { id, accepted, endpoint, head, identity, permit, buffered, claim, body }
+        let Call {
+            id,
+            accepted,
+            endpoint,
+            head,
+            identity,
+            permit,
+            buffered,
+            claim,
+            body: _,
+        } = self;
+        Call {
+            id,
+            accepted,
+            endpoint,
+            head,
+            identity,
+            permit,
+            buffered,
+            claim,
+            body,
+        }
     }
 
     /// The name of its key, for records and for who may cancel it; empty without a key.

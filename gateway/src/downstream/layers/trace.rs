@@ -47,7 +47,10 @@ pub struct Trace {
 impl<S> Layer<S> for Trace {
     type Service = Traced<S>;
     fn layer(&self, inner: S) -> Traced<S> {
-        Traced { inner, trace: self.clone() }
+        Traced {
+            inner,
+            trace: self.clone(),
+        }
     }
 }
 
@@ -132,17 +135,30 @@ fn shape_of(endpoint: &Endpoint) -> ErrorShape {
 }
 
 fn shape_of_path(path: &str) -> ErrorShape {
-    if path.trim_end_matches('/').contains("/messages") { ErrorShape::Anthropic } else { ErrorShape::OpenAi }
+    if path.trim_end_matches('/').contains("/messages") {
+        ErrorShape::Anthropic
+    } else {
+        ErrorShape::OpenAi
+    }
 }
 
 fn limits(headers: &HeaderMap, limits: HeadLimits) -> Result<(), Fault> {
     if headers.len() > limits.count {
-        let message = format!("The request has more than {} headers (limit header_count).", limits.count);
+        let message = format!(
+            "The request has more than {} headers (limit header_count).",
+            limits.count
+        );
         return Err(Fault::new(FaultKind::HeadersTooLarge, message));
     }
-    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    let bytes: usize = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + 4)
+        .sum();
     if bytes > limits.bytes {
-        let message = format!("The request's headers are larger than {} bytes (limit header_bytes).", limits.bytes);
+        let message = format!(
+            "The request's headers are larger than {} bytes (limit header_bytes).",
+            limits.bytes
+        );
         return Err(Fault::new(FaultKind::HeadersTooLarge, message));
     }
     Ok(())
