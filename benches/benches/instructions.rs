@@ -2,6 +2,7 @@
 //! `cargo bench -p sluice-benches --bench instructions`. Needs valgrind and `gungraun-runner` in the version of Cargo.lock.
 //!
 //! What a case makes is returned: freeing it isn't counted. README.md has the figures per chunk.
+#![allow(missing_docs, reason = "the harness's macros make items without")]
 
 use gungraun::{library_benchmark, library_benchmark_group, main};
 use sluice_benches::answers::{Decoding, Said};

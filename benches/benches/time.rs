@@ -1,4 +1,5 @@
 //! Time of each case: `cargo bench -p sluice-benches --bench time`. On a machine that does something else it measures that.
+#![allow(missing_docs, reason = "the harness's macros make items without")]
 
 use criterion::{
     BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,

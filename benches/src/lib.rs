@@ -4,6 +4,8 @@
 //! input prepared and its stages warmed; `run` is what is measured. Read on in `answers.rs` (what a model sends) and
 //! `requests.rs` (what an agent asks). The servers that the end-to-end run needs are in `bin/`, the run itself in `e2e.py`.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 /// Answers of a model, as chunks of vLLM's stream.
 pub mod answers;
 /// Requests of an agent.
