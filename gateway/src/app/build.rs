@@ -47,7 +47,7 @@ pub fn flow(config: &Config) -> FlowConfig {
     let limits = &config.limits;
     FlowConfig {
         ask: AskLimits {
-            json_depth: u32::try_from(limits.json_depth).unwrap_or(u32::MAX),
+            json_depth: limits.json_depth,
             n: limits.n,
             max_tokens: limits.max_tokens,
             grammar_bytes: usize_of(limits.grammar_bytes),

@@ -78,7 +78,9 @@ impl Entry {
     }
 }
 
-type Shard = Mutex<HashMap<(Arc<str>, Arc<str>), Arc<Entry>>>;
+/// By key name and request id.
+type Entries = HashMap<(Arc<str>, Arc<str>), Arc<Entry>>;
+type Shard = Mutex<Entries>;
 
 /// All running requests.
 pub struct Registry {
@@ -166,7 +168,7 @@ impl Registry {
         }
     }
 
-    fn shard(&self, id: &str) -> MutexGuard<'_, HashMap<(Arc<str>, Arc<str>), Arc<Entry>>> {
+    fn shard(&self, id: &str) -> MutexGuard<'_, Entries> {
         let sum = id
             .bytes()
             .fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
@@ -175,7 +177,7 @@ impl Registry {
     }
 }
 
-fn lock(shard: &Shard) -> MutexGuard<'_, HashMap<(Arc<str>, Arc<str>), Arc<Entry>>> {
+fn lock(shard: &Shard) -> MutexGuard<'_, Entries> {
     // Nothing that can panic runs under the lock.
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -51,7 +51,10 @@ pub async fn answer(
                 live.in_flight.replica().failed();
                 attempt::fault_of(&error)
             }
-            Err(_) => Fault::new(FaultKind::UpstreamStalled, format!("The replica's answer did not end within {stall:?}.")),
+            Err(_) => Fault::new(
+                FaultKind::UpstreamStalled,
+                format!("The replica's answer did not end within {stall:?}."),
+            ),
         };
         tried = tried.after(fault);
     }

@@ -215,11 +215,11 @@ pub async fn send(
     limits: SendLimits,
 ) -> Result<Answer, UpstreamError> {
     let exchange = async {
-        if let Some(mut connection) = pool.take(limits.idle).await {
-            if let Ok(response) = connection.send(request()).await {
-                return Ok(Answer::new(response, connection, pool.clone()));
-            }
-            // Closed by vLLM while it was on its way: no byte of an answer came, so it is sent once more.
+        // A pooled connection that vLLM closed on the way gave no byte of an answer: it is sent once more, on a new one.
+        if let Some(mut connection) = pool.take(limits.idle).await
+            && let Ok(response) = connection.send(request()).await
+        {
+            return Ok(Answer::new(response, connection, pool.clone()));
         }
         let mut connection = Connection::open(address, limits.connect).await?;
         let response = connection.send(request()).await.map_err(UpstreamError::Lost)?;

@@ -141,7 +141,7 @@ impl Backend {
                 route: Route::Hit,
             });
         }
-        let index = self.from_ring(session, tried, load_bound)?;
+        let index = self.on_ring(session, tried, load_bound)?;
         let replica = self.replicas.get(index)?.clone();
         let route = match known {
             Some(_) => Route::Repin,
@@ -162,7 +162,7 @@ impl Backend {
     }
 
     /// Ready replicas first; one that nobody has asked yet only if there is no ready one; a resting one as the last resort.
-    fn from_ring(&self, session: u64, tried: &[usize], load_bound: f64) -> Option<usize> {
+    fn on_ring(&self, session: u64, tried: &[usize], load_bound: f64) -> Option<usize> {
         let untried = |index: &usize| !tried.contains(index);
         let usable = |index: &usize| self.replicas.get(*index).is_some_and(|r| r.is_usable());
         let ready = |index: &usize| {
