@@ -193,7 +193,8 @@ impl Relay {
 
     fn carry_out(&mut self, cx: &mut Context<'_>, out: &mut Outgoing) {
         self.account.heard(self.heard, self.turn.facts());
-        for step in std::mem::take(&mut self.steps) {
+        let mut steps = std::mem::take(&mut self.steps);
+        for step in steps.drain(..) {
             match step {
                 Step::Emit(frame) => {
                     self.begun = true;
@@ -227,7 +228,7 @@ impl Relay {
             }
         }
         // The list is kept: its room is used again by the next push.
-        self.steps.clear();
+        self.steps = steps;
     }
 
     /// The upstream broke: another replica, as long as nothing has been shown.
