@@ -289,8 +289,7 @@ fn simulate() -> StartSimulation {
             .to_owned();
         let simulator = Simulator::new(SimConfig {
             model,
-            gpu: config.gpu,
-            ..SimConfig::default()
+            ..config.clone()
         })
         .map_err(std::io::Error::other)?;
         let task = tokio::spawn(async move { simulator.serve(listener, std::future::pending()).await });

@@ -153,10 +153,7 @@ impl Knobs {
             (rates.error_event, Fault::ErrorEvent(after)),
             (rates.stall, Fault::Stall(after)),
             (rates.hang, Fault::Hang),
-            (
-                rates.slow_start,
-                Fault::SlowStart(Duration::from_millis(u64::from(rates.slow_start_ms))),
-            ),
+            (rates.slow_start, Fault::SlowStart(rates.slow_start_time)),
             (rates.status_500, Fault::Status(500)),
             (rates.status_503, Fault::Status(503)),
         ];

@@ -1,7 +1,5 @@
 //! A replica that somebody else starts: it is looked at, nothing more.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -32,7 +30,7 @@ pub(super) async fn watch(
             return;
         }
     };
-    let pause = Duration::from_secs(config.probe_s.max(1).into());
+    let pause = config.probe;
     let mut failed = 0;
     loop {
         let wanted = *wants.borrow_and_update();
