@@ -1,10 +1,10 @@
 //! Faults to status and body: the only place.
 
-use http::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
-use sluice_policy::protocol::fault::{ErrorShape, Fault, FaultKind};
+use sluice_policy::protocol::fault::{ErrorShape, Fault};
 
-use super::reply::{Reply, json};
+use crate::flow::reply::{Reply, json};
 
 /// `x-should-retry`: the OpenAI SDKs obey it.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -26,9 +26,6 @@ pub fn reply(fault: &Fault, shape: ErrorShape) -> Reply {
             SHOULD_RETRY,
             HeaderValue::from_static(if retry { "true" } else { "false" }),
         );
-    }
-    if fault.kind == FaultKind::MethodNotAllowed {
-        headers.insert(ALLOW, HeaderValue::from_static("GET, POST"));
     }
     if status == StatusCode::UNAUTHORIZED {
         headers.insert(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

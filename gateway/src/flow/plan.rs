@@ -5,7 +5,7 @@
 //! | absent, `auto` | raw, with parsers | `"none"`: raw text, the tools stay in the prompt | us |
 //! | absent, `auto` | engine only, or `parsing = "engine"` | as asked | vLLM, checked by us |
 //! | `required`, named, `strict` | with parsers, engine only | as asked: guided decoding | vLLM, checked by us |
-//! | `required`, named | raw | `"none"` and a grammar of the calls | us |
+//! | `required`, named | raw | `"none"` and a structural tag of the calls | us |
 //! | `none`, or no tools | any | as asked | nobody |
 
 use bytes::Bytes;
@@ -175,7 +175,7 @@ fn json_string(text: &str) -> Cow<'static, [u8]> {
     Cow::Owned(serde_json::Value::from(text).to_string().into_bytes())
 }
 
-/// A JSON schema whose only values are calls of the wanted functions, as the model would write them between its tags.
+/// A grammar (xgrammar's structural tag) whose only texts are calls of the wanted functions, in the model's own notation.
 fn grammar(ask: &Ask) -> Option<Vec<u8>> {
     #[derive(serde::Deserialize)]
     struct Tool<'a> {
@@ -189,17 +189,130 @@ fn grammar(ask: &Ask) -> Option<Vec<u8>> {
         parameters: Option<&'a RawValue>,
     }
     let tools: Vec<Tool<'_>> = serde_json::from_slice(ask.tools.as_ref()?).ok()?;
-    let calls: Vec<String> = tools
+    let json = |text: String| serde_json::Value::from(text).to_string();
+    let tags: Vec<String> = tools
         .iter()
         .filter(|tool| !matches!(&ask.tool_choice, ToolChoice::Named(name) if *name != tool.function.name))
         .map(|tool| {
-            let name = serde_json::Value::from(tool.function.name.as_str());
-            let parameters = tool.function.parameters.map_or("{\"type\":\"object\"}", RawValue::get);
+            let name = json(tool.function.name.clone());
+            let begin = json(format!("<tool_call>\n{{\"name\": {name}, \"arguments\": "));
+            let schema = tool.function.parameters.map_or("{\"type\":\"object\"}", RawValue::get);
+            let end = json("}\n</tool_call>".to_owned());
             format!(
-                "{{\"type\":\"object\",\"properties\":{{\"name\":{{\"const\":{name}}},\"arguments\":{parameters}}},\
-                 \"required\":[\"name\",\"arguments\"],\"additionalProperties\":false}}"
+                "{{\"type\":\"tag\",\"begin\":{begin},\"content\":{{\"type\":\"json_schema\",\"json_schema\":{schema}}},\"end\":{end}}}"
             )
         })
         .collect();
-    (!calls.is_empty()).then(|| format!("{{\"json\":{{\"anyOf\":[{}]}}}}", calls.join(",")).into_bytes())
+    if tags.is_empty() {
+        return None;
+    }
+    let one = matches!(ask.tool_choice, ToolChoice::Named(_)) || !ask.parallel_tool_calls;
+    let tags = tags.join(",");
+    let format = format!(
+        "{{\"type\":\"structural_tag\",\"format\":{{\"type\":\"tags_with_separator\",\"tags\":[{tags}],\
+         \"separator\":\"\\n\",\"at_least_one\":true,\"stop_after_first\":{one}}}}}"
+    );
+    Some(format!("{{\"structural_tag\":{}}}", json(format)).into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use serde_json::{Value, json};
+    use sluice_policy::protocol::ask::{AskLimits, Grants, read};
+
+    fn ask(body: &Value) -> Ask {
+        read(
+            &Endpoint::ChatCompletions,
+            Bytes::from(body.to_string()),
+            &AskLimits::default(),
+            &Grants::default(),
+        )
+        .unwrap()
+    }
+
+    fn wishes(ask: &Ask, engine_parsing: bool) -> Wishes {
+        Wishes {
+            tools: ask.tools.as_ref().map(|raw| Arc::new(ToolSet::parse(raw).unwrap())),
+            engine_parsing,
+            reasoning: true,
+            opener: None,
+            names: ReasoningNames::Both,
+            show_verdicts: false,
+            id_seed: 1,
+        }
+    }
+
+    fn sent(choice: Value, setup: ToolSetup, engine_parsing: bool) -> Value {
+        let tool =
+            |name: &str| json!({"type": "function", "function": {"name": name, "parameters": {"type": "object"}}});
+        let mut body = json!({"messages": [{"role": "user", "content": "x"}], "tools": [tool("a\"b"), tool("c")]});
+        if !choice.is_null() {
+            body["tool_choice"] = choice;
+        }
+        let ask = ask(&body);
+        let replica = Replica::new("r", false, None, None);
+        replica.serves("served");
+        replica.set_tool_setup(setup);
+        let body = upstream_body(&ask, &wishes(&ask, engine_parsing), &replica).concat();
+        serde_json::from_slice(&body).unwrap()
+    }
+
+    /// The table of the module head.
+    #[test]
+    fn what_is_sent_depends_on_choice_and_replica() {
+        let named = json!({"type": "function", "function": {"name": "c"}});
+        for (choice, setup, engine, wanted) in [
+            (Value::Null, ToolSetup::Raw, false, json!("none")),
+            (json!("auto"), ToolSetup::Parsers, false, json!("none")),
+            (Value::Null, ToolSetup::EngineOnly, false, Value::Null),
+            (json!("auto"), ToolSetup::Parsers, true, json!("auto")),
+            (json!("required"), ToolSetup::Parsers, false, json!("required")),
+            (json!("required"), ToolSetup::Raw, false, json!("none")),
+            (named.clone(), ToolSetup::EngineOnly, false, named.clone()),
+            (json!("none"), ToolSetup::Raw, false, json!("none")),
+        ] {
+            let body = sent(choice.clone(), setup, engine);
+            assert_eq!(body["tool_choice"], wanted, "{choice} on {setup:?}, engine {engine}");
+            assert_eq!(body["model"], "served");
+            let guided = choice == "required" && setup == ToolSetup::Raw;
+            assert_eq!(
+                body.get("structured_outputs").is_some(),
+                guided,
+                "{choice} on {setup:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_grammar_is_the_model_s_own_notation() {
+        let format = |choice: Value| -> Value {
+            let body = sent(choice, ToolSetup::Raw, false);
+            serde_json::from_str(body["structured_outputs"]["structural_tag"].as_str().unwrap()).unwrap()
+        };
+        let required = format(json!("required"));
+        assert_eq!(required["format"]["tags"].as_array().unwrap().len(), 2);
+        assert_eq!(
+            required["format"]["tags"][0]["begin"],
+            "<tool_call>\n{\"name\": \"a\\\"b\", \"arguments\": "
+        );
+        assert_eq!(required["format"]["stop_after_first"], false);
+        let named = format(json!({"type": "function", "function": {"name": "c"}}));
+        assert_eq!(named["format"]["tags"].as_array().unwrap().len(), 1);
+        assert_eq!(named["format"]["stop_after_first"], true);
+    }
+
+    #[test]
+    fn usage_is_always_asked_for_in_a_stream() {
+        let ask = ask(&json!({"stream": true, "messages": [], "stream_options": {"continuous_usage_stats": true}}));
+        let replica = Replica::new("r", false, None, None);
+        let body: Value =
+            serde_json::from_slice(&upstream_body(&ask, &wishes(&ask, false), &replica).concat()).unwrap();
+        assert_eq!(
+            body["stream_options"],
+            json!({"continuous_usage_stats": true, "include_usage": true})
+        );
+        assert_eq!(body.get("model"), None);
+    }
 }

@@ -31,6 +31,7 @@ use super::attempt::{self, Live, Tried};
 use super::exchange::Exchange;
 use super::plan;
 use super::registry::Registered;
+use crate::upstream::UpstreamError;
 
 /// Frames that are ready at once are merged up to this size: more would only wait in the socket's buffer.
 const MERGE_BYTES: usize = 64 * 1024;
@@ -111,6 +112,7 @@ impl Relay {
     /// The next bytes for the client; `None` at the end.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let mut out = Outgoing::default();
+        self.registered.polled();
         if let Some(stop) = self.registered.entry.poll_stop(cx)
             && !self.is_over()
         {
@@ -167,7 +169,14 @@ impl Relay {
                 }
                 Poll::Ready(Some(Err(error))) => {
                     live.in_flight.replica().failed();
-                    let fault = attempt::fault_of(&error);
+                    let fault = match error {
+                        // A stream that had begun: what was said of connections before it would mislead.
+                        UpstreamError::Lost(_) => Fault::new(
+                            FaultKind::UpstreamBroke,
+                            "The replica was lost before its answer ended.",
+                        ),
+                        error => attempt::fault_of(&error),
+                    };
                     self.broke(fault, out);
                     Poll::Ready(())
                 }

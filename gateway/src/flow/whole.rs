@@ -1,7 +1,7 @@
 //! A non-stream answer: the same attempts and stages, held whole. A failed one is asked anew, since nothing was shown.
 
 use bytes::Bytes;
-use sluice_policy::protocol::fault::Fault;
+use sluice_policy::protocol::fault::{Fault, FaultKind, Side};
 use sluice_policy::turn::{Facts, Turn};
 use std::sync::Arc;
 
@@ -31,20 +31,31 @@ pub async fn answer(
             Ok(live) => live,
             Err(fault) => return (tried, Err(fault)),
         };
+        // vLLM sends head and body at once: what comes after the head is bounded as the silence of a stream is.
+        let stall = exchange.limits.stall;
         let body = tokio::select! {
             stop = entry.stopped() => return (tried, Err(stop.fault())),
-            body = live.answer.collect(exchange.limits.answer_bytes) => body,
+            body = tokio::time::timeout(stall, live.answer.collect(exchange.limits.answer_bytes)) => body,
         };
-        match body {
-            Ok(body) => {
+        let fault = match body {
+            Ok(Ok(body)) => {
                 let stages = plan::answer(&exchange.ask, &exchange.wishes, live.in_flight.replica());
-                let message = Turn::whole(stages, &body).map(|(message, facts)| (message, facts, live.in_flight));
-                return (tried, message);
+                match Turn::whole(stages, &body) {
+                    Ok((message, facts)) => return (tried, Ok((message, facts, live.in_flight))),
+                    // A message that is no whole one (B10) is the replica's failure; what it says of the request isn't.
+                    Err(fault) if fault.kind.side() == Side::Upstream => fault,
+                    Err(fault) => return (tried, Err(fault)),
+                }
             }
-            Err(error) => {
+            Ok(Err(error)) => {
                 live.in_flight.replica().failed();
-                tried = tried.after(attempt::fault_of(&error));
+                attempt::fault_of(&error)
             }
-        }
+            Err(_) => Fault::new(
+                FaultKind::UpstreamStalled,
+                format!("The replica's answer did not end within {stall:?}."),
+            ),
+        };
+        tried = tried.after(fault);
     }
 }

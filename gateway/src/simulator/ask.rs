@@ -377,6 +377,17 @@ fn completions(object: &Map<String, Value>, knobs: Knobs) -> Result<Ask, Refusal
     Ok(ask)
 }
 
+/// The first tag of a structural tag that is one or a list of them, with an instance of its schema between its ends.
+fn tagged(format: &str) -> Option<String> {
+    let outer: Value = serde_json::from_str(format).ok()?;
+    let format = outer.get("format")?;
+    let tag = format.pointer("/tags/0").unwrap_or(format);
+    let part = |key| tag.get(key).and_then(Value::as_str);
+    let schema = tag.pointer("/content/json_schema")?;
+    let between = super::schema::instance(schema, super::schema::Optional::All, 0);
+    Some(format!("{}{between}{}", part("begin")?, part("end")?))
+}
+
 /// `response_format` and `structured_outputs`.
 fn form(object: &Map<String, Value>) -> Result<Form, Refusal> {
     let any = || serde_json::json!({"type": "object", "properties": {"simulated": {"const": true}}, "required": ["simulated"]});
@@ -407,12 +418,15 @@ fn form(object: &Map<String, Value>) -> Result<Form, Refusal> {
     if let Some(first) = outputs.pointer("/choice/0").and_then(Value::as_str) {
         return Ok(Form::Exactly(first.to_owned()));
     }
+    if let Some(text) = outputs.get("structural_tag").and_then(Value::as_str).and_then(tagged) {
+        return Ok(Form::Exactly(text));
+    }
     match ["regex", "grammar", "structural_tag"]
         .iter()
         .find(|key| outputs.get(**key).is_some_and(|v| !v.is_null()))
     {
         Some(key) => Err(Refusal::bad(&format!(
-            "The simulator has no structured_outputs.{key}; it has json, json_object and choice."
+            "The simulator has no structured_outputs.{key}; it has json, json_object, choice and tags with a schema between them."
         ))),
         None => Ok(Form::Free),
     }

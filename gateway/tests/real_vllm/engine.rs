@@ -124,19 +124,11 @@ impl Engine {
 
     /// Requests that the engine has in its running batch.
     pub(crate) fn running(&self) -> f64 {
-        self.metric("vllm:num_requests_running", "")
-    }
-
-    /// Requests that came to their end since the engine's start. One that is aborted never counts.
-    pub(crate) fn finished(&self) -> f64 {
-        ["stop", "length"]
-            .map(|reason| self.metric("vllm:request_success_total", &format!("\"{reason}\"")))
-            .iter()
-            .sum()
+        self.metric("vllm:num_requests_running")
     }
 
     /// The engine's own account of itself, past Sluice.
-    fn metric(&self, name: &str, label: &str) -> f64 {
+    fn metric(&self, name: &str) -> f64 {
         let call = Call {
             port: self.port,
             method: "GET",
@@ -146,15 +138,11 @@ impl Engine {
             body: None,
         };
         let page = call.whole().expect("an engine's metrics").text();
-        let rows = page
+        let mut rows = page
             .lines()
-            .filter(|row| row.starts_with(name) && row[name.len()..].starts_with('{'));
-        let values: Vec<f64> = rows
-            .filter(|row| row.contains(label))
-            .map(|row| row.rsplit(' ').next().unwrap().parse().unwrap())
-            .collect();
-        assert!(!values.is_empty(), "{name} is among vLLM's metrics");
-        values.iter().sum()
+            .filter(|row| row.strip_prefix(name).is_some_and(|rest| rest.starts_with('{')));
+        let row = rows.next().unwrap_or_else(|| panic!("{name} is among vLLM's metrics"));
+        row.rsplit(' ').next().unwrap().parse().expect("a number")
     }
 
     /// Waits until the engine runs `count` requests, looking every 10 ms, and says how long that took.

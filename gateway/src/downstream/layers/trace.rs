@@ -2,7 +2,7 @@
 //!
 //! Every request of a judged endpoint leaves a record: the flow's own, or for what was refused on the way, one made here.
 
-use http::header::{HeaderName, HeaderValue};
+use http::header::{ALLOW, HeaderName, HeaderValue};
 use http::{HeaderMap, Request};
 use hyper::body::Incoming;
 use sluice_policy::protocol::ask::{self, Endpoint};
@@ -14,10 +14,11 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 use tower::{Layer, Service};
 
-use super::Call;
 use crate::downstream::cors::Cors;
-use crate::downstream::{faults, reply::Reply};
+use crate::downstream::faults;
 use crate::flow::account::Refusals;
+use crate::flow::call::Call;
+use crate::flow::reply::Reply;
 
 /// `x-request-id`.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -89,7 +90,16 @@ where
         let refusals = self.trace.refusals.clone();
         Box::pin(async move {
             let mut reply = match routed {
-                Err(fault) => faults::reply(&fault, shape_of_path(head.uri.path())),
+                Err(fault) => {
+                    let mut reply = faults::reply(&fault, shape_of_path(head.uri.path()));
+                    if fault.kind == FaultKind::MethodNotAllowed
+                        && let Ok(endpoint) = ask::find(head.method.as_str(), head.uri.path())
+                        && let Ok(methods) = HeaderValue::from_str(&endpoint.methods().join(", "))
+                    {
+                        reply.headers_mut().insert(ALLOW, methods);
+                    }
+                    reply
+                }
                 Ok(endpoint) => {
                     let shape = shape_of(&endpoint);
                     let (refusal, claim) = refusals.expect(&id, accepted, &endpoint);

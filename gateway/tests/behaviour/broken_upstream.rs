@@ -1,0 +1,379 @@
+//! B10, B31 (first half): a replica that breaks before the first data line is followed by another one, after it the client
+//! is told. Never a clean end.
+
+use futures_util::future::join_all;
+use serde_json::json;
+
+use super::harness::{Asked, Gateway, Replica, Request, Settings, completion, delta, finish, record, until, within};
+
+async fn two() -> (Gateway, Replica, Replica) {
+    two_with(|settings| settings).await
+}
+
+async fn two_with(more: impl FnOnce(Settings) -> Settings) -> (Gateway, Replica, Replica) {
+    let (a, b) = (Replica::start().await, Replica::start().await);
+    (more(Settings::before(&[&a, &b])).start().await, a, b)
+}
+
+/// The replica that was asked first, and the other one.
+async fn first<'a>(a: &'a mut Replica, b: &'a mut Replica) -> (Asked, &'a mut Replica) {
+    let a_is_first = until("one is asked", async || match (a.is_unasked(), b.is_unasked()) {
+        (false, _) => Some(true),
+        (_, false) => Some(false),
+        _ => None,
+    })
+    .await;
+    if a_is_first {
+        (a.next().await, b)
+    } else {
+        (b.next().await, a)
+    }
+}
+
+/// How a stream ends too early.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum End {
+    Reset,
+    EndOfFile,
+    CleanEnd,
+    Done,
+    ErrorThenDone,
+    Oversized,
+    Garbage,
+}
+
+const ENDS: [End; 7] = [
+    End::Reset,
+    End::EndOfFile,
+    End::CleanEnd,
+    End::Done,
+    End::ErrorThenDone,
+    End::Oversized,
+    End::Garbage,
+];
+
+impl End {
+    async fn play(self, mut asked: Asked) {
+        match self {
+            End::Reset => asked.reset(),
+            End::EndOfFile => asked.close(),
+            End::CleanEnd => asked.write(b"0\r\n\r\n").await,
+            End::Done => asked.done().await,
+            End::ErrorThenDone => {
+                let error = json!({"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "param": null, "code": 500}});
+                asked.event(&error).await;
+                asked.done().await;
+            }
+            End::Oversized => {
+                let piece = vec![b'x'; 1 << 20];
+                asked
+                    .piece(b"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"")
+                    .await;
+                for _ in 0..64 {
+                    let framed = [format!("{:x}\r\n", piece.len()).as_bytes(), &piece, b"\r\n"].concat();
+                    if !asked.try_write(&framed).await {
+                        return;
+                    }
+                }
+                panic!("64 MiB of one event were read");
+            }
+            End::Garbage => {
+                asked.piece(b"data: <html>502</html>\n\n").await;
+                asked.gone().await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn b31_every_end_before_the_first_data_line_is_followed_by_another_replica() {
+    let cases = ENDS.map(async |end| {
+        let (gateway, mut a, mut b) = two().await;
+        let mut client = gateway.open(Request::chat(true).id("r")).await;
+        let (mut asked, other) = first(&mut a, &mut b).await;
+        let sent = asked.body.clone();
+        asked.stream().await;
+        tokio::join!(end.play(asked), async {
+            let again = other.next().await;
+            assert_eq!(again.body, sent, "{end:?}: another body");
+            again.tell_text("from the other").await;
+        });
+        let answer = client.message().await;
+        let text: String = answer
+            .chunks()
+            .iter()
+            .filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str().map(str::to_owned))
+            .collect();
+        assert_eq!(text, "from the other", "{end:?}");
+        let row = record(&gateway, "r").await;
+        assert_eq!(
+            (&row["attempts"], &row["status"], &row["error"]),
+            (&json!(2), &json!(200), &json!(null)),
+            "{end:?}"
+        );
+        assert_eq!(row["route"], "repin");
+    });
+    join_all(cases).await;
+}
+
+#[tokio::test]
+async fn b10_every_end_after_the_first_data_line_is_one_error_event_and_no_done() {
+    let cases = ENDS.map(async |end| {
+        let (gateway, mut a, mut b) = two().await;
+        let mut client = gateway.open(Request::chat(true).id("r")).await;
+        let (mut asked, other) = first(&mut a, &mut b).await;
+        asked.stream().await;
+        asked.event(&delta(json!({"role": "assistant", "content": ""}))).await;
+        asked.event(&delta(json!({"content": "so far"}))).await;
+        let head = client.head().await;
+        client.read_to("so far").await;
+        let (_, rest) = tokio::join!(end.play(asked), client.rest(head));
+        let events = rest.events();
+        let errors: Vec<&String> = events
+            .iter()
+            .filter(|event| event.starts_with("data: {\"error\":{"))
+            .collect();
+        assert_eq!(errors.len(), 1, "{end:?}: {}", rest.text());
+        assert_eq!(events.last(), Some(errors[0]), "{end:?}");
+        assert!(!rest.text().contains("[DONE]"), "{end:?}");
+        assert!(other.is_unasked(), "{end:?}");
+        let row = record(&gateway, "r").await;
+        assert!(row["error"].is_string(), "{end:?}: {row}");
+        assert_eq!(
+            (&row["cancelled"], &row["status"]),
+            (&json!(false), &json!(200)),
+            "{end:?}"
+        );
+    });
+    join_all(cases).await;
+}
+
+#[tokio::test]
+async fn b10_a_missing_done_after_the_finish_is_no_failure() {
+    let (gateway, mut a, mut b) = two().await;
+    let mut client = gateway.open(Request::chat(true)).await;
+    let (mut asked, _) = first(&mut a, &mut b).await;
+    asked.stream().await;
+    asked
+        .event(&delta(json!({"role": "assistant", "content": "all"})))
+        .await;
+    asked.event(&finish("stop")).await;
+    asked.write(b"0\r\n\r\n").await;
+    client.message().await.chunks();
+}
+
+#[tokio::test]
+async fn b10_b31_a_stall_is_a_failure_too() {
+    let (gateway, mut a, mut b) = two_with(|s| {
+        s.set("upstream", "stall = \"300ms\"")
+            .set("upstream", "answer = \"800ms\"")
+    })
+    .await;
+    // Before the first token: another replica.
+    let mut client = gateway.open(Request::chat(true)).await;
+    let (mut asked, other) = first(&mut a, &mut b).await;
+    asked.stream().await;
+    tokio::join!(asked.gone(), async { other.next().await.tell_text("awake").await });
+    assert!(client.message().await.text().contains("awake"));
+    // After it: an error event, and the replica is let go.
+    let mut client = gateway.open(Request::chat(true)).await;
+    let (mut asked, _) = first(&mut a, &mut b).await;
+    asked.stream().await;
+    asked
+        .event(&delta(json!({"role": "assistant", "content": "so far"})))
+        .await;
+    let head = client.head().await;
+    let (_, rest) = tokio::join!(asked.gone(), client.rest(head));
+    assert!(
+        rest.text().ends_with("}\n\n") && rest.text().contains("upstream_stalled"),
+        "{}",
+        rest.text()
+    );
+}
+
+#[tokio::test]
+async fn b31_no_head_from_a_replica_is_followed_by_another_and_by_504_if_there_is_none() {
+    let (gateway, mut a, mut b) = two_with(|s| s.set("upstream", "answer = \"400ms\"")).await;
+    for stream in [true, false] {
+        let mut client = gateway.open(Request::chat(stream)).await;
+        let (asked, other) = first(&mut a, &mut b).await;
+        tokio::join!(asked.gone(), async { other.next().await.tell_as_asked("second").await });
+        assert!(client.message().await.text().contains("second"));
+        let mut client = gateway.open(Request::chat(stream)).await;
+        let (asked, other) = first(&mut a, &mut b).await;
+        tokio::join!(asked.gone(), async { other.next().await.gone().await });
+        let answer = client.message().await;
+        assert_eq!((answer.status(), answer.code().as_str()), (504, "upstream_timeout"));
+    }
+}
+
+#[tokio::test]
+async fn b31_5xx_goes_to_another_replica_stream_or_not() {
+    let (gateway, mut a, mut b) = two().await;
+    for status in [
+        "500 Internal Server Error",
+        "502 Bad Gateway",
+        "503 Service Unavailable",
+        "504 Gateway Timeout",
+    ] {
+        for stream in [true, false] {
+            let mut client = gateway.open(Request::chat(stream)).await;
+            let (asked, other) = first(&mut a, &mut b).await;
+            asked
+                .answer(
+                    status,
+                    &json!({"error": {"message": "no", "type": "InternalServerError", "code": 500}}),
+                )
+                .await;
+            other.next().await.tell_as_asked("second").await;
+            let answer = client.message().await;
+            assert_eq!(answer.status(), 200, "{status}");
+            assert_eq!(answer.header("x-sluice-attempts"), Some("2"));
+            assert_eq!(answer.header("x-sluice-route"), Some("repin"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn b31_the_same_500_from_two_replicas_is_passed_on() {
+    let (c, d, e) = (Replica::start().await, Replica::start().await, Replica::start().await);
+    let gateway = Settings::before(&[&c, &d, &e]).start().await;
+    let mut replicas = [c, d, e];
+    let mut client = gateway.open(Request::chat(true).id("r")).await;
+    for _ in 0..2 {
+        let index = until("one is asked", async || {
+            replicas.iter().position(|replica| !replica.is_unasked())
+        })
+        .await;
+        let error =
+            json!({"error": {"message": "list index out of range", "type": "InternalServerError", "code": 500}});
+        replicas[index]
+            .next()
+            .await
+            .answer("500 Internal Server Error", &error)
+            .await;
+    }
+    let answer = client.message().await;
+    assert_eq!(
+        (answer.status(), answer.error().as_str()),
+        (500, "list index out of range")
+    );
+    assert!(replicas.iter().all(Replica::is_unasked), "a third replica was asked");
+    assert_eq!(record(&gateway, "r").await["attempts"], 2);
+}
+
+#[tokio::test]
+async fn b31_attempts_are_bounded_and_the_failed_one_is_closed_before_the_next_begins() {
+    let mut replicas = Vec::new();
+    for _ in 0..4 {
+        replicas.push(Replica::start().await);
+    }
+    let gateway = Settings::before(&replicas.iter().collect::<Vec<_>>())
+        .set("upstream", "attempts = 2")
+        .start()
+        .await;
+    let mut client = gateway.open(Request::chat(true)).await;
+    for attempt in 1..=2 {
+        let index = until("one is asked", async || {
+            replicas.iter().position(|replica| !replica.is_unasked())
+        })
+        .await;
+        let mut asked = replicas[index].next().await;
+        asked.stream().await;
+        asked.event(&json!({"error": {"message": format!("attempt {attempt}"), "type": "InternalServerError", "code": 500}})).await;
+        asked.gone().await;
+    }
+    let rest = client.message().await;
+    assert!(
+        replicas.iter().all(Replica::is_unasked),
+        "more attempts than configured"
+    );
+    assert!(
+        rest.text().contains("attempt 2") && !rest.text().contains("[DONE]"),
+        "{}",
+        rest.text()
+    );
+}
+
+#[tokio::test]
+async fn b31_a_dead_replica_is_passed_over() {
+    let (gateway, mut a, mut b) = two().await;
+    a.stop().await;
+    let answering = tokio::spawn(async move {
+        for _ in 0..6 {
+            b.next().await.tell_as_asked("alive").await;
+        }
+        b
+    });
+    for n in 0..6 {
+        let answer = gateway.ask(Request::chat(n % 2 == 0).session(&format!("s{n}"))).await;
+        assert_eq!((answer.status(), answer.header("x-sluice-replica")), (200, Some("b")));
+    }
+    within("the living replica answers", answering).await.unwrap();
+}
+
+#[tokio::test]
+async fn b31_a_whole_answer_that_breaks_is_asked_anew() {
+    let cases = [0, 30, 150].map(async |cut| {
+        let (gateway, mut a, mut b) = two().await;
+        let mut client = gateway.open(Request::chat(false).id("r")).await;
+        let (mut asked, other) = first(&mut a, &mut b).await;
+        let body = completion("half an answer", "stop", 10).to_string();
+        let whole = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        asked.write(&whole.as_bytes()[..cut]).await;
+        asked.close();
+        other.next().await.tell_as_asked("a whole one").await;
+        let answer = client.message().await;
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+        assert_eq!(answer.json()["choices"][0]["message"]["content"], "a whole one");
+        assert_eq!(record(&gateway, "r").await["attempts"], 2);
+    });
+    join_all(cases).await;
+}
+
+#[tokio::test]
+async fn b10_b31_a_whole_answer_without_a_finish_is_asked_anew() {
+    let (gateway, mut a, mut b) = two().await;
+    let mut unfinished = completion("cut", "stop", 10);
+    unfinished["choices"][0]["finish_reason"] = json!(null);
+    let error =
+        json!({"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}});
+    for broken in [unfinished, error, json!("nonsense")] {
+        let mut client = gateway.open(Request::chat(false)).await;
+        let (asked, other) = first(&mut a, &mut b).await;
+        asked.answer("200 OK", &broken).await;
+        other.next().await.tell_as_asked("a whole one").await;
+        let answer = client.message().await;
+        assert_eq!(
+            answer.json()["choices"][0]["message"]["content"],
+            "a whole one",
+            "after {broken}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_meets_a_closing_idle_connection_is_sent_once_more() {
+    let replica = Replica::start().await;
+    let gateway = Settings::before(&[&replica]).start().await;
+    let mut replica = replica;
+    for round in 0..3 {
+        let mut client = gateway.open(Request::chat(false).id(&format!("r{round}"))).await;
+        let asked = replica.next().await;
+        asked.answer_and_close_on_next(&completion("hi", "stop", 10)).await;
+        assert_eq!(client.message().await.status(), 200);
+        // The connection is idle in the pool; the replica closes it as soon as the next request has come.
+        let mut client = gateway.open(Request::chat(false).id(&format!("s{round}"))).await;
+        replica.next().await.tell_as_asked("again").await;
+        let answer = client.message().await;
+        assert_eq!(
+            (answer.status(), answer.header("x-sluice-attempts")),
+            (200, Some("1")),
+            "{}",
+            answer.text()
+        );
+    }
+}

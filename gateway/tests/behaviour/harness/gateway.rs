@@ -1,0 +1,315 @@
+//! The built `sluice` as a process of its own, with a configuration and a folder of its own.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+use tempfile::TempDir;
+
+use super::client::{Client, Message, Request};
+use super::replica::Replica;
+use super::{BACKEND_KEY, KEY, MODEL, until, within};
+
+/// Two tests may be given the same free port; then one of them tries again.
+const STARTS: usize = 5;
+
+/// What a gateway is started with.
+#[derive(Clone, Default)]
+pub(crate) struct Settings {
+    /// Lines by section.
+    sections: Vec<(String, String)>,
+    replicas: Vec<(String, String)>,
+    backend: String,
+}
+
+impl Settings {
+    /// In front of these replicas, which are called `a`, `b`, …
+    pub(crate) fn before(replicas: &[&Replica]) -> Self {
+        let names = ('a'..='z').map(String::from);
+        let replicas = names
+            .zip(replicas.iter().map(|replica| external(&replica.url())))
+            .collect();
+        Settings {
+            replicas,
+            ..Settings::default()
+        }
+    }
+
+    /// In front of so many simulated replicas.
+    pub(crate) fn simulated(count: usize) -> Self {
+        let names = ('a'..='z').map(String::from).take(count);
+        let replicas = names
+            .map(|name| (name, "launcher = \"simulated\"".to_owned()))
+            .collect();
+        Settings {
+            replicas,
+            ..Settings::default()
+        }
+    }
+
+    /// In front of whatever listens at these addresses and serves `model`.
+    pub(crate) fn external(model: &str, addresses: &[SocketAddr]) -> Self {
+        let names = ('a'..='z').map(String::from);
+        let urls = addresses.iter().map(|address| external(&format!("http://{address}")));
+        Settings {
+            replicas: names.zip(urls).collect(),
+            backend: format!("model = \"{model}\"\n"),
+            ..Settings::default()
+        }
+    }
+
+    /// One line of a section.
+    pub(crate) fn set(mut self, section: &str, line: &str) -> Self {
+        self.sections.push((section.to_owned(), line.to_owned()));
+        self
+    }
+
+    /// The same for `[limits]`.
+    pub(crate) fn limit(self, line: &str) -> Self {
+        self.set("limits", line)
+    }
+
+    fn toml(&self, listen: SocketAddr, admin: SocketAddr, folder: &Path) -> String {
+        let given = [
+            (
+                "server".to_owned(),
+                format!(
+                    "listen = \"{listen}\"\nthreads = 2\nstate_dir = {:?}",
+                    folder.join("state")
+                ),
+            ),
+            ("admin".to_owned(), format!("listen = \"{admin}\"")),
+        ];
+        let mut names: Vec<&String> = Vec::new();
+        for (name, _) in given.iter().chain(&self.sections) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        let mut toml = String::new();
+        for name in names {
+            let _ = writeln!(toml, "[{name}]");
+            for (_, line) in given
+                .iter()
+                .chain(&self.sections)
+                .filter(|(section, _)| section == name)
+            {
+                let _ = writeln!(toml, "{line}");
+            }
+        }
+        let _ = writeln!(toml, "[[backend]]\nname = \"test\"\nkey_env = \"TEST_BACKEND_KEY\"");
+        if self.backend.is_empty() {
+            let _ = writeln!(toml, "model = \"{MODEL}\"");
+        } else {
+            toml.push_str(&self.backend);
+        }
+        for (name, replica) in &self.replicas {
+            let _ = writeln!(toml, "[[backend.replica]]\nname = \"{name}\"\n{replica}");
+        }
+        toml
+    }
+
+    /// Starts it and waits until all replicas are ready.
+    pub(crate) async fn start(self) -> Gateway {
+        let gateway = self.start_unready().await;
+        let count = gateway.settings.replicas.len();
+        until("all replicas are ready", async || {
+            let health = gateway.try_ask(Request::get("/health").without_key()).await?.json();
+            let ready = health["replicas"]
+                .as_array()?
+                .iter()
+                .filter(|replica| replica["state"] == "ready")
+                .count();
+            (ready == count).then_some(())
+        })
+        .await;
+        gateway
+    }
+
+    /// Starts it and waits until it listens.
+    pub(crate) async fn start_unready(self) -> Gateway {
+        for _ in 0..STARTS {
+            if let Some(gateway) = self.try_start().await {
+                return gateway;
+            }
+        }
+        panic!("no start with a port of its own in {STARTS} tries");
+    }
+
+    async fn try_start(&self) -> Option<Gateway> {
+        let folder = tempfile::tempdir().unwrap();
+        let (listen, admin) = (free_address(), free_address());
+        let config = folder.path().join("config.toml");
+        std::fs::write(&config, self.toml(listen, admin, folder.path())).unwrap();
+        let log = folder.path().join("log");
+        let child = Command::new(env!("CARGO_BIN_EXE_sluice"))
+            .arg("serve")
+            .arg("--config")
+            .arg(&config)
+            .env("VLLM_MEDIUM_API_KEY", KEY)
+            .env("TEST_BACKEND_KEY", BACKEND_KEY)
+            .env("HOME", folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let mut gateway = Gateway {
+            child,
+            listen,
+            admin,
+            folder,
+            settings: self.clone(),
+        };
+        let listens = until("the gateway listens", async || {
+            match gateway.child.try_wait().unwrap() {
+                Some(_) => Some(false),
+                None => tokio::net::TcpStream::connect(listen).await.is_ok().then_some(true),
+            }
+        })
+        .await;
+        let taken = gateway.log().contains("in use") || gateway.log().contains("is held by");
+        assert!(listens || taken, "the gateway ended at its start:\n{}", gateway.log());
+        listens.then_some(gateway)
+    }
+}
+
+fn external(url: &str) -> String {
+    format!("launcher = \"external\"\nurl = \"{url}\"")
+}
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// A running gateway; it is ended with its value.
+pub(crate) struct Gateway {
+    child: Child,
+    /// For clients.
+    pub(crate) listen: SocketAddr,
+    /// For operators.
+    pub(crate) admin: SocketAddr,
+    folder: TempDir,
+    settings: Settings,
+}
+
+impl Gateway {
+    /// A connection to it.
+    pub(crate) async fn connect(&self) -> Client {
+        Client::connect(self.listen).await
+    }
+
+    /// One request on a connection of its own; the answer as a whole.
+    pub(crate) async fn ask(&self, request: Request) -> Message {
+        let mut client = self.connect().await;
+        client.send(&request).await;
+        client.message().await
+    }
+
+    /// The same, if it answers at all.
+    pub(crate) async fn try_ask(&self, request: Request) -> Option<Message> {
+        let mut client = Client::try_connect(self.listen).await?;
+        client.send(&request).await;
+        client.try_message().await
+    }
+
+    /// One request on a connection of its own, its head sent and its answer not read.
+    pub(crate) async fn open(&self, request: Request) -> Client {
+        let mut client = self.connect().await;
+        client.send(&request).await;
+        client
+    }
+
+    /// What it has written to its log.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// Its file of records.
+    pub(crate) fn records(&self) -> PathBuf {
+        self.folder.path().join("state/requests.db")
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Rewrites its configuration with one more setting; it is not told.
+    pub(crate) fn rewrite(&self, section: &str, line: &str) {
+        let settings = self.settings.clone().set(section, line);
+        let toml = settings.toml(self.listen, self.admin, self.folder.path());
+        std::fs::write(self.folder.path().join("config.toml"), toml).unwrap();
+    }
+
+    /// A new key in its key file, by the command line.
+    pub(crate) fn new_key(&self, name: &str) -> String {
+        self.key_command(&["new", "--name", name]).trim().to_owned()
+    }
+
+    /// Takes a key out of its key file.
+    pub(crate) fn revoke_key(&self, name: &str) {
+        self.key_command(&["revoke", name]);
+    }
+
+    fn key_command(&self, arguments: &[&str]) -> String {
+        let output = Command::new(env!("CARGO_BIN_EXE_sluice"))
+            .arg("key")
+            .args(arguments)
+            .arg("--config")
+            .arg(self.folder.path().join("config.toml"))
+            .env("HOME", self.folder.path())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Tells it to end.
+    pub(crate) fn terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    /// Tells it to read its configuration again.
+    pub(crate) fn hang_up(&self) {
+        self.signal(rustix::process::Signal::HUP);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Its end.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        let child = &mut self.child;
+        within("the gateway ends", async {
+            loop {
+                if let Some(status) = child.try_wait().unwrap() {
+                    return status;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+    }
+
+    /// It hasn't ended.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if self.is_running() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- log of the gateway\n{}", self.log());
+        }
+    }
+}

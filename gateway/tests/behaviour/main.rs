@@ -1,0 +1,26 @@
+//! Behaviours of the built gateway over real sockets, one file each; `B…` are the rules that they hold.
+//!
+//! Every test starts the `sluice` binary with a configuration of its own and short limits. Behind it stand scripted
+//! replicas, which the test drives byte by byte, or simulated ones. Times in assertions are guards against hanging, never
+//! measurements: what must be *before* something else is shown by order (a script that goes on only after the client has
+//! seen the last step).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+/// The gateway as a process, scripted replicas, and clients that see every byte.
+mod harness;
+
+mod auth;
+mod bodies;
+mod broken_upstream;
+mod cancel;
+mod drain;
+mod edge_routes;
+mod errors;
+mod headers;
+mod leaving_client;
+mod limits;
+mod records;
+mod reload;
+mod routing;
+mod same_message;
+mod stream_shape;
