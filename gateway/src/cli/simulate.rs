@@ -25,7 +25,8 @@ Examples:
   sluice simulate --setup parsers --fault malformed_call=0.2 --fault reset_mid=0.05 --seed 7
   sluice simulate --set max_num_seqs=4 --set prefix_caching=false
 
-A client chooses a fault for one request by header; see ARCHITECTURE.md.")]
+A client makes one request go wrong by a header, a field of the body or a marker in a message:
+`Simulator: making it misbehave` in ARCHITECTURE.md has the knobs, the faults and the kinds of calls.")]
 pub(super) struct SimulateArgs {
     /// Address to listen on
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8000")]
