@@ -5,13 +5,13 @@
 //! service of one thread (`beside`). The end is ours: pingora's grace period is a fixed sleep (trap 1), so `drain` leaves
 //! as soon as the last stream has ended.
 
-/// What runs beside the path.
+// What runs beside the path.
 pub mod beside;
-/// From configuration to what requests use.
+// From configuration to what requests use.
 pub mod build;
-/// The end.
+// The end.
 pub mod drain;
-/// What a person reads at the start.
+// What a person reads at the start.
 pub mod greeting;
 
 use arc_swap::ArcSwap;

@@ -31,25 +31,25 @@ pub use self::{
 mod auth;
 mod backend;
 mod document;
-/// Durations with their unit.
+// Durations with their unit.
 pub mod duration;
 mod error;
 mod limits;
-/// The running configuration and how it is reloaded.
+// The running configuration and how it is reloaded.
 pub mod live;
 mod log;
 mod profile;
 mod reading;
 mod reasoning;
 mod server;
-/// Sizes with their unit.
+// Sizes with their unit.
 pub mod size;
-/// Which file, and what the command line adds to it.
+// Which file, and what the command line adds to it.
 pub mod source;
 mod tools;
 mod upstream;
 mod validate;
-/// Files that are watched for changes.
+// Files that are watched for changes.
 pub mod watch;
 
 /// The largest configuration that is read, in bytes. The shipped one has about 10 KiB.
