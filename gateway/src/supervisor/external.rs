@@ -72,7 +72,8 @@ fn judge(
 ) {
     let now = tell.borrow().clone();
     match (now, seen) {
-        (ReplicaState::Ready { version, .. }, Ok(found)) if version == found.version => {}
+        (ReplicaState::Ready { version, models, .. }, Ok(found))
+            if version == found.version && models == found.models => {}
         (_, Ok(found)) => {
             let url = target.url();
             tracing::info!(replica = name, url, version = found.version, models = ?found.models, "replica is ready");
@@ -80,6 +81,7 @@ fn judge(
                 since: Timestamp::now(),
                 url,
                 version: found.version,
+                models: found.models,
             });
         }
         (ReplicaState::Ready { .. }, Err(error)) if failed >= LOOKS_FAILED_MAX => {

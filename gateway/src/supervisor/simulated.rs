@@ -19,6 +19,8 @@ pub struct Simulation {
     pub address: SocketAddr,
     /// What serves it.
     pub task: JoinHandle<()>,
+    /// The id that it lists.
+    pub model: String,
 }
 
 /// Starts the simulator of one replica on an ephemeral loopback port; called inside the runtime. The supervisor hands
@@ -72,6 +74,7 @@ async fn serve(
         since: Timestamp::now(),
         url,
         version: None,
+        models: vec![simulation.model.clone()],
     });
     let ended = tokio::select! {
         _ = wants.wait_for(|wanted| *wanted != Wanted::Run) => None,
@@ -116,7 +119,11 @@ mod tests {
                 let _listener = listener;
                 std::future::pending().await
             });
-            Ok(Simulation { address, task })
+            Ok(Simulation {
+                address,
+                task,
+                model: "m-simulated".to_owned(),
+            })
         });
         let (want, wants) = watch::channel(Wanted::Run);
         let (tell, mut state) = watch::channel(ReplicaState::Stopped);
