@@ -94,7 +94,7 @@ pub struct Pushes {
     made: Vec<Step>,
 }
 
-/// A turn that has seen its first chunks, and [`CHUNKS`] chunks (one call, for [`Said::Call`]) of `said`, `together` to a push.
+/// A turn that has seen its first chunks, and `CHUNKS` chunks (one call, for [`Said::Call`]) of `said`, `together` to a push.
 pub fn pushes(said: Said, together: usize) -> Pushes {
     let mut seed = Seed::new(11);
     let mut turn = Turn::new(plan());
@@ -190,7 +190,7 @@ pub struct Decoding {
     events: Vec<Event>,
 }
 
-/// [`CHUNKS`] events of about 235 bytes, `together` to a push.
+/// `CHUNKS` events of about 235 bytes, `together` to a push.
 pub fn decoding(together: usize) -> Decoding {
     let mut seed = Seed::new(13);
     let events: Vec<String> = (0..CHUNKS).map(|_| event(prose(&mut seed))).collect();

@@ -16,6 +16,7 @@ mod cancel;
 mod drain;
 mod edge_routes;
 mod errors;
+mod examples;
 mod headers;
 mod leaving_client;
 mod limits;
