@@ -8,9 +8,9 @@ use sluice_policy::route::session::SessionKey;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::call::Buffered;
 use super::plan::{self, Wishes};
 use super::registry::Permit;
-use crate::downstream::layers::body::Buffered;
 use crate::upstream::{Backend, Replica};
 
 /// Bounds of one request's way through the replicas.

@@ -10,6 +10,17 @@
 mod harness;
 
 mod auth;
+mod bodies;
 mod broken_upstream;
+mod cancel;
+mod drain;
 mod edge_routes;
+mod errors;
+mod headers;
+mod leaving_client;
+mod limits;
+mod records;
+mod reload;
+mod routing;
+mod same_message;
 mod stream_shape;

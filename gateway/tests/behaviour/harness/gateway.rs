@@ -35,7 +35,6 @@ impl Settings {
             replicas,
             ..Settings::default()
         }
-        .set("upstream", "probe = \"1s\"")
     }
 
     /// In front of so many simulated replicas.

@@ -87,6 +87,14 @@ impl Replica {
     }
 }
 
+impl Replica {
+    /// The same, for good.
+    pub(crate) async fn dead(mut self) -> Self {
+        self.stop().await;
+        self
+    }
+}
+
 struct Connection {
     stream: TcpStream,
     received: Vec<u8>,
