@@ -30,7 +30,10 @@ pub struct Books {
 /// The attempt under way, known before anybody can say what became of it: a client that leaves in prefill leaves a record
 /// of whom it was sent to.
 #[derive(Clone, Default)]
-pub struct Progress(Arc<Mutex<Option<(u32, Arc<str>, Route)>>>);
+pub struct Progress(Arc<Mutex<Option<Attempt>>>);
+
+/// Number, replica and route of an attempt.
+type Attempt = (u32, Arc<str>, Route);
 
 impl Progress {
     /// The attempt of this number goes to this replica.
