@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 use crate::{
     app::StartError,
     config::{Config, ConfigError, Overrides, Source},
-    downstream::keys::KeyFileError,
+    keys::KeyFileError,
     record::RecordError,
 };
 

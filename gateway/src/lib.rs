@@ -9,6 +9,8 @@ pub mod cli;
 pub mod config;
 /// The process: what is built at start, in which order, and how it ends.
 pub mod app;
+/// Who may ask: keys, kept as hashes.
+pub mod keys;
 /// 1 The client's side: listener, TLS, layers, endpoints, faults.
 pub mod downstream;
 /// 2 One request: ask, plan, attempt, relay, record.

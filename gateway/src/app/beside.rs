@@ -17,8 +17,8 @@ use crate::admin::{self, AdminState};
 use crate::config::live::on_hangup;
 use crate::config::{Live, Watch};
 use crate::downstream::endpoints;
-use crate::downstream::keys::KeyRing;
 use crate::flow::Flow;
+use crate::keys::KeyRing;
 use crate::supervisor::{self, ReplicaSpec, ReplicaState, Settings, StartSimulation, Supervisor};
 use crate::upstream::replica::{Address, Readiness};
 use crate::upstream::{Backend, Replica, probe};
@@ -183,6 +183,14 @@ async fn sweep(live: Arc<Live>, flow: Arc<Flow>) {
         let idle = live.get().upstream.idle;
         for (_, replica) in flow.fleet.load().replicas() {
             replica.pool.sweep(idle);
+        }
+        let server = &live.get().server;
+        // Without keep-alives nobody polls a relay that waits for its replica: a silence says nothing then.
+        if !server.keep_alive.is_zero() {
+            let cut = flow.registry.hang_up_on_stalled(server.write_stall + server.keep_alive);
+            if cut > 0 {
+                tracing::warn!(cut, "hung up on clients that read nothing");
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{CliError, ConfigArgs, output, state_folder};
 use crate::{
     config::{ReasoningNames, duration},
-    downstream::keys::{Entry, Grant, KeyFile, KeyFileError, NewKey},
+    keys::{Entry, Grant, KeyFile, KeyFileError, NewKey},
 };
 
 /// Make, list and revoke clients' keys

@@ -9,7 +9,7 @@ use http::header::{
 use http::{Method, Response, StatusCode, request};
 use sluice_policy::protocol::ask;
 
-use super::reply::{Reply, ReplyBody};
+use crate::flow::reply::{Reply, ReplyBody};
 
 /// Response headers that a page may read.
 const EXPOSED: &str = "x-request-id, x-sluice-replica, x-sluice-route, x-sluice-attempts, x-sluice-simulated, \

@@ -13,9 +13,9 @@ use std::task::{Context, Poll};
 use std::time::SystemTime;
 use tower::Service;
 
-use super::layers::Call;
-use super::reply::{Reply, json};
 use crate::flow::Flow;
+use crate::flow::call::Call;
+use crate::flow::reply::{Reply, json};
 use crate::upstream::replica::Readiness;
 use crate::upstream::{Backend, Fleet};
 

@@ -4,7 +4,7 @@ use http::header::{HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use sluice_policy::protocol::fault::{ErrorShape, Fault};
 
-use super::reply::{Reply, json};
+use crate::flow::reply::{Reply, json};
 
 /// `x-should-retry`: the OpenAI SDKs obey it.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");

@@ -26,8 +26,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 use tower::Service;
 
-use super::reply::Reply;
 use super::transport::Transport;
+use crate::flow::registry::HangUp;
+use crate::flow::reply::Reply;
 
 /// HTTP/2 begins with these bytes.
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -156,13 +157,14 @@ impl<S: Serve> Listener<S> {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let hang_up = HangUp::default();
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.header_time)
             .max_buf_size((limits.header_bytes * HEAD_SLACK).max(MIN_BUFFER_BYTES))
             .max_headers(limits.header_count * HEAD_SLACK)
             .half_close(false)
-            .serve_connection(TokioIo::new(transport), self.per_request(peer));
+            .serve_connection(TokioIo::new(transport), self.per_request(peer, &hang_up));
         let outcome = tokio::select! {
             outcome = &mut connection => outcome,
             () = draining(shutdown) => {
@@ -181,6 +183,7 @@ impl<S: Serve> Listener<S> {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let hang_up = HangUp::default();
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_header_list_size(u32::try_from(limits.header_bytes * HEAD_SLACK).unwrap_or(u32::MAX))
@@ -189,10 +192,11 @@ impl<S: Serve> Listener<S> {
             .initial_connection_window_size(H2_WINDOW_BYTES)
             .keep_alive_interval(limits.write_stall)
             .keep_alive_timeout(limits.write_stall)
-            .serve_connection(TokioIo::new(transport), self.per_request(peer));
+            .serve_connection(TokioIo::new(transport), self.per_request(peer, &hang_up));
         let mut connection = pin!(connection);
         let _ = tokio::select! {
             outcome = connection.as_mut() => outcome,
+            () = hang_up.wanted() => return,
             () = draining(shutdown) => {
                 connection.as_mut().graceful_shutdown();
                 connection.as_mut().await
@@ -200,10 +204,11 @@ impl<S: Serve> Listener<S> {
         };
     }
 
-    fn per_request(&self, peer: Peer) -> PerRequest<S> {
+    fn per_request(&self, peer: Peer, hang_up: &HangUp) -> PerRequest<S> {
         PerRequest {
             service: self.service.clone(),
             peer,
+            hang_up: hang_up.clone(),
         }
     }
 }
@@ -220,6 +225,7 @@ impl<S: Serve> ServerApp for Listener<S> {
 struct PerRequest<S> {
     service: S,
     peer: Peer,
+    hang_up: HangUp,
 }
 
 impl<S: Serve> hyper::service::Service<Request<Incoming>> for PerRequest<S> {
@@ -229,6 +235,7 @@ impl<S: Serve> hyper::service::Service<Request<Incoming>> for PerRequest<S> {
 
     fn call(&self, mut request: Request<Incoming>) -> S::Future {
         request.extensions_mut().insert(self.peer);
+        request.extensions_mut().insert(self.hang_up.clone());
         self.service.clone().call(request)
     }
 }

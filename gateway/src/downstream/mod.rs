@@ -1,4 +1,4 @@
-//! The client's side. Enters: a byte stream that pingora accepted. Leaves: a [`layers::Call`] for `flow`, and the response.
+//! The client's side. Enters: a byte stream that pingora accepted. Leaves: a [`Call`](crate::flow::call::Call) for `flow`, and the response.
 //!
 //! Nothing here knows of replicas. Read on in `listener.rs` (a connection), `layers/` (what a request must pass),
 //! `endpoints.rs` (what is answered here and what goes to `flow`), `faults.rs` (the only place where faults become responses).
@@ -9,13 +9,9 @@ pub mod listener;
 pub mod transport;
 /// Request policy.
 pub mod layers;
-/// Accepted API keys.
-pub mod keys;
 /// Cross-origin requests.
 pub mod cors;
 /// What each endpoint does.
 pub mod endpoints;
-/// Responses and their bodies.
-pub mod reply;
 /// Faults to status and body.
 pub mod faults;

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::account::Progress;
+use super::call::Buffered;
 use super::plan::{self, Wishes};
 use super::registry::Permit;
-use crate::downstream::layers::body::Buffered;
 use crate::upstream::{Backend, Replica};
 
 /// Bounds of one request's way through the replicas.

@@ -3,6 +3,8 @@
 //! Enters: a [`Call`] with its whole body. Leaves: a [`Reply`] whose body pulls the answer from a replica. What the answer
 //! *says* is judged in `policy`; which replica is asked, `upstream` knows; here is the order of things.
 
+/// What enters: a request as the layers hand it over.
+pub mod call;
 /// What stays the same over all attempts.
 pub mod exchange;
 /// From what is asked to what is sent.
@@ -15,6 +17,8 @@ pub mod relay;
 pub mod whole;
 /// Answers that pass as they are.
 pub mod pass;
+/// What leaves: a response and its body.
+pub mod reply;
 /// What one request will have been.
 pub mod account;
 /// What runs in this process.
@@ -39,13 +43,13 @@ use std::sync::Arc;
 
 use self::account::{Account, Books};
 use self::attempt::{Live, Tried};
+use self::call::Call;
 use self::exchange::{Exchange, ExchangeLimits};
 use self::plan::Wishes;
-use self::registry::{Registered, Registry};
+use self::registry::{HangUp, Registered, Registry};
+use self::reply::{Reply, ReplyBody, json};
 use crate::config;
-use crate::downstream::keys::{Grant, KeyId};
-use crate::downstream::layers::Call;
-use crate::downstream::reply::{Reply, ReplyBody, json};
+use crate::keys::{Grant, KeyId};
 use crate::upstream::{Fleet, Replica};
 
 /// Headers of a client that vLLM may see: trace context only.
@@ -146,7 +150,9 @@ impl Flow {
             &ask.session,
         );
         account.planned(backend, &session);
-        let registered = self.registry.register(&call.id, &key_name);
+        let registered = self
+            .registry
+            .register(&call.id, &key_name, call.head.extensions.get::<HangUp>().cloned());
         let exchange = Exchange {
             wishes: wishes(&ask, headers, identity, config),
             own_id: ids::request_id(),

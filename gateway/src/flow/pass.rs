@@ -8,7 +8,7 @@ use super::account::Account;
 use super::attempt::Live;
 use super::exchange::Exchange;
 use super::registry::Registered;
-use crate::downstream::reply::BodyError;
+use super::reply::BodyError;
 use std::sync::Arc;
 
 /// See the module.

@@ -6,9 +6,10 @@
 use futures_util::task::AtomicWaker;
 use sluice_policy::protocol::fault::{Fault, FaultKind};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Context;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// Locks for the entries: requests of different shards never wait for each other.
@@ -37,12 +38,31 @@ impl Stop {
     }
 }
 
+/// Ends a client connection from outside.
+#[derive(Debug, Clone, Default)]
+pub struct HangUp(Arc<Notify>);
+
+impl HangUp {
+    /// Ends it.
+    pub fn now(&self) {
+        self.0.notify_one();
+    }
+
+    /// Waits until it must end.
+    pub async fn wanted(&self) {
+        self.0.notified().await;
+    }
+}
+
 /// One running request.
 #[derive(Default)]
 pub struct Entry {
     stop: AtomicU8,
     waker: AtomicWaker,
     notify: Notify,
+    /// When its relay was last polled, in ms since the registry's start; 0: it has none that must be polled.
+    polled_ms: AtomicU64,
+    hang_up: Option<HangUp>,
 }
 
 impl Entry {
@@ -50,6 +70,12 @@ impl Entry {
     pub fn poll_stop(&self, cx: &Context<'_>) -> Option<Stop> {
         self.waker.register(cx.waker());
         self.stop()
+    }
+
+    /// A relay was polled. It wakes itself for keep-alives, so one that isn't polled for long has a client that reads nothing.
+    pub fn polled(&self, since_start: Duration) {
+        self.polled_ms
+            .store((since_start.as_millis() as u64).max(1), Ordering::Relaxed);
     }
 
     /// The same for an `async fn`: waits until it must end.
@@ -85,6 +111,7 @@ type Shard = Mutex<Entries>;
 /// All running requests.
 pub struct Registry {
     shards: [Shard; SHARDS],
+    start: Instant,
     running: AtomicUsize,
     limit: AtomicUsize,
     idle: Notify,
@@ -95,6 +122,7 @@ impl Registry {
     pub fn new(limit: usize) -> Arc<Self> {
         Arc::new(Registry {
             shards: std::array::from_fn(|_| Shard::default()),
+            start: Instant::now(),
             running: AtomicUsize::new(0),
             limit: AtomicUsize::new(limit),
             idle: Notify::new(),
@@ -126,8 +154,11 @@ impl Registry {
     }
 
     /// Registers a request under its id and its key's name: only the same key may cancel it.
-    pub fn register(self: &Arc<Self>, id: &Arc<str>, key: &Arc<str>) -> Registered {
-        let entry = Arc::new(Entry::default());
+    pub fn register(self: &Arc<Self>, id: &Arc<str>, key: &Arc<str>, hang_up: Option<HangUp>) -> Registered {
+        let entry = Arc::new(Entry {
+            hang_up,
+            ..Entry::default()
+        });
         self.shard(id).insert((key.clone(), id.clone()), entry.clone());
         Registered {
             registry: self.clone(),
@@ -141,6 +172,32 @@ impl Registry {
     pub fn cancel(&self, id: &str, key: &Arc<str>) -> bool {
         let entry = self.shard(id).get(&(key.clone(), Arc::from(id))).cloned();
         entry.inspect(|entry| entry.end(Stop::Cancelled)).is_some()
+    }
+
+    /// Hangs up on clients that have read nothing for `limit`. On HTTP/1.1 the transport's own timer is as quick; a stream
+    /// of an HTTP/2 connection that its client doesn't read shows only here. Returns how many.
+    pub fn hang_up_on_stalled(&self, limit: Duration) -> usize {
+        let now_ms = self.start.elapsed().as_millis() as u64;
+        let limit_ms = limit.as_millis() as u64;
+        let mut count = 0;
+        for shard in &self.shards {
+            for entry in lock(shard).values() {
+                let polled_ms = entry.polled_ms.load(Ordering::Relaxed);
+                if polled_ms != 0
+                    && polled_ms + limit_ms < now_ms
+                    && let Some(hang_up) = &entry.hang_up
+                {
+                    hang_up.now();
+                    count += 1;
+                }
+            }
+        }
+        count
+    }
+
+    /// Since the registry's start: what [`Entry::polled`] is told.
+    pub fn since_start(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.start)
     }
 
     /// Ends everything that still runs: the drain's time is over.
@@ -200,6 +257,13 @@ pub struct Registered {
     pub entry: Arc<Entry>,
 }
 
+impl Registered {
+    /// See [`Entry::polled`].
+    pub fn polled(&self) {
+        self.entry.polled(self.registry.since_start(Instant::now()));
+    }
+}
+
 impl Drop for Registered {
     fn drop(&mut self) {
         let mut shard = self.registry.shard(&self.id);
@@ -228,12 +292,27 @@ mod tests {
     async fn only_the_same_key_cancels() {
         let registry = Registry::new(9);
         let id: Arc<str> = "a".into();
-        let registered = registry.register(&id, &"one".into());
+        let registered = registry.register(&id, &"one".into(), None);
         assert!(!registry.cancel("a", &"two".into()));
         assert!(registry.cancel("a", &"one".into()));
         assert_eq!(registered.entry.stopped().await, Stop::Cancelled);
         drop(registered);
         assert!(!registry.cancel("a", &"one".into()));
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_nobody_polls_has_a_client_that_reads_nothing() {
+        let registry = Registry::new(9);
+        let hang_up = HangUp::default();
+        let (quiet, read): (Arc<str>, Arc<str>) = ("quiet".into(), "read".into());
+        let stalled = registry.register(&quiet, &"k".into(), Some(hang_up.clone()));
+        let unpolled = registry.register(&read, &"k".into(), Some(HangUp::default()));
+        stalled.entry.polled(Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(registry.hang_up_on_stalled(Duration::from_secs(60)), 0);
+        assert_eq!(registry.hang_up_on_stalled(Duration::from_millis(5)), 1);
+        hang_up.wanted().await;
+        drop(unpolled);
     }
 
     #[tokio::test]

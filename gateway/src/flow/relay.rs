@@ -112,6 +112,7 @@ impl Relay {
     /// The next bytes for the client; `None` at the end.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let mut out = Outgoing::default();
+        self.registered.polled();
         if let Some(stop) = self.registered.entry.poll_stop(cx)
             && !self.is_over()
         {

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use tower::{Layer, Service};
 
-use super::Call;
 use super::trace::{Either, refuse};
-use crate::downstream::reply::Reply;
+use crate::flow::call::Call;
 use crate::flow::registry::Registry;
+use crate::flow::reply::Reply;
 
 /// The layer.
 #[derive(Clone)]

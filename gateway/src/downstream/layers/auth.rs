@@ -9,11 +9,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tower::{Layer, Service};
 
-use super::Call;
 use super::trace::{Either, refuse};
-use crate::downstream::keys::{KeyId, KeyRing, KeyVerdict};
 use crate::downstream::listener::Peer;
-use crate::downstream::reply::Reply;
+use crate::flow::call::Call;
+use crate::flow::reply::Reply;
+use crate::keys::{KeyId, KeyRing, KeyVerdict};
 
 /// Failed logins are counted over this time, per address.
 const WINDOW: Duration = Duration::from_secs(60);

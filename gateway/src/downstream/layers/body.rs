@@ -10,73 +10,15 @@ use sluice_policy::protocol::fault::{Fault, FaultKind};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tower::{Layer, Service};
 
-use super::Call;
-use crate::downstream::reply::Reply;
+use crate::flow::call::{Buffered, Buffers, Call};
+use crate::flow::reply::Reply;
 
 /// The largest buffer that a declared length makes us reserve at once; beyond it the buffer grows with what comes.
 const FIRST_RESERVE_BYTES: usize = 1 << 20;
-
-/// Bytes of request bodies that the process holds.
-#[derive(Debug)]
-pub struct Buffers {
-    held: AtomicU64,
-    limit: u64,
-}
-
-impl Buffers {
-    /// With `limit` bytes in all.
-    pub fn new(limit: u64) -> Arc<Self> {
-        Arc::new(Buffers {
-            held: AtomicU64::new(0),
-            limit,
-        })
-    }
-
-    /// Held now.
-    pub fn held(&self) -> u64 {
-        self.held.load(Ordering::Relaxed)
-    }
-}
-
-/// A share of the [`Buffers`], given back when dropped.
-#[derive(Debug)]
-pub struct Buffered {
-    buffers: Arc<Buffers>,
-    bytes: u64,
-}
-
-impl Buffered {
-    fn none(buffers: &Arc<Buffers>) -> Self {
-        Buffered {
-            buffers: buffers.clone(),
-            bytes: 0,
-        }
-    }
-
-    fn more(&mut self, bytes: u64) -> Result<(), Fault> {
-        self.bytes += bytes;
-        let held = self.buffers.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if held > self.buffers.limit {
-            let message = format!(
-                "The gateway holds as many request bytes as it may (limit buffered_bytes, {}).",
-                self.buffers.limit
-            );
-            return Err(Fault::new(FaultKind::BuffersFull, message));
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Buffered {
-    fn drop(&mut self) {
-        self.buffers.held.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
 
 /// Limits of one body.
 #[derive(Debug, Clone, Copy)]

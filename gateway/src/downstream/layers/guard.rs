@@ -7,8 +7,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use tower::{Layer, Service};
 
-use super::Call;
-use crate::downstream::reply::Reply;
+use crate::flow::call::Call;
+use crate::flow::reply::Reply;
 
 /// The layer.
 #[derive(Clone)]

@@ -14,10 +14,11 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 use tower::{Layer, Service};
 
-use super::Call;
 use crate::downstream::cors::Cors;
-use crate::downstream::{faults, reply::Reply};
+use crate::downstream::faults;
 use crate::flow::account::Refusals;
+use crate::flow::call::Call;
+use crate::flow::reply::Reply;
 
 /// `x-request-id`.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -7,7 +7,7 @@ use http_body::{Body, Frame, SizeHint};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use crate::flow::{PassThrough, Relay};
+use super::{PassThrough, Relay};
 
 /// A response on its way to the client.
 pub type Reply = Response<ReplyBody>;
