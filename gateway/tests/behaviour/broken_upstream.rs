@@ -377,3 +377,18 @@ async fn a_request_that_meets_a_closing_idle_connection_is_sent_once_more() {
         );
     }
 }
+
+#[tokio::test]
+async fn waiting_for_the_next_replica_after_a_stall_costs_no_cpu() {
+    let (gateway, mut a, mut b) = two_with(|s| s.set("upstream", "answer = \"2s\"")).await;
+    let _client = gateway.open(Request::chat(true)).await;
+    let (mut asked, other) = first(&mut a, &mut b).await;
+    asked.stream().await;
+    asked.gone().await;
+    let _silent = other.next().await;
+    let before = gateway.cpu_ticks();
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    // A hundred ticks a second: a loop that spins would have used most of them.
+    let used = gateway.cpu_ticks() - before;
+    assert!(used < 25, "{used} ticks of CPU in a second of waiting");
+}

@@ -51,7 +51,7 @@ async fn an_invalid_change_changes_nothing_and_is_named_in_the_log() {
     replica.always("hi");
     for (line, named) in [
         ("body_byte = \"10 KiB\"", "body_byte"),
-        ("body_bytes = 10", "body_bytes"),
+        ("body_bytes = \"10 seconds\"", "body_bytes"),
         ("body_bytes = = 1", "config.toml"),
     ] {
         let before = gateway.log().len();
