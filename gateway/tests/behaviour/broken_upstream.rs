@@ -34,8 +34,8 @@ async fn first<'a>(a: &'a mut Replica, b: &'a mut Replica) -> (Asked, &'a mut Re
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum End {
     Reset,
-    EndOfFile,
-    CleanEnd,
+    Eof,
+    Clean,
     Done,
     ErrorThenDone,
     Oversized,
@@ -44,8 +44,8 @@ enum End {
 
 const ENDS: [End; 7] = [
     End::Reset,
-    End::EndOfFile,
-    End::CleanEnd,
+    End::Eof,
+    End::Clean,
     End::Done,
     End::ErrorThenDone,
     End::Oversized,
@@ -56,8 +56,8 @@ impl End {
     async fn play(self, mut asked: Asked) {
         match self {
             End::Reset => asked.reset(),
-            End::EndOfFile => asked.close(),
-            End::CleanEnd => asked.write(b"0\r\n\r\n").await,
+            End::Eof => asked.close(),
+            End::Clean => asked.write(b"0\r\n\r\n").await,
             End::Done => asked.done().await,
             End::ErrorThenDone => {
                 let error = json!({"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "param": null, "code": 500}});
