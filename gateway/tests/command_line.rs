@@ -72,7 +72,7 @@ fn exit_codes_tell_the_cause() {
         (&["--help"][..], 0, ""),
         (&["--version"], 0, ""),
         (&["check-config"], 0, ""),
-        (&["requests"], 1, "error: no records at"),
+        (&["requests", "--file", "nowhere.db"], 1, "error: no records at"),
         (&["key", "revoke", "nobody"], 1, "error: there is no key \"nobody\""),
         (&["parse", "/nonexistent"], 1, "error: cannot read /nonexistent"),
         (&[], 2, "Usage:"),
@@ -384,6 +384,37 @@ fn simulate_serves_on_its_address() {
         }
     }
     panic!("the simulator never answered");
+}
+
+#[test]
+fn before_the_first_record_there_is_an_empty_list() {
+    let home = home();
+    let note = format!("no gateway has written records to {}", home.path().display());
+    for args in [
+        &["requests"][..],
+        &["requests", "--json"],
+        &["stats"],
+        &["stats", "--json"],
+    ] {
+        let output = sluice(home.path(), args).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{args:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            said.starts_with(&note) && said.trim_end().ends_with(" yet"),
+            "{args:?}: {said}"
+        );
+        assert_eq!(said.lines().count(), 1, "{args:?}: {said}");
+        let printed = String::from_utf8(output.stdout).unwrap();
+        match args {
+            ["requests"] => assert_eq!(printed.lines().count(), 1, "the head of the table"),
+            ["requests", ..] => assert_eq!(printed, ""),
+            ["stats"] => assert!(!printed.is_empty()),
+            _ => {
+                let stats: serde_json::Value = serde_json::from_str(&printed).unwrap();
+                assert_eq!(stats["total"]["requests"], 0);
+            }
+        }
+    }
 }
 
 /// Rows as a gateway writes them, read back through the program.

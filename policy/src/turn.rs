@@ -17,6 +17,7 @@ mod outlet;
 mod plan;
 mod said;
 mod step;
+mod torn;
 mod voice;
 
 use bytes::Bytes;

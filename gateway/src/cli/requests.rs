@@ -5,7 +5,7 @@ use std::{ops::ControlFlow, path::PathBuf};
 use jiff::Timestamp;
 
 use super::{CliError, ConfigArgs, instant, output, state_folder};
-use crate::record::{print, query};
+use crate::record::{RecordError, print, query};
 
 /// List recorded requests
 ///
@@ -72,6 +72,17 @@ pub(super) struct RecordsArgs {
 }
 
 impl RecordsArgs {
+    /// What was `read`, or `nothing` (and a note) where no gateway has written records yet. A file that was named must be there.
+    pub(super) fn or<T>(&self, read: Result<T, RecordError>, nothing: impl FnOnce() -> T) -> Result<T, CliError> {
+        match read {
+            Err(RecordError::Missing(path)) if self.file.is_none() => {
+                output::note(&format!("no gateway has written records to {} yet", path.display()));
+                Ok(nothing())
+            }
+            read => Ok(read?),
+        }
+    }
+
     pub(super) fn path(&self) -> Result<PathBuf, CliError> {
         if let Some(file) = &self.file {
             return Ok(file.clone());
@@ -100,7 +111,7 @@ pub(super) fn run(args: &RequestsArgs) -> Result<(), CliError> {
     let path = args.records.path()?;
     let filter = args.filter();
     if !args.json {
-        let rows = query::list(&path, &filter)?;
+        let rows = args.records.or(query::list(&path, &filter), Vec::new)?;
         return output::print(|out| out.write_all(print::table(&rows).as_bytes()));
     }
     // Row by row: an export may be larger than memory, and ends with its reader.
@@ -117,5 +128,5 @@ pub(super) fn run(args: &RequestsArgs) -> Result<(), CliError> {
         });
         written
     })?;
-    Ok(asked?)
+    args.records.or(asked, || ())
 }

@@ -38,7 +38,8 @@ pub(super) fn run(args: &StatsArgs) -> Result<(), CliError> {
         since: Some(args.since),
         until: args.until,
     };
-    let stats = query::stats(&args.records.path()?, range)?;
+    let stats = query::stats(&args.records.path()?, range);
+    let stats = args.records.or(stats, || query::Stats::nothing(range))?;
     output::print(|out| match args.json {
         true => writeln!(out, "{}", print::stats_json(&stats)),
         false => out.write_all(print::stats(&stats).as_bytes()),

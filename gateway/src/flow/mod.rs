@@ -157,6 +157,7 @@ impl Flow {
             wishes: wishes(&ask, headers, identity, config),
             own_id: ids::request_id(),
             id: call.id,
+            progress: account.progress(),
             backend: backend.clone(),
             session,
             limits: config.exchange,

@@ -6,7 +6,8 @@
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Row, Statement, ToSql, TransactionBehavior};
@@ -18,6 +19,10 @@ const APPLICATION_ID: i32 = 0x534c_5543;
 
 /// A writer waits this long for another one's lock, then the transaction fails and is tried again later.
 const BUSY: Duration = Duration::from_secs(1);
+
+/// A reader waits this long. Writing never locks it out, but the last one who closes the file does, for as long as a slow disk
+/// takes to sync it, and nobody tries again for a command.
+const READ_BUSY: Duration = Duration::from_secs(10);
 
 /// Longest text of a cell, in bytes; ids and model names may come from the client.
 const TEXT_LIMIT_BYTES: usize = 256;
@@ -81,7 +86,41 @@ pub(super) const COLUMNS: [&str; 36] = [
 ];
 
 /// Opens the file for writing: made with mode 0600 if missing, WAL, schema up to date.
+///
+/// A new file is made under another name and gets its own when it is complete: while it is made, each step locks readers out
+/// until the disk has synced it.
 pub(super) fn open_write(path: &Path) -> Result<Connection, RecordError> {
+    let file = |cause| RecordError::File {
+        path: path.to_owned(),
+        cause,
+    };
+    create_folder(path).map_err(file)?;
+    if !path.exists() {
+        let new = unborn(path);
+        let published = open_existing(&new)
+            .and_then(|db| {
+                db.close().map_err(|(_, cause)| RecordError::Database {
+                    path: new.clone(),
+                    cause,
+                })
+            })
+            // Not a rename: another gateway's file that is there by now must stay.
+            .and_then(|()| fs::hard_link(&new, path).map_err(file));
+        for suffix in ["", "-wal", "-shm", "-journal"] {
+            let mut name = new.clone().into_os_string();
+            name.push(suffix);
+            fs::remove_file(name).ok();
+        }
+        // Whoever lost a race, or has a file system without links, goes on with what is there.
+        if let Err(error) = published {
+            tracing::debug!(%error, "records: the new file is made in its place");
+        }
+    }
+    open_existing(path)
+}
+
+/// Opens the file for writing. If it is empty or missing, it is made in its place.
+fn open_existing(path: &Path) -> Result<Connection, RecordError> {
     let file = |cause| RecordError::File {
         path: path.to_owned(),
         cause,
@@ -115,7 +154,7 @@ pub(super) fn open_read(path: &Path) -> Result<Connection, RecordError> {
     };
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags).map_err(database)?;
-    db.busy_timeout(BUSY).map_err(database)?;
+    db.busy_timeout(READ_BUSY).map_err(database)?;
     match owner(&db).map_err(database)? {
         Owner::Us => Ok(db),
         Owner::Nobody => Err(RecordError::Missing(path.to_owned())),
@@ -307,11 +346,24 @@ impl Reader<'_, '_> {
     }
 }
 
+fn create_folder(path: &Path) -> std::io::Result<()> {
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) => fs::DirBuilder::new().recursive(true).mode(0o700).create(folder),
+        None => Ok(()),
+    }
+}
+
+/// The name of a file while it is made: of its own for each maker.
+fn unborn(path: &Path) -> PathBuf {
+    static MADE: AtomicU64 = AtomicU64::new(0);
+    let mut name = path.as_os_str().to_owned();
+    let number = MADE.fetch_add(1, Ordering::Relaxed);
+    name.push(format!(".{}-{number}.new", std::process::id()));
+    PathBuf::from(name)
+}
+
 /// SQLite would make the file readable for all; its `-wal` and `-shm` take over the file's mode.
 fn create_private(path: &Path) -> std::io::Result<()> {
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    }
     let new = fs::OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -340,6 +392,8 @@ enum Owner {
 }
 
 fn owner(db: &Connection) -> rusqlite::Result<Owner> {
+    // One view of both: a file that is being made has the one before the other.
+    let db = db.unchecked_transaction()?;
     let id: i32 = db.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     Ok(match (id, tables) {

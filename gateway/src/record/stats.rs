@@ -59,6 +59,17 @@ pub struct Stats {
     pub models: Vec<(String, Group)>,
 }
 
+impl Stats {
+    /// No request at all.
+    pub fn nothing(range: Range) -> Self {
+        Self {
+            range,
+            total: Group::default(),
+            models: Vec::new(),
+        }
+    }
+}
+
 /// The figures of some requests.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Group {

@@ -497,6 +497,119 @@ fn killed_and_opened_again() {
     assert_eq!(verdict, "ok");
 }
 
+/// Files that another process makes, writes a row to and closes, one after another.
+const YOUNG_FILES: usize = 60;
+
+fn young_file(state: &Path, number: usize) -> PathBuf {
+    state.join(format!("young-{number}.db"))
+}
+
+/// Not a test of its own: [`a_file_is_read_while_another_process_makes_it`] starts it.
+#[test]
+#[ignore = "a part of a_file_is_read_while_another_process_makes_it"]
+fn child_that_makes_files() {
+    let Some(state) = std::env::var_os("SLUICE_TEST_RECORD_CHILD") else {
+        return;
+    };
+    for number in 0..YOUNG_FILES {
+        store(&young_file(Path::new(&state), number), [full(1)]);
+    }
+}
+
+#[test]
+fn a_file_is_read_while_another_process_makes_it() {
+    let place = Place::new();
+    let state = place.state();
+    let _child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "record::tests::child_that_makes_files", "--ignored"])
+        .env("SLUICE_TEST_RECORD_CHILD", &state)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map(Killed)
+        .unwrap();
+    let until = Instant::now() + PATIENCE;
+    for number in 0..YOUNG_FILES {
+        let file = young_file(&state, number);
+        loop {
+            match query::list(&file, &Filter::default()) {
+                Ok(rows) if rows.is_empty() => {}
+                Ok(rows) => break assert_eq!(rows, [as_row(full(1))]),
+                Err(RecordError::Missing(_)) => {}
+                Err(error) => panic!("file {number}: {error}"),
+            }
+            assert!(Instant::now() < until, "file {number} of {YOUNG_FILES} has no row");
+        }
+    }
+    let names = fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().file_name());
+    let left: Vec<_> = names.filter(|name| name.to_string_lossy().ends_with(".new")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// Not a test of its own: [`a_reader_waits_for_a_slow_disk`] starts it. It holds the file as the last one who closes it does
+/// while the disk syncs.
+#[test]
+#[ignore = "a part of a_reader_waits_for_a_slow_disk"]
+fn child_that_holds_the_file() {
+    let Some(state) = std::env::var_os("SLUICE_TEST_RECORD_CHILD") else {
+        return;
+    };
+    let file = Path::new(&state).join("requests.db");
+    store(&file, [full(1)]);
+    let db = schema::open_write(&file).unwrap();
+    db.pragma_update(None, "locking_mode", "EXCLUSIVE").unwrap();
+    db.execute_batch("BEGIN EXCLUSIVE; DELETE FROM requests WHERE seq < 0")
+        .unwrap();
+    std::io::Write::write_all(&mut std::io::stderr(), b"held\n").unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+}
+
+#[test]
+fn a_reader_waits_for_a_slow_disk() {
+    let place = Place::new();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "record::tests::child_that_holds_the_file",
+            "--ignored",
+            "--nocapture",
+        ])
+        .env("SLUICE_TEST_RECORD_CHILD", place.state())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map(Killed)
+        .unwrap();
+    let mut lines = BufReader::new(child.0.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap() == "held"), "the child never held it");
+    let begun = Instant::now();
+    assert_eq!(place.rows(), [as_row(full(1))]);
+    assert!(
+        begun.elapsed() > Duration::from_secs(1),
+        "it was held: {:?}",
+        begun.elapsed()
+    );
+}
+
+/// A file appears complete: nobody ever finds it empty, or locked while it is made.
+#[test]
+fn a_new_file_appears_complete() {
+    let place = Place::new();
+    drop(schema::open_write(&place.file()).unwrap());
+    let db = Connection::open(place.file()).unwrap();
+    let mode: String = db.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
+    assert_eq!((mode.as_str(), place.rows().len()), ("wal", 0));
+    // Another gateway's file that came first is kept.
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            let file = young_file(&place.state(), 0);
+            scope.spawn(move || store(&file, [full(number)]));
+        }
+    });
+    let rows = query::list(&young_file(&place.state(), 0), &Filter::default()).unwrap();
+    assert_eq!(rows.len(), 8);
+}
+
 #[test]
 fn two_gateways_share_a_file() {
     let place = Place::new();

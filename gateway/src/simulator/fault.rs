@@ -294,7 +294,8 @@ mod tests {
         let known = unknown.wanted.split_once("known are ").unwrap().1;
         let mut knobs: Vec<&str> = known.split(", ").collect();
         let mut explained = rows("| knob |");
-        (knobs.sort(), explained.sort());
+        knobs.sort();
+        explained.sort();
         assert_eq!(explained, knobs);
         let mut faults: Vec<u8> = rows("| fault |")
             .iter()

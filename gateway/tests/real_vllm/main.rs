@@ -25,6 +25,8 @@ mod curl;
 mod death;
 /// The endpoints beside chat.
 mod endpoints;
+/// Calls that the client insists on.
+mod guided;
 /// The process launcher: starts a vLLM with a profile's flags, and leaves nothing of it.
 mod launcher;
 /// A client that leaves in prefill and in mid-stream.

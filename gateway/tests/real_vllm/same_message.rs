@@ -105,26 +105,48 @@ fn a_last_call_without_its_closing_tag() {
     same_everywhere(&script, json!({"tools": tools()}), &want);
 }
 
-/// With its parsers, vLLM 0.32 ends the reasoning at the tag. The whole answer then lacks `</think>`, so nobody can tell any
-/// more that the call was thought; the stream leaks it into the content (B16). What is left to hold there: both say the same.
+/// With its parsers, vLLM 0.32 ends the reasoning at the tag. The stream leaks the `</think>` behind it, so that the message is
+/// found all the same (B16). The whole answer lacks it, and nobody can tell any more that the call was thought: there it
+/// counts, as vLLM says, no tag shows and no word is lost.
 #[test]
 fn a_call_that_was_only_thought() {
     let script = Script::say(&format!("<think>\nMaybe {NOW} would do.\n</think>\n\nNo call needed."));
     let more = json!({"tools": tools()});
-    let [whole, stream] = both_ways(&Gateway::before(SetUp::Raw), &script, &more);
-    assert_eq!(whole, stream, "raw: whole and streamed");
     let reasoning = format!("Maybe {NOW} would do.");
-    assert_eq!(
-        whole.trimmed(),
-        Message::expect(Some(&reasoning), Some("No call needed."), &[], "stop")
-    );
+    let want = Message::expect(Some(&reasoning), Some("No call needed."), &[], "stop");
+    let [raw, raw_stream] = both_ways(&Gateway::before(SetUp::Raw), &script, &more);
+    assert_eq!(raw, raw_stream, "raw: whole and streamed");
+    assert_eq!(raw.trimmed(), want);
 
     let [whole, stream] = both_ways(&Gateway::before(SetUp::Parsers), &script, &more);
-    assert_eq!(whole, stream, "parsers: whole and streamed");
-    assert!(
-        whole.content.is_some_and(|content| !content.contains("</think>")),
-        "parsers: no tag leaks"
+    assert_eq!(stream, raw_stream, "parsers, streamed: as without them");
+    assert_eq!(
+        whole.trimmed(),
+        Message::expect(
+            Some("Maybe"),
+            Some("would do.\n\n\nNo call needed."),
+            &[NOW_CALL],
+            "tool_calls"
+        )
     );
+}
+
+/// Nothing but white space behind the call in the block: it was meant, closed block or not.
+#[test]
+fn a_call_at_the_end_of_a_block() {
+    let want = Message::expect(Some("I call it."), None, &[NOW_CALL], "tool_calls");
+    for end in ["", "\n</think>", "\n</think>\n\n"] {
+        let script = Script::say(&format!("<think>\nI call it. {NOW}{end}"));
+        same_everywhere(&script, json!({"tools": tools()}), &want);
+    }
+}
+
+/// The block closes right before the tag: vLLM's split looks as if the call had been thought, and it wasn't.
+#[test]
+fn a_call_right_behind_the_block() {
+    let script = Script::say(&format!("<think>\nI call it.</think>{NOW}\nThen."));
+    let want = Message::expect(Some("I call it."), Some("Then."), &[NOW_CALL], "tool_calls");
+    same_everywhere(&script, json!({"tools": tools()}), &want);
 }
 
 #[test]

@@ -186,6 +186,11 @@ impl Splitter {
         matches!(self.state, State::Block)
     }
 
+    /// The last `</think>` was put in by the caller, and the model's own may come even now: it is dropped.
+    pub(crate) fn expect_stray(&mut self) {
+        self.closed = false;
+    }
+
     /// Who opened the block, as far as this answer shows.
     pub fn seen(&self) -> Option<Opener> {
         self.seen

@@ -2,12 +2,14 @@
 //!
 //! If vLLM has split the reasoning off already (B16), its split is undone and made anew: text of its reasoning field enters the
 //! splitter as the inside of a block, and its content behind a `</think>` that is put back. So one splitter judges white
-//! space, second blocks and tags that leaked into either field, whichever way the text came.
+//! space, second blocks and tags that leaked into either field, whichever way the text came. vLLM 0.32 also ends the reasoning
+//! at a `<tool_call>` inside the block, and its content doesn't say so: see `torn`.
 
 use std::sync::Arc;
 
 use super::engine_calls::{EngineCalls, Numbering};
 use super::said::{Said, call_id};
+use super::torn::Torn;
 use super::{AnswerPlan, Finish, Judged, ReasoningNames, ReasoningPlan, ToolPlan};
 use crate::protocol::chat::{self, Malformed, unquote};
 use crate::reasoning::{Channel, Opener, Part, Splitter, Thinking};
@@ -44,6 +46,8 @@ pub(super) struct Voice {
     inline: bool,
     /// With `inline`: a `<think>` was written that isn't closed.
     inline_open: bool,
+    /// Content whose place isn't known yet: `source` is still `Reasoning`.
+    torn: Option<Box<Torn>>,
     parts: Vec<Part>,
     pieces: Vec<Piece>,
 }
@@ -91,6 +95,7 @@ impl Voice {
             engine: EngineCalls::default(),
             inline: plan.names == ReasoningNames::Inline,
             inline_open: false,
+            torn: None,
             parts: Vec::new(),
             pieces: Vec::new(),
         }
@@ -109,7 +114,7 @@ impl Voice {
 
     /// A call is held back now.
     pub(super) fn holds_call(&self) -> bool {
-        self.scanner.as_ref().is_some_and(Scanner::in_call)
+        self.torn.is_some() || self.scanner.as_ref().is_some_and(Scanner::in_call)
     }
 
     /// It is a message, not a row of deltas.
@@ -149,6 +154,7 @@ impl Voice {
 
     /// The upstream says that the choice is at its end: what is held leaves, and the finish that the client gets is known.
     pub(super) fn finish(&mut self, upstream: Finish, said: &mut Said) -> Finish {
+        self.mend_as_split(said);
         if let Some(splitter) = &mut self.splitter {
             splitter.finish(&mut self.parts);
         }
@@ -173,6 +179,7 @@ impl Voice {
         if self.thinking.is_none() {
             return self.reason(text, said);
         }
+        self.mend_as_split(said);
         match self.source {
             Source::Fresh => self.splitter = Some(Splitter::new(Thinking::On, Opener::Prompt, self.tools.clone())),
             Source::OneField | Source::Content => self.split("<think>", said),
@@ -191,10 +198,19 @@ impl Voice {
         let Some((thinking, opener)) = self.thinking else {
             return self.say(text, said);
         };
+        if self.torn.is_some() {
+            return self.hear_torn(text, said);
+        }
         match self.source {
             Source::Fresh => {
                 self.splitter = Some(Splitter::new(thinking, opener, self.tools.clone()));
                 self.source = Source::OneField;
+            }
+            Source::Reasoning { closed: false } if Torn::begins(text) => {
+                if let Some(splitter) = &self.splitter {
+                    self.torn = Some(Box::new(Torn::new(splitter.clone())));
+                }
+                return self.hear_torn(text, said);
             }
             Source::Reasoning { closed } => {
                 if !closed {
@@ -205,6 +221,36 @@ impl Voice {
             Source::OneField | Source::Content => {}
         }
         self.split(text, said);
+    }
+
+    /// Content behind a reasoning that may have been torn off.
+    fn hear_torn(&mut self, text: &str, said: &mut Said) {
+        let Some(torn) = &mut self.torn else { return };
+        torn.push(text);
+        if torn.in_block() {
+            if torn.is_full() {
+                self.mend_as_split(said);
+            }
+            return;
+        }
+        if let Some(torn) = self.torn.take() {
+            let (splitter, parts) = torn.block_closed();
+            self.splitter = Some(splitter);
+            self.parts.extend(parts);
+            self.source = Source::Content;
+            self.sort_parts(said);
+        }
+    }
+
+    /// No `</think>` came: vLLM's split stands, if it was in doubt.
+    fn mend_as_split(&mut self, said: &mut Said) {
+        let Some(torn) = self.torn.take() else { return };
+        self.split("</think>", said);
+        if let Some(splitter) = &mut self.splitter {
+            splitter.expect_stray();
+        }
+        self.source = Source::Content;
+        self.split(&torn.text(), said);
     }
 
     fn split(&mut self, text: &str, said: &mut Said) {

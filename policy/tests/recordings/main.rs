@@ -7,3 +7,4 @@ mod expected;
 mod replay;
 mod splits;
 mod tape;
+mod torn;

@@ -12,7 +12,7 @@ use sluice_policy::turn::{AnswerPlan, ReasoningNames, ReasoningPlan, Step, Surfa
 use crate::client::{Heard, listen, read};
 use crate::tape::shared;
 
-fn plan(tools: &Value, opener: Opener, names: ReasoningNames) -> AnswerPlan {
+pub(crate) fn plan(tools: &Value, opener: Opener, names: ReasoningNames) -> AnswerPlan {
     let tools = Arc::new(ToolSet::parse(tools.to_string().as_bytes()).unwrap());
     AnswerPlan {
         surface: Surface::Chat,
@@ -36,14 +36,20 @@ fn plan(tools: &Value, opener: Opener, names: ReasoningNames) -> AnswerPlan {
 
 /// vLLM's stream of `tokens`.
 fn stream(tokens: &[&str], finish: &str) -> Vec<u8> {
+    let deltas: Vec<_> = tokens.iter().map(|token| json!({"content": token})).collect();
+    stream_of(&deltas, finish)
+}
+
+/// A stream of one choice.
+pub(crate) fn stream_of(deltas: &[Value], finish: &str) -> Vec<u8> {
     let chunk = |delta: Value, finish: Value| {
         let choice = json!({"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish});
         let chunk = json!({"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]});
         format!("data: {chunk}\n\n")
     };
     let mut stream = chunk(json!({"role": "assistant", "content": ""}), Value::Null);
-    for token in tokens {
-        stream += &chunk(json!({"content": token}), Value::Null);
+    for delta in deltas {
+        stream += &chunk(delta.clone(), Value::Null);
     }
     stream += &chunk(json!({"content": ""}), json!(finish));
     stream += "data: [DONE]\n\n";
@@ -51,13 +57,18 @@ fn stream(tokens: &[&str], finish: &str) -> Vec<u8> {
 }
 
 fn streamed(plan: &AnswerPlan, tokens: &[&str], finish: &str, piece: usize) -> Heard {
+    played(plan, &stream(tokens, finish), piece)
+}
+
+/// What a client hears of `stream`, fed in pieces of `piece` bytes.
+pub(crate) fn played(plan: &AnswerPlan, stream: &[u8], piece: usize) -> Heard {
     let mut turn = Turn::new(plan.clone());
     let mut steps = Vec::new();
-    for piece in stream(tokens, finish).chunks(piece) {
+    for piece in stream.chunks(piece) {
         turn.push(Bytes::copy_from_slice(piece), &mut steps);
     }
     turn.end(&mut steps);
-    assert!(matches!(steps.pop(), Some(Step::Done)), "{tokens:?}");
+    assert!(matches!(steps.pop(), Some(Step::Done)));
     let bytes: Vec<u8> = steps
         .into_iter()
         .flat_map(|step| match step {
@@ -68,8 +79,16 @@ fn streamed(plan: &AnswerPlan, tokens: &[&str], finish: &str, piece: usize) -> H
     listen(&bytes, false)
 }
 
-fn whole(plan: &AnswerPlan, text: &str, finish: &str) -> Heard {
-    let message = json!({"role": "assistant", "content": text, "reasoning": null});
+pub(crate) fn whole(plan: &AnswerPlan, text: &str, finish: &str) -> Heard {
+    whole_message(
+        plan,
+        json!({"role": "assistant", "content": text, "reasoning": null}),
+        finish,
+    )
+}
+
+/// A whole answer of one choice.
+pub(crate) fn whole_message(plan: &AnswerPlan, message: Value, finish: &str) -> Heard {
     let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": finish});
     let answer =
         json!({"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]});
