@@ -48,7 +48,8 @@ impl Drain {
             registry.end_all();
             let _ = tokio::time::timeout(LAST_WORDS, registry.is_idle()).await;
         }
-        self.connections_closed(self.limit.saturating_sub(begun.elapsed())).await;
+        self.connections_closed(self.limit.saturating_sub(begun.elapsed()))
+            .await;
         if let Some(supervisor) = supervisor {
             supervisor.shutdown().await;
         }

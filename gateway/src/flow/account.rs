@@ -30,12 +30,18 @@ pub struct Books {
 /// The attempt under way, known before anybody can say what became of it: a client that leaves in prefill leaves a record
 /// of whom it was sent to.
 #[derive(Clone, Default)]
-pub struct Progress(Arc<Mutex<Option<(u32, Arc<str>, Route)>>>);
+pub struct Progress(Arc<Mutex<Option<Attempt>>>);
+
+struct Attempt {
+    count: u32,
+    replica: Arc<str>,
+    route: Route,
+}
 
 impl Progress {
     /// The attempt of this number goes to this replica.
     pub fn attempt(&self, count: u32, replica: Arc<str>, route: Route) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((count, replica, route));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Attempt { count, replica, route });
     }
 }
 
@@ -223,7 +229,8 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         let mut record = std::mem::take(&mut self.record);
-        if let Some((count, replica, route)) = self.progress.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        if let Some(Attempt { count, replica, route }) =
+            self.progress.0.lock().unwrap_or_else(PoisonError::into_inner).take()
             && record.attempts < count
         {
             record.attempts = count;

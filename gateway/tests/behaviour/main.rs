@@ -5,6 +5,8 @@
 //! measurements: what must be *before* something else is shown by order (a script that goes on only after the client has
 //! seen the last step).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+// Measured times, and the log of a gateway whose test failed.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 /// The gateway as a process, scripted replicas, and clients that see every byte.
 mod harness;
