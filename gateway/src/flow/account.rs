@@ -32,13 +32,16 @@ pub struct Books {
 #[derive(Clone, Default)]
 pub struct Progress(Arc<Mutex<Option<Attempt>>>);
 
-/// Number, replica and route of an attempt.
-type Attempt = (u32, Arc<str>, Route);
+struct Attempt {
+    count: u32,
+    replica: Arc<str>,
+    route: Route,
+}
 
 impl Progress {
     /// The attempt of this number goes to this replica.
     pub fn attempt(&self, count: u32, replica: Arc<str>, route: Route) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((count, replica, route));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Attempt { count, replica, route });
     }
 }
 
@@ -226,7 +229,8 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         let mut record = std::mem::take(&mut self.record);
-        if let Some((count, replica, route)) = self.progress.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        if let Some(Attempt { count, replica, route }) =
+            self.progress.0.lock().unwrap_or_else(PoisonError::into_inner).take()
             && record.attempts < count
         {
             record.attempts = count;

@@ -32,39 +32,39 @@ async fn first<'a>(a: &'a mut Replica, b: &'a mut Replica) -> (Asked, &'a mut Re
 
 /// How a stream ends too early.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum End {
+enum Breaks {
     Reset,
-    Eof,
-    Clean,
+    EndOfFile,
+    CleanEnd,
     Done,
     ErrorThenDone,
     Oversized,
     Garbage,
 }
 
-const ENDS: [End; 7] = [
-    End::Reset,
-    End::Eof,
-    End::Clean,
-    End::Done,
-    End::ErrorThenDone,
-    End::Oversized,
-    End::Garbage,
+const ENDS: [Breaks; 7] = [
+    Breaks::Reset,
+    Breaks::EndOfFile,
+    Breaks::CleanEnd,
+    Breaks::Done,
+    Breaks::ErrorThenDone,
+    Breaks::Oversized,
+    Breaks::Garbage,
 ];
 
-impl End {
+impl Breaks {
     async fn play(self, mut asked: Asked) {
         match self {
-            End::Reset => asked.reset(),
-            End::Eof => asked.close(),
-            End::Clean => asked.write(b"0\r\n\r\n").await,
-            End::Done => asked.done().await,
-            End::ErrorThenDone => {
+            Breaks::Reset => asked.reset(),
+            Breaks::EndOfFile => asked.close(),
+            Breaks::CleanEnd => asked.write(b"0\r\n\r\n").await,
+            Breaks::Done => asked.done().await,
+            Breaks::ErrorThenDone => {
                 let error = json!({"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "param": null, "code": 500}});
                 asked.event(&error).await;
                 asked.done().await;
             }
-            End::Oversized => {
+            Breaks::Oversized => {
                 let piece = vec![b'x'; 1 << 20];
                 asked
                     .piece(b"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"")
@@ -77,7 +77,7 @@ impl End {
                 }
                 panic!("64 MiB of one event were read");
             }
-            End::Garbage => {
+            Breaks::Garbage => {
                 asked.piece(b"data: <html>502</html>\n\n").await;
                 asked.gone().await;
             }

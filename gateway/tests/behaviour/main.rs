@@ -4,13 +4,9 @@
 //! replicas, which the test drives byte by byte, or simulated ones. Times in assertions are guards against hanging, never
 //! measurements: what must be *before* something else is shown by order (a script that goes on only after the client has
 //! seen the last step).
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::print_stderr
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+// Measured times, and the log of a gateway whose test failed.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 /// The gateway as a process, scripted replicas, and clients that see every byte.
 mod harness;
@@ -23,7 +19,6 @@ mod crowd;
 mod drain;
 mod edge_routes;
 mod errors;
-mod examples;
 mod h2;
 mod headers;
 mod leaving_client;
