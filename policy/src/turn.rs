@@ -175,7 +175,7 @@ impl Turn {
             whole: true,
             ..Self::new(plan)
         };
-        let text = std::str::from_utf8(body).map_err(|_| garbled("isn't UTF-8"))?;
+        let text = simdutf8::basic::from_utf8(body).map_err(|_| garbled("isn't UTF-8"))?;
         let mut chunk = Chunk::default();
         chunk
             .read(text, "")
@@ -212,7 +212,7 @@ impl Turn {
         if event.data == "[DONE]" {
             return self.done(Some(event), out);
         }
-        let Ok(text) = std::str::from_utf8(&event.data) else {
+        let Ok(text) = simdutf8::basic::from_utf8(&event.data) else {
             return self.fail(garbled("isn't UTF-8"), out);
         };
         let mut chunk = std::mem::take(&mut self.chunk);

@@ -80,6 +80,7 @@ fn its_dependencies_do_no_io() {
         "memchr",
         "serde",
         "serde_json",
+        "simdutf8",
         "thiserror",
     ];
     for name in names {

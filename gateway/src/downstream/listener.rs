@@ -113,26 +113,27 @@ impl<S: Serve> Listener<S> {
             return;
         };
         match &self.tls {
-            None => self.plain(stream, peer, limits, shutdown).await,
+            // Boxed: the largest of these futures would be the size of every connection's.
+            None => Box::pin(self.plain(stream, peer, limits, shutdown)).await,
             Some(acceptor) => {
                 let Ok(Ok(stream)) = tokio::time::timeout(limits.header_time, acceptor.accept(stream)).await else {
                     return; // not TLS, no common version, or too slow: nobody to tell
                 };
                 if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-                    self.h2(
+                    Box::pin(self.h2(
                         Transport::new(stream, Bytes::new(), limits.write_stall),
                         peer,
                         limits,
                         shutdown,
-                    )
+                    ))
                     .await;
                 } else {
-                    self.h1(
+                    Box::pin(self.h1(
                         Transport::new(stream, Bytes::new(), limits.write_stall),
                         peer,
                         limits,
                         shutdown,
-                    )
+                    ))
                     .await;
                 }
             }
@@ -147,9 +148,9 @@ impl<S: Serve> Listener<S> {
         let Ok(Ok((first, is_h2))) = sniffed else { return };
         let transport = Transport::new(stream, first, limits.write_stall);
         if is_h2 && limits.http2 {
-            self.h2(transport, peer, limits, shutdown).await;
+            Box::pin(self.h2(transport, peer, limits, shutdown)).await;
         } else {
-            self.h1(transport, peer, limits, shutdown).await;
+            Box::pin(self.h1(transport, peer, limits, shutdown)).await;
         }
     }
 
@@ -166,6 +167,7 @@ impl<S: Serve> Listener<S> {
             .half_close(false)
             .serve_connection(TokioIo::new(transport), self.per_request(peer, &hang_up));
         let outcome = tokio::select! {
+            biased;
             outcome = &mut connection => outcome,
             () = draining(shutdown) => {
                 Pin::new(&mut connection).graceful_shutdown();
@@ -195,6 +197,7 @@ impl<S: Serve> Listener<S> {
             .serve_connection(TokioIo::new(transport), self.per_request(peer, &hang_up));
         let mut connection = pin!(connection);
         let _ = tokio::select! {
+            biased;
             outcome = connection.as_mut() => outcome,
             () = hang_up.wanted() => return,
             () = draining(shutdown) => {

@@ -58,6 +58,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<S> {
         if self.first.has_remaining() {
             let take = self.first.len().min(buf.remaining());
             buf.put_slice(&self.first.split_to(take));
+            if self.first.is_empty() {
+                self.first = Bytes::new(); // an empty slice would keep its buffer
+            }
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();

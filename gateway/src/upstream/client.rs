@@ -8,7 +8,7 @@
 //! Head and body leave in one vectored write; a large body is never copied together.
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, response};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -232,8 +232,8 @@ pub async fn send(
 
 /// A response whose body is read by polling. Dropping it before its end closes the connection.
 pub struct Answer {
-    /// Status and headers.
-    pub head: response::Parts,
+    status: StatusCode,
+    content_type: Option<HeaderValue>,
     body: Incoming,
     connection: Option<Connection>,
     pool: Arc<Pool>,
@@ -243,8 +243,11 @@ pub struct Answer {
 impl Answer {
     fn new(response: Response<Incoming>, connection: Connection, pool: Arc<Pool>) -> Self {
         let (head, body) = response.into_parts();
+        // A header's value is a slice of hyper's read buffer and would keep all of it for as long as the stream runs.
+        let content_type = head.headers.get(http::header::CONTENT_TYPE);
         Answer {
-            head,
+            status: head.status,
+            content_type: content_type.and_then(|value| HeaderValue::from_bytes(value.as_bytes()).ok()),
             body,
             connection: Some(connection),
             pool,
@@ -254,12 +257,12 @@ impl Answer {
 
     /// The response status.
     pub fn status(&self) -> StatusCode {
-        self.head.status
+        self.status
     }
 
     /// The response's content type, if it has one.
     pub fn content_type(&self) -> Option<&HeaderValue> {
-        self.head.headers.get(http::header::CONTENT_TYPE)
+        self.content_type.as_ref()
     }
 
     /// The next piece of the body; `None` at its proper end, after which the connection is back in the pool.

@@ -20,6 +20,9 @@ use crate::flow::reply::Reply;
 /// The largest buffer that a declared length makes us reserve at once; beyond it the buffer grows with what comes.
 const FIRST_RESERVE_BYTES: usize = 1 << 20;
 
+/// A body in one piece is copied out of hyper's read buffer (8 KiB) up to this size.
+const COPIED_BYTES: usize = 4096;
+
 /// Limits of one body.
 #[derive(Debug, Clone, Copy)]
 pub struct BodyLimits {
@@ -141,7 +144,12 @@ async fn collect(
         }
         all.extend_from_slice(&data);
     }
-    Ok(if all.is_empty() { first } else { all.freeze() })
+    Ok(match all.is_empty() {
+        // A small body is a slice of hyper's read buffer and would keep all of it until the answer ends.
+        true if first.len() <= COPIED_BYTES => Bytes::copy_from_slice(&first),
+        true => first,
+        false => all.freeze(),
+    })
 }
 
 fn too_large(limits: BodyLimits) -> Fault {

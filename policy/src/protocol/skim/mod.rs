@@ -113,8 +113,10 @@ impl<'a> Cursor<'a> {
     /// # Errors
     /// [`SkimError::NotUtf8`].
     pub fn new(document: &'a [u8], depth_limit: u32) -> Result<Self, SkimError> {
-        let text = std::str::from_utf8(document).map_err(|error| SkimError::NotUtf8 {
-            at: error.valid_up_to(),
+        let text = simdutf8::basic::from_utf8(document).map_err(|_| SkimError::NotUtf8 {
+            at: std::str::from_utf8(document)
+                .err()
+                .map_or(0, |error| error.valid_up_to()),
         })?;
         let controls = has_control(document);
         Ok(Cursor {
