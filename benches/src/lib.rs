@@ -6,11 +6,11 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-/// Answers of a model, as chunks of vLLM's stream.
+// Answers of a model, as chunks of vLLM's stream.
 pub mod answers;
-/// Requests of an agent.
+// Requests of an agent.
 pub mod requests;
-/// The generator.
+// The generator.
 pub mod seed;
 
 pub use answers::{Pushes, decoding, pushes};

@@ -5,13 +5,13 @@
 //! service of one thread (`beside`). The end is ours: pingora's grace period is a fixed sleep (trap 1), so `drain` leaves
 //! as soon as the last stream has ended.
 
-/// What runs beside the path.
+// What runs beside the path.
 pub mod beside;
-/// From configuration to what requests use.
+// From configuration to what requests use.
 pub mod build;
-/// The end.
+// The end.
 pub mod drain;
-/// What a person reads at the start.
+// What a person reads at the start.
 pub mod greeting;
 
 use arc_swap::ArcSwap;
@@ -46,7 +46,7 @@ use crate::flow::call::Buffers;
 use crate::flow::registry::Registry;
 use crate::keys::{KeyFileError, KeyRing};
 use crate::record::{self, RecordError, Recorder};
-use crate::simulator::{SimConfig, Simulator};
+use crate::simulator::Simulator;
 use crate::supervisor::{self, Settings, Simulation, StartSimulation};
 use crate::telemetry::{Metrics, TelemetryError};
 
@@ -284,18 +284,15 @@ fn simulate() -> StartSimulation {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let model = spec
-            .model
-            .trim_end_matches(crate::simulator::SIMULATED_SUFFIX)
-            .to_owned();
-        let simulator = Simulator::new(SimConfig {
-            model,
-            gpu: config.gpu,
-            ..SimConfig::default()
-        })
-        .map_err(std::io::Error::other)?;
+        let mut config = config.clone();
+        // A backend without a model gets the simulator's own.
+        if !spec.model.is_empty() {
+            config.model.clone_from(&spec.model);
+        }
+        let model = config.served_model();
+        let simulator = Simulator::new(config).map_err(std::io::Error::other)?;
         let task = tokio::spawn(async move { simulator.serve(listener, std::future::pending()).await });
-        Ok(Simulation { address, task })
+        Ok(Simulation { address, task, model })
     })
 }
 

@@ -5,7 +5,7 @@
 //! only names of environment variables. Where a file is looked for, `source` says; how a changed file comes into effect
 //! without touching running requests, `live` says.
 
-use std::{fs::File, io::Read, path::Path};
+use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -14,11 +14,12 @@ use crate::record::RecordConfig;
 
 pub use self::{
     auth::AuthConfig,
-    backend::{BackendConfig, LauncherKind, ReplicaConfig},
+    backend::{BackendConfig, ReplicaConfig},
     error::{ConfigError, Place, Problem},
     limits::LimitsConfig,
     live::{Live, Reload, on_hangup},
     log::{LogConfig, LogFormat},
+    profile::ProfileTable,
     reasoning::{ReasoningConfig, ReasoningForm, ReasoningNames, ThinkOpener},
     server::{ServerConfig, TlsConfig},
     source::{BackendOverride, Origin, Overrides, Source},
@@ -30,24 +31,25 @@ pub use self::{
 mod auth;
 mod backend;
 mod document;
-/// Durations with their unit.
+// Durations with their unit.
 pub mod duration;
 mod error;
 mod limits;
-/// The running configuration and how it is reloaded.
+// The running configuration and how it is reloaded.
 pub mod live;
 mod log;
+mod profile;
 mod reading;
 mod reasoning;
 mod server;
-/// Sizes with their unit.
+// Sizes with their unit.
 pub mod size;
-/// Which file, and what the command line adds to it.
+// Which file, and what the command line adds to it.
 pub mod source;
 mod tools;
 mod upstream;
 mod validate;
-/// Files that are watched for changes.
+// Files that are watched for changes.
 pub mod watch;
 
 /// The largest configuration that is read, in bytes. The shipped one has about 10 KiB.
@@ -78,6 +80,8 @@ pub struct Config {
     pub tools: ToolsConfig,
     /// vLLM's side.
     pub upstream: UpstreamConfig,
+    /// Launch profiles beside the built-in ones, by name.
+    pub profile: BTreeMap<String, ProfileTable>,
     /// The served models, at least one.
     pub backend: Vec<BackendConfig>,
 }
@@ -125,7 +129,9 @@ pub(crate) fn read_table<T: DeserializeOwned>(name: &str, text: &str) -> Result<
         file: name.to_owned(),
         problems,
     };
-    reading::table(text, &[]).map(|(table, _)| table).map_err(invalid)
+    reading::table(text, &[], |_| None)
+        .map(|(table, _)| table)
+        .map_err(invalid)
 }
 
 /// The file's text, bounded.

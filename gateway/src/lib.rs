@@ -3,27 +3,27 @@
 //! The modules stand in the order in which a request meets them; the last five stand beside its path.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
-/// The command line.
+// The command line.
 pub mod cli;
-/// The one configuration file.
+// The one configuration file.
 pub mod config;
-/// The process: what is built at start, in which order, and how it ends.
+// The process: what is built at start, in which order, and how it ends.
 pub mod app;
-/// Who may ask: keys, kept as hashes.
+// Who may ask: keys, kept as hashes.
 pub mod keys;
-/// 1 The client's side: listener, TLS, layers, endpoints, faults.
+// 1 The client's side: listener, TLS, layers, endpoints, faults.
 pub mod downstream;
-/// 2 One request: ask, plan, attempt, relay, record.
+// 2 One request: ask, plan, attempt, relay, record.
 pub mod flow;
-/// 3 vLLM's side: client, fleet, replica, probes.
+// 3 vLLM's side: client, fleet, replica, probes.
 pub mod upstream;
-/// 4 What is kept of a request.
+// 4 What is kept of a request.
 pub mod record;
-/// Beside the path: holds every replica to its launcher and profile.
+// Beside the path: holds every replica to its launcher and profile.
 pub mod supervisor;
-/// Beside the path: metrics.
+// Beside the path: metrics.
 pub mod telemetry;
-/// Beside the path: the admin listener.
+// Beside the path: the admin listener.
 pub mod admin;
-/// Beside the path: a stand-in for vLLM.
+// Beside the path: a stand-in for vLLM.
 pub mod simulator;

@@ -7,17 +7,17 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
-/// Wire types and codecs: what a client asks, what vLLM sends, what the client gets.
+// Wire types and codecs: what a client asks, what vLLM sends, what the client gets.
 pub mod protocol;
-/// Which replica: the session key and its hash.
+// Which replica: the session key and its hash.
 pub mod route;
-/// `<think>` text apart from the answer.
+// `<think>` text apart from the answer.
 pub mod reasoning;
-/// Tool calls found in the answer's text.
+// Tool calls found in the answer's text.
 pub mod tool_call;
-/// One answer, composed of the stages above: upstream bytes in, steps out.
+// One answer, composed of the stages above: upstream bytes in, steps out.
 pub mod turn;
-/// Instants in, TTFT, ITL, TPOT and tokens per second out.
+// Instants in, TTFT, ITL, TPOT and tokens per second out.
 pub mod meter;
-/// Launch profiles: typed settings, argv, crash diagnosis.
+// Launch profiles: typed settings, argv, crash diagnosis.
 pub mod profile;

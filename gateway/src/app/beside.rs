@@ -205,13 +205,13 @@ async fn follow(
     loop {
         let state = states.borrow_and_update().clone();
         match &state {
-            ReplicaState::Ready { url, .. } => {
+            ReplicaState::Ready { url, models, .. } => {
                 let address = Address::from_url(url);
                 if address.is_none() {
                     tracing::error!(replica = %replica.name, url, "not a URL that requests can be sent to");
                 }
                 replica.moved_to(address);
-                learn(&backend, &replica).await;
+                learn(&backend, &replica, models).await;
                 let before = replica.set_readiness(Readiness::Ready);
                 if before != Readiness::Ready {
                     greeting::ready(&backend, &replica, url);
@@ -236,16 +236,14 @@ async fn follow(
 }
 
 /// What only the replica knows: its model's id, and how it takes tools.
-async fn learn(backend: &Arc<Backend>, replica: &Arc<Replica>) {
+async fn learn(backend: &Arc<Backend>, replica: &Arc<Replica>, models: &[String]) {
     if replica.model().is_empty() {
-        match probe::models(replica).await {
-            Ok(models) => {
-                if let Some(model) = models.first() {
-                    replica.serves(model);
-                    backend.learn_model(model);
-                }
+        match models.first() {
+            Some(model) => {
+                replica.serves(model);
+                backend.learn_model(model);
             }
-            Err(error) => tracing::warn!(replica = %replica.name, %error, "the replica did not list its models"),
+            None => tracing::warn!(replica = %replica.name, "the replica lists no model"),
         }
     }
     match probe::opener(replica, &replica.model()).await {

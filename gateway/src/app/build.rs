@@ -1,17 +1,17 @@
 //! From configuration to what requests use: the flow's settings, the fleet, the supervisor's specs.
 
 use http::HeaderValue;
-use sluice_policy::profile::{Profile, builtin};
+use sluice_policy::profile::Profile;
 use sluice_policy::protocol::ask::AskLimits;
 use sluice_policy::reasoning::Opener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{BackendConfig, Config, LauncherKind, ReasoningForm, ThinkOpener, ToolParsing, UpstreamConfig};
+use crate::config::{BackendConfig, Config, ReasoningForm, ThinkOpener, ToolParsing};
 use crate::flow::exchange::ExchangeLimits;
 use crate::flow::{self, FlowConfig};
 use crate::simulator::SIMULATED_SUFFIX;
-use crate::supervisor::{ExternalConfig, LauncherConfig, ProcessConfig, ReplicaKey, ReplicaSpec, SimulatedConfig};
+use crate::supervisor::{ReplicaKey, ReplicaSpec};
 use crate::upstream::fleet::SessionLimits;
 use crate::upstream::{Backend, Fleet, Replica};
 
@@ -85,27 +85,24 @@ pub fn fleet(config: &Config) -> Result<(Fleet, Vec<ReplicaSpec>), BuildError> {
     let mut backends = Vec::with_capacity(config.backend.len());
     let mut specs = Vec::new();
     for backend in &config.backend {
-        let profile = builtin(&backend.profile).ok_or_else(|| BuildError::Profile {
+        let profile = config.profile(&backend.profile).ok_or_else(|| BuildError::Profile {
             backend: backend.name.clone(),
             profile: backend.profile.clone(),
         })?;
-        specs.extend(backend_specs(backend, profile, &config.upstream));
+        specs.extend(backend_specs(backend, &profile));
         backends.push(Arc::new(self::backend(backend)?));
     }
     Ok((Fleet { backends }, specs))
 }
 
 fn backend(config: &BackendConfig) -> Result<Backend, BuildError> {
-    let all_simulated = config
-        .replica
-        .iter()
-        .all(|replica| replica.launcher == LauncherKind::Simulated);
+    let all_simulated = config.replica.iter().all(|replica| replica.launcher.is_simulated());
     let authorization = authorization(config)?;
     let replicas = config
         .replica
         .iter()
         .map(|replica| {
-            let simulated = replica.launcher == LauncherKind::Simulated;
+            let simulated = replica.launcher.is_simulated();
             let authorization = if simulated { None } else { authorization.clone() };
             let made = Replica::new(&replica.name, simulated, authorization, None);
             made.serves(&served_id(&config.model, simulated));
@@ -149,24 +146,9 @@ fn authorization(config: &BackendConfig) -> Result<Option<HeaderValue>, BuildErr
     Ok(Some(value))
 }
 
-fn backend_specs<'a>(
-    backend: &'a BackendConfig,
-    profile: &'a Profile,
-    upstream: &'a UpstreamConfig,
-) -> impl Iterator<Item = ReplicaSpec> + 'a {
+fn backend_specs<'a>(backend: &'a BackendConfig, profile: &'a Profile) -> impl Iterator<Item = ReplicaSpec> + use<'a> {
     backend.replica.iter().map(move |replica| {
-        let launcher = match replica.launcher {
-            LauncherKind::External => LauncherConfig::External(ExternalConfig {
-                url: replica.url.clone(),
-                probe_s: probe_s(upstream),
-            }),
-            LauncherKind::Process => LauncherConfig::Process(ProcessConfig {
-                command: replica.command.clone(),
-                ..ProcessConfig::on_port(replica.port)
-            }),
-            LauncherKind::Simulated => LauncherConfig::Simulated(SimulatedConfig { gpu: replica.gpu }),
-        };
-        let simulated = replica.launcher == LauncherKind::Simulated;
+        let simulated = replica.launcher.is_simulated();
         ReplicaSpec {
             name: replica.name.clone(),
             model: served_id(&backend.model, simulated),
@@ -177,14 +159,9 @@ fn backend_specs<'a>(
                 ReplicaKey::from_env(&backend.key_env)
             },
             profile: profile.clone(),
-            launcher,
+            launcher: replica.launcher.clone(),
         }
     })
-}
-
-/// Whole seconds, at least one.
-fn probe_s(upstream: &UpstreamConfig) -> u32 {
-    u32::try_from(upstream.probe.as_secs()).unwrap_or(u32::MAX).max(1)
 }
 
 fn usize_of(bytes: u64) -> usize {

@@ -7,7 +7,7 @@
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::flow::Flow;
@@ -36,6 +36,7 @@ pub struct Drain {
 impl Drain {
     /// Ends the process.
     pub async fn run(self, supervisor: Option<Supervisor>) -> ! {
+        let begun = Instant::now();
         self.draining.store(true, Ordering::Relaxed);
         let registry = &self.flow.registry;
         tracing::info!(
@@ -47,7 +48,8 @@ impl Drain {
             registry.end_all();
             let _ = tokio::time::timeout(LAST_WORDS, registry.is_idle()).await;
         }
-        self.connections_closed().await;
+        self.connections_closed(self.limit.saturating_sub(begun.elapsed()))
+            .await;
         if let Some(supervisor) = supervisor {
             supervisor.shutdown().await;
         }
@@ -69,14 +71,15 @@ impl Drain {
         }
     }
 
-    /// The last bytes of the last answers leave with their connections.
-    async fn connections_closed(&self) {
+    /// The last bytes of the last answers leave with their connections. Idle connections close at once, so who is left after
+    /// them is a client that still reads: it has the rest of the drain's time.
+    async fn connections_closed(&self, left: Duration) {
         let closed = async {
             while self.connections.load(Ordering::Relaxed) > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        let _ = tokio::time::timeout(IDLE_CONNECTIONS, closed).await;
+        let _ = tokio::time::timeout(left.max(IDLE_CONNECTIONS), closed).await;
     }
 
     fn leave(&self) -> ! {

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::{CliError, ConfigArgs, output};
-use crate::config::{Config, LauncherKind, Overrides};
+use crate::config::{Config, Overrides};
 
 /// Check a configuration file
 ///
@@ -38,9 +38,7 @@ pub(super) fn run(args: &CheckConfigArgs) -> Result<(), CliError> {
 /// What the configuration comes to, in one line.
 fn summary(config: &Config) -> String {
     let replicas = || config.backend.iter().flat_map(|backend| &backend.replica);
-    let simulated = replicas()
-        .filter(|replica| replica.launcher == LauncherKind::Simulated)
-        .count();
+    let simulated = replicas().filter(|replica| replica.launcher.is_simulated()).count();
     let simulated = if simulated == 0 {
         String::new()
     } else {

@@ -4,7 +4,7 @@
 
 use std::{fs::File, io::Read as _, net::SocketAddr, path::PathBuf};
 
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use toml::{Table, Value};
 
 use super::{CliError, output};
@@ -25,7 +25,8 @@ Examples:
   sluice simulate --setup parsers --fault malformed_call=0.2 --fault reset_mid=0.05 --seed 7
   sluice simulate --set max_num_seqs=4 --set prefix_caching=false
 
-A client chooses a fault for one request by header; see ARCHITECTURE.md.")]
+A client makes one request go wrong by a header, a field of the body or a marker in a message:
+`Simulator: making it misbehave` in ARCHITECTURE.md has the knobs, the faults and the kinds of calls.")]
 pub(super) struct SimulateArgs {
     /// Address to listen on
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8000")]
@@ -102,8 +103,25 @@ fn pair(text: &str) -> Result<(String, Value), PairError> {
 struct PairError;
 
 impl SimulateArgs {
-    /// The simulator's settings, `T`: its file with the flags on top.
-    fn settings<T: DeserializeOwned>(&self) -> Result<T, CliError> {
+    /// The simulator's settings: its file with the flags on top.
+    fn settings(&self) -> Result<SimConfig, CliError> {
+        let table = self.table()?;
+        let (who, rest): (Table, Table) = table.into_iter().partition(|(key, _)| WHO.contains(&key.as_str()));
+        let Who {
+            model,
+            aliases,
+            api_key_env,
+        } = read(&who)?;
+        let rest: SimConfig = read(&rest)?;
+        Ok(SimConfig {
+            model: model.unwrap_or_else(|| rest.model.clone()),
+            aliases,
+            api_key_env,
+            ..rest
+        })
+    }
+
+    fn table(&self) -> Result<Table, CliError> {
         let mut table = self.file()?;
         let texts = [
             ("model", &self.model),
@@ -129,9 +147,7 @@ impl SimulateArgs {
                 faults.extend(self.faults.iter().cloned());
             }
         }
-        // Read back as a whole: an error names the key, wherever it came from.
-        let text = toml::to_string(&table).map_err(|error| CliError::Output(std::io::Error::other(error)))?;
-        Ok(read_table("the simulator's settings", &text)?)
+        Ok(table)
     }
 
     fn file(&self) -> Result<Table, CliError> {
@@ -149,8 +165,26 @@ impl SimulateArgs {
     }
 }
 
+/// Whom the simulator stands for: in a gateway its backend says that, here the file or the flags.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Who {
+    model: Option<String>,
+    aliases: Vec<String>,
+    api_key_env: String,
+}
+
+/// The keys of [`Who`].
+const WHO: [&str; 3] = ["model", "aliases", "api_key_env"];
+
+/// Writes the table out and reads it as a `T`: an error names the key, wherever it came from.
+fn read<T: DeserializeOwned>(table: &Table) -> Result<T, CliError> {
+    let text = toml::to_string(table).map_err(|error| CliError::Output(std::io::Error::other(error)))?;
+    Ok(read_table("the simulator's settings", &text)?)
+}
+
 pub(super) fn run(args: &SimulateArgs) -> Result<(), CliError> {
-    let settings: SimConfig = args.settings()?;
+    let settings = args.settings()?;
     output::note(&format!(
         "simulating {} on http://{}; no answer is real",
         settings.served_model(),
@@ -170,6 +204,7 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
+    use crate::simulator::FaultRates;
 
     #[derive(Debug, clap::Parser)]
     struct Only {
@@ -177,7 +212,7 @@ mod tests {
         args: SimulateArgs,
     }
 
-    fn settings(args: &[&str]) -> Result<Table, CliError> {
+    fn settings(args: &[&str]) -> Result<SimConfig, CliError> {
         let only = Only::try_parse_from(std::iter::once(&"simulate").chain(args)).unwrap();
         only.args.settings()
     }
@@ -200,10 +235,36 @@ mod tests {
             "--set",
             "model=a/b",
         ];
-        let expect =
-            "seed = 1\nspeed = 10.0\nprefix_caching = false\nmodel = \"a/b\"\n[faults]\nstall = 0.5\nhang = 0.1\n";
-        assert_eq!(settings(&args).unwrap(), expect.parse::<Table>().unwrap());
-        assert_eq!(settings(&[]).unwrap(), Table::new());
+        let faults = FaultRates {
+            stall: 0.5,
+            hang: 0.1,
+            ..FaultRates::default()
+        };
+        let expect = SimConfig {
+            seed: 1,
+            speed: 10.0,
+            prefix_caching: false,
+            model: "a/b".to_owned(),
+            faults,
+            ..SimConfig::default()
+        };
+        assert_eq!(settings(&args).unwrap(), expect);
+        assert_eq!(settings(&[]).unwrap(), SimConfig::default());
+        let who = settings(&["--set", "aliases=['m']", "--api-key-env", "KEY"]).unwrap();
+        assert_eq!((who.aliases, who.api_key_env), (vec!["m".to_owned()], "KEY".to_owned()));
+    }
+
+    #[test]
+    fn a_setting_that_is_none_is_named_with_the_nearest() {
+        for (args, near) in [
+            (["--set", "sped=1"], "did you mean `speed`?"),
+            (["--fault", "stal=0.1"], "did you mean `stall`?"),
+        ] {
+            let error = settings(&args).unwrap_err().to_string();
+            assert!(error.contains(near), "{error}");
+        }
+        let error = settings(&["--fault", "slow_start_time=250"]).unwrap_err().to_string();
+        assert!(error.contains("needs a unit"), "{error}");
     }
 
     #[test]

@@ -1,11 +1,18 @@
 //! `[[backend]]` and `[[backend.replica]]`: the served models, and the vLLMs that serve each.
 
-use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
-use crate::simulator::Gpu;
+use serde::{Deserialize, Serialize};
+use toml::{
+    Spanned,
+    de::{DeTable, Deserializer},
+};
+
+use crate::simulator::SimConfig;
+use crate::supervisor::{ExternalConfig, LauncherConfig, ProcessConfig};
 
 /// A served model.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackendConfig {
     /// Name of this backend in logs, records and metrics. Unique; letters, digits, `-`, `_` and `.`.
@@ -17,7 +24,7 @@ pub struct BackendConfig {
     /// Further ids that clients may ask for; sent upstream as `model`. Default none.
     #[serde(default)]
     pub aliases: Vec<String>,
-    /// Launch profile of the replicas that Sluice starts. Default `chunked_only_safe`.
+    /// Launch profile of the replicas that Sluice starts: a built-in one or a `[profile.NAME]`. Default `chunked_only_safe`.
     #[serde(default = "default_profile")]
     pub profile: String,
     /// Environment variable with the key that vLLM wants (`--api-key`). Empty (default) = vLLM wants none.
@@ -46,67 +53,87 @@ fn default_profile() -> String {
     "chunked_only_safe".to_owned()
 }
 
-/// One vLLM, or its stand-in. Which keys may be given depends on `launcher`; loading checks that.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// One vLLM, or its stand-in. Which keys stand beside `launcher` depends on it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ReplicaConfig {
     /// Name in logs, records, metrics and `x-sluice-replica`. Unique over all backends.
     pub name: String,
-    /// Who starts it.
-    pub launcher: LauncherKind,
-    /// `external`: where it listens, as `http://127.0.0.1:8000`.
-    #[serde(default)]
-    pub url: String,
-    /// `process`: the port that it will listen on, on loopback.
-    #[serde(default)]
-    pub port: u16,
-    /// `process`: the program and its first arguments; `serve`, the model and the profile's flags follow. Default
-    /// `["vllm"]`.
-    #[serde(default = "default_command")]
-    pub command: Vec<String>,
-    /// `simulated`: whose speed it imitates, `h100` (default) or `rtx4090x2`.
-    #[serde(default)]
-    pub gpu: Gpu,
-}
-
-fn default_command() -> Vec<String> {
-    vec!["vllm".to_owned()]
-}
-
-/// Who starts a replica.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LauncherKind {
-    /// Somebody else; Sluice knows its URL.
-    External,
-    /// Sluice, as a process of this machine.
-    Process,
-    /// Nobody: answers are made up inside Sluice and say so.
-    Simulated,
+    /// Who starts it, and that launcher's settings.
+    #[serde(flatten)]
+    pub launcher: LauncherConfig,
 }
 
 impl ReplicaConfig {
     /// An external replica at `url`.
     pub fn external(name: &str, url: &str) -> Self {
-        Self {
-            url: url.to_owned(),
-            ..Self::bare(name, LauncherKind::External)
-        }
+        Self::new(name, LauncherConfig::External(ExternalConfig::at(url)))
     }
 
     /// A simulated replica with the default rates.
     pub fn simulated(name: &str) -> Self {
-        Self::bare(name, LauncherKind::Simulated)
+        Self::new(name, LauncherConfig::Simulated(Box::default()))
     }
 
-    fn bare(name: &str, launcher: LauncherKind) -> Self {
+    /// A replica of that launcher.
+    pub fn new(name: &str, launcher: LauncherConfig) -> Self {
         Self {
             name: name.to_owned(),
             launcher,
-            url: String::new(),
-            port: 0,
-            command: default_command(),
-            gpu: Gpu::default(),
         }
     }
+}
+
+/// What serde refuses in a `[[backend.replica]]`, and where.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    /// serde's message.
+    pub(super) message: String,
+    /// The key or value.
+    pub(super) span: Range<usize>,
+    /// Valid keys beside those that `message` names.
+    pub(super) also: &'static [&'static str],
+}
+
+/// The keys that stand in every `[[backend.replica]]`.
+const OF_EVERY_REPLICA: [&str; 2] = ["name", "launcher"];
+
+/// The first replica that serde refuses, with the place. Behind `flatten` serde knows no places any more: what a launcher takes
+/// is read once more, by itself.
+pub(super) fn refusal(file: &DeTable<'_>) -> Option<Refusal> {
+    tables(file, "backend")
+        .flat_map(|backend| tables(backend.1, "replica"))
+        .find_map(|(span, replica)| refusal_of(span, replica))
+}
+
+/// The tables of the array `key`.
+fn tables<'t, 'i>(above: &'t DeTable<'i>, key: &str) -> impl Iterator<Item = (Range<usize>, &'t DeTable<'i>)> {
+    let items = above.get(key).and_then(|value| value.get_ref().as_array());
+    items
+        .into_iter()
+        .flatten()
+        .filter_map(|item| Some((item.span(), item.get_ref().as_table()?)))
+}
+
+fn refusal_of(span: Range<usize>, replica: &DeTable<'_>) -> Option<Refusal> {
+    let only = |wanted: &dyn Fn(&str) -> bool| {
+        let entries = replica.iter().filter(|(key, _)| wanted(key.get_ref()));
+        let table: DeTable<'_> = entries.map(|(key, value)| (key.clone(), value.clone())).collect();
+        Deserializer::from(Spanned::new(span.clone(), table))
+    };
+    let launcher = replica.get("launcher")?;
+    let settings = only(&|key| !OF_EVERY_REPLICA.contains(&key));
+    let (error, at) = match launcher.get_ref().as_str() {
+        Some("external") => (ExternalConfig::deserialize(settings).err()?, None),
+        Some("process") => (ProcessConfig::deserialize(settings).err()?, None),
+        Some("simulated") => (SimConfig::deserialize(settings).err()?, None),
+        _ => (
+            LauncherConfig::deserialize(only(&|key| key == "launcher")).err()?,
+            Some(launcher.span()),
+        ),
+    };
+    Some(Refusal {
+        message: error.message().to_owned(),
+        span: at.or(error.span()).unwrap_or(span),
+        also: &OF_EVERY_REPLICA,
+    })
 }

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
-    /// `error`, `warn`, `info` (default), `debug` or `trace`; also for one module: `info,sluice_gateway::flow=debug`.
+    /// `error`, `warn`, `info` (default), `debug` or `trace`; also for one module: `info,sluice_gateway::flow=debug`. Plain
+    /// `info` shows only warnings of the process shell (`pingora_core`).
     /// Danger: `trace` writes several lines for each request. Needs a restart.
     pub level: String,
     /// `text` (default) for people, `json` for machines. Needs a restart.

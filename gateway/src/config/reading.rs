@@ -7,6 +7,7 @@ use toml::de::{DeTable, DeValue, Deserializer};
 
 use super::{
     Config, Overrides, Problem, SHIPPED,
+    backend::{self, Refusal},
     document::{Document, Show},
     validate,
 };
@@ -16,7 +17,7 @@ const SYNTAX_PROBLEMS_MAX: usize = 5;
 
 /// Reads, completes by `overrides` and checks.
 pub(super) fn read(text: &str, overrides: &Overrides) -> Result<Config, Vec<Problem>> {
-    let (mut config, document) = table::<Config>(text, &KNOWN)?;
+    let (mut config, document) = table::<Config>(text, &KNOWN, backend::refusal)?;
     overrides.apply(&mut config);
     let findings = validate::check(&config, overrides);
     if findings.is_empty() {
@@ -28,10 +29,12 @@ pub(super) fn read(text: &str, overrides: &Overrides) -> Result<Config, Vec<Prob
     }
 }
 
-/// Reads a `T`; `known` are (section, key) of all settings, for a key that stands in the wrong section.
+/// Reads a `T`; `known` are (section, key) of all settings, for a key that stands in the wrong section; `sharper` finds what
+/// serde refuses where serde itself has lost the place.
 pub(super) fn table<'t, T: DeserializeOwned>(
     text: &'t str,
     known: &[(String, String)],
+    sharper: impl Fn(&DeTable<'_>) -> Option<Refusal>,
 ) -> Result<(T, Document<'t>), Vec<Problem>> {
     let (table, broken) = DeTable::parse_recoverable(text);
     if !broken.is_empty() {
@@ -43,9 +46,22 @@ pub(super) fn table<'t, T: DeserializeOwned>(
             .collect());
     }
     let document = Document::new(text, table.get_ref());
-    match T::deserialize(Deserializer::from(table)) {
+    match T::deserialize(Deserializer::from(table.clone())) {
         Ok(value) => Ok((value, document)),
-        Err(error) => Err(vec![shape(&document, &error, known)]),
+        Err(error) => {
+            let blunt = Refusal {
+                message: error.message().to_owned(),
+                span: error.span().unwrap_or(0..0),
+                also: &[],
+            };
+            let inside = |refusal: &Refusal| {
+                document
+                    .path_at(refusal.span.start)
+                    .starts_with(document.path_at(blunt.span.start))
+            };
+            let refusal = sharper(table.get_ref()).filter(inside).unwrap_or(blunt);
+            Err(vec![shape(&document, &refusal, known)])
+        }
     }
 }
 
@@ -59,12 +75,13 @@ fn syntax(document: &Document<'_>, error: &toml::de::Error) -> Problem {
 }
 
 /// What serde refused: an unknown key, a value of the wrong type, a missing key.
-fn shape(document: &Document<'_>, error: &toml::de::Error, known: &[(String, String)]) -> Problem {
-    let span = error.span().unwrap_or(0..0);
+fn shape(document: &Document<'_>, refusal: &Refusal, known: &[(String, String)]) -> Problem {
+    let span = refusal.span.clone();
     let key = document.path_at(span.start).to_owned();
-    let refused = Refused::read(error.message());
+    let refused = Refused::read(&refusal.message);
     let (message, suggestion, show) = match refused {
-        Refused::UnknownKey { name, valid } => {
+        Refused::UnknownKey { name, mut valid } => {
+            valid.extend(refusal.also);
             let section = key.rfind('.').map_or("", |dot| &key[..dot]);
             let place = if section.is_empty() {
                 "at the top of the file".to_owned()
@@ -91,7 +108,7 @@ fn shape(document: &Document<'_>, error: &toml::de::Error, known: &[(String, Str
             ("this is no address to listen on".to_owned(), Some(help), Show::Line)
         }
         // The value itself may be a key that stands in the wrong place.
-        Refused::Other(message) if key.starts_with("auth.") || key.ends_with("key_env") => {
+        Refused::Other(message) if may_be_secret(&key) => {
             let message = in_words(message);
             (
                 message.split(", found ").next().unwrap_or_default().to_owned(),
@@ -130,6 +147,11 @@ fn locate(document: &Document<'_>, finding: validate::Finding) -> Problem {
     }
 }
 
+/// Whether the value of `key` may be a secret, or a place where somebody took it for one.
+fn may_be_secret(key: &str) -> bool {
+    key.starts_with("auth.") || key.ends_with("key_env") || key.ends_with(".env") || key.contains(".env.")
+}
+
 /// serde's own words, read back: they are the only way in which it says which keys would have been valid.
 enum Refused<'e> {
     UnknownKey { name: &'e str, valid: Vec<&'e str> },
@@ -154,6 +176,17 @@ impl<'e> Refused<'e> {
             ("missing field ", Some(name)) => Self::Missing { name },
             _ => Self::Other(message),
         }
+    }
+}
+
+/// serde's message about a table that isn't this file's own, for people: what is wrong, and what was probably meant.
+pub(super) fn explain(message: &str) -> (String, Option<String>) {
+    match Refused::read(message) {
+        Refused::UnknownKey { name, valid } => {
+            let help = suggest_key(name, "", &valid, &[]);
+            (format!("there is no setting `{name}`"), Some(help))
+        }
+        Refused::UnknownValue { .. } | Refused::Missing { .. } | Refused::Other(_) => (in_words(message), None),
     }
 }
 

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 use toml::de::{DeTable, DeValue};
 
 use super::*;
+use crate::simulator::{FaultRates, Setup, SimConfig};
+use crate::supervisor::{ExternalConfig, LauncherConfig, OnExit, ProcessConfig};
 
 /// The design folder: `SLUICE_SHARED`, else `shared` beside the workspace.
 fn shared(file: &str) -> String {
@@ -83,19 +85,8 @@ fn the_shipped_file_states_and_explains_every_setting() {
     let written = toml::to_string(&shipped).unwrap();
     let wanted = keys(&written);
     let stated = keys(SHIPPED);
-    // What only another launcher takes is explained in the comment above [[backend]].
-    let elsewhere = ["backend.replica.url", "backend.replica.port", "backend.replica.command"];
-    for key in wanted.keys().filter(|key| !elsewhere.contains(&key.as_str())) {
+    for key in wanted.keys().filter(|key| !key.starts_with("backend.replica.")) {
         assert!(stated.contains_key(key), "config.toml doesn't state {key}");
-    }
-    for key in elsewhere {
-        let name = key.rsplit('.').next().unwrap();
-        assert!(
-            SHIPPED
-                .lines()
-                .any(|l| l.starts_with("#   ") && l.contains(&format!("{name} = "))),
-            "{key}"
-        );
     }
     let mut explained = std::collections::HashSet::new();
     let lines: Vec<&str> = SHIPPED.lines().collect();
@@ -112,6 +103,86 @@ fn the_shipped_file_states_and_explains_every_setting() {
         );
         explained.insert(key);
     }
+}
+
+/// The commented-out lines of the shipped file with their mark taken off, one text for each run of them.
+fn commented_out() -> Vec<String> {
+    let mut blocks = vec![String::new()];
+    for line in SHIPPED.lines() {
+        match (line.strip_prefix("#   "), blocks.last_mut()) {
+            (Some(line), Some(block)) => *block += &format!("{line}\n"),
+            (None, Some(block)) if !block.is_empty() => blocks.push(String::new()),
+            _ => {}
+        }
+    }
+    blocks.retain(|block| !block.is_empty());
+    blocks
+}
+
+/// What stands commented out is valid, states every key that a launcher takes, and gives its default.
+#[test]
+fn what_is_commented_out_is_every_launchers_default() {
+    let [profile, external, process, simulated] = &commented_out()[..] else {
+        panic!("config.toml has other examples than these four: {:?}", commented_out())
+    };
+    let simulated =
+        format!("[[backend.replica]]\nname = \"vllm-a\"\nlauncher = \"simulated\"\ngpu = \"h100\"\n{simulated}");
+    for (text, launcher) in [
+        (
+            external,
+            LauncherConfig::External(ExternalConfig::at("http://127.0.0.1:8000")),
+        ),
+        (process, LauncherConfig::Process(ProcessConfig::on_port(8000))),
+        (&simulated, LauncherConfig::Simulated(Box::default())),
+    ] {
+        let text = format!("{profile}\n[[backend]]\nname = \"b\"\nprofile = \"short\"\n{text}");
+        let read = parse(&text).unwrap_or_else(|error| panic!("{error}"));
+        let expect = ReplicaConfig::new("vllm-a", launcher);
+        assert_eq!(read.backend[0].replica, std::slice::from_ref(&expect));
+        let written = toml::to_string(&Config {
+            backend: vec![BackendConfig::new("b", vec![expect])],
+            ..Config::default()
+        })
+        .unwrap();
+        let stated = keys(&text);
+        for key in keys(&written).keys().filter(|key| key.starts_with("backend.replica.")) {
+            assert!(stated.contains_key(key), "config.toml doesn't state {key}");
+        }
+    }
+}
+
+/// What `check-config --effective` prints is a configuration, whatever the launchers.
+#[test]
+fn every_launcher_reads_back_as_it_was_written() {
+    let mut process = ProcessConfig::on_port(8_001);
+    process.env.insert("CUDA_VISIBLE_DEVICES".to_owned(), "0".to_owned());
+    process.on_exit = OnExit::Leave;
+    process.stop_grace = std::time::Duration::from_millis(1_500);
+    let simulated = SimConfig {
+        setup: Setup::Parsers,
+        faults: FaultRates {
+            stall: 0.25,
+            ..FaultRates::default()
+        },
+        ..SimConfig::default()
+    };
+    let replicas = vec![
+        ReplicaConfig::external("a", "http://127.0.0.1:8000"),
+        ReplicaConfig::new("b", LauncherConfig::Process(process)),
+        ReplicaConfig::new("c", LauncherConfig::Simulated(Box::new(simulated))),
+    ];
+    let changes = serde_json::json!({"max_num_seqs": 4, "hf_overrides": {"a": {"b": 1.5}}});
+    let mine = ProfileTable {
+        base: "chunked_only_safe".to_owned(),
+        changes: changes.as_object().unwrap().clone(),
+    };
+    let config = Config {
+        profile: BTreeMap::from([("mine".to_owned(), mine)]),
+        backend: vec![BackendConfig::new("qwen3", replicas)],
+        ..Config::default()
+    };
+    let text = toml::to_string(&config).unwrap();
+    assert_eq!(parse(&text).unwrap_or_else(|error| panic!("{error}\n{text}")), config);
 }
 
 /// Key paths without indices, each with its value as written.
@@ -272,7 +343,110 @@ fn an_unknown_key_is_shown_with_the_nearest_valid_one() {
         "no_key_is_near",
         refusal("allow_no_key = false", "password = \"hunter2\"")
     );
+}
+
+/// The launcher's settings stand flat beside the name; errors name the very key all the same.
+#[test]
+fn a_wrong_setting_of_a_replica_is_shown_where_it_stands() {
+    let launcher = "launcher = \"simulated\"\ngpu = \"h100\"";
+    let replica = |instead: &str| refusal(launcher, instead);
     insta::assert_snapshot!("unknown_key_of_a_replica", refusal("gpu = \"h100\"", "gpus = \"h100\""));
+    insta::assert_snapshot!(
+        "misspelt_name_of_a_replica",
+        refusal("name = \"sim-a\"", "nmae = \"sim-a\"")
+    );
+    insta::assert_snapshot!(
+        "unknown_launcher",
+        refusal("launcher = \"simulated\"", "launcher = \"simulator\"")
+    );
+    insta::assert_snapshot!("no_launcher", replica("port = 8000"));
+    insta::assert_snapshot!(
+        "key_of_another_launcher",
+        replica("launcher = \"process\"\nport = 8000\nurl = \"http://127.0.0.1:8000\"")
+    );
+    insta::assert_snapshot!(
+        "duration_of_a_launcher",
+        replica("launcher = \"process\"\nport = 8000\nstop_grace = 30")
+    );
+    insta::assert_snapshot!("no_port", replica("launcher = \"process\""));
+    insta::assert_snapshot!("no_url", replica("launcher = \"external\"\nprobe = \"1s\""));
+    insta::assert_snapshot!(
+        "fault_of_the_simulator",
+        replica("launcher = \"simulated\"\nfaults.stal = 0.1")
+    );
+    insta::assert_snapshot!(
+        "range_of_the_simulator",
+        replica("launcher = \"simulated\"\nspeed = -1")
+    );
+    insta::assert_snapshot!(
+        "key_in_env",
+        replica("launcher = \"process\"\nport = 8000\nenv = { VLLM_API_KEY = \"sk-secret\" }")
+    );
+}
+
+/// With two things wrong the one that is read first comes, at its own place.
+#[test]
+fn a_wrong_replica_hides_no_other_error() {
+    let text = SMALL
+        .replace("allow_no_key = false", "allow_no_kye = false")
+        .replace("gpu = \"h100\"", "gpus = 1");
+    let error = parse(&text).expect_err("refused");
+    let keys: Vec<&str> = error.problems().iter().map(|problem| problem.key.as_str()).collect();
+    assert_eq!(keys, ["auth.allow_no_kye"]);
+    assert!(error.problems()[0].place.is_some());
+}
+
+#[test]
+fn a_profile_of_ones_own_is_a_built_in_one_and_what_differs() {
+    let text = SMALL.replace("profile = \"chunked_only_safe\"", "profile = \"mine\"")
+        + "[profile.mine]\nbase = \"chunked_only_safe\"\nmax_num_seqs = 4\nprefix_caching = true\ndtype = \"engine-default\"\n";
+    let config = parse(&text).unwrap_or_else(|error| panic!("{error}"));
+    let mine = config.profile("mine").unwrap();
+    let base = config.profile("chunked_only_safe").unwrap();
+    assert_eq!(mine.max_num_seqs.set(), Some(&4));
+    assert_eq!(mine.prefix_caching.set(), Some(&true));
+    assert_eq!((&mine.name[..], &mine.model), ("mine", &base.model));
+    assert_eq!(config.profile("nobody's"), None);
+}
+
+#[test]
+fn a_wrong_profile_is_shown_where_it_stands() {
+    let text = SMALL.replace("profile = \"chunked_only_safe\"", "profile = \"mime\"")
+        + r#"
+[profile.mine]
+base = "chunked_only_safe"
+max_num_seq = 4
+prefix_caching = "yes"
+gpu_memory_utilization = 1.5
+extra_args = ["--api-key", "sk-secret"]
+[profile.other]
+base = "chunked_only"
+[profile.safe_conservative]
+base = "safe_conservative"
+"#;
+    let error = parse(&text).expect_err("refused");
+    insta::assert_snapshot!("own_profiles", error.to_string());
+    assert!(!error.to_string().contains("sk-secret"), "{error}");
+    let text = format!("{SMALL}[profile.mine]\nmax_num_seqs = 4\n");
+    insta::assert_snapshot!("profile_without_base", parse(&text).expect_err("refused").to_string());
+}
+
+/// The comment above the example names every setting of a profile.
+#[test]
+fn the_shipped_file_names_every_setting_of_a_profile() {
+    let profile = serde_json::to_value(&sluice_policy::profile::builtins()[0]).unwrap();
+    let (_, after) = SHIPPED.split_once("#   [profile.").unwrap();
+    let comment = after.split("\n\n").next().unwrap();
+    for key in profile.as_object().unwrap().keys().filter(|key| *key != "name") {
+        assert!(comment.contains(key.as_str()), "config.toml doesn't name {key}");
+    }
+    for builtin in sluice_policy::profile::builtins() {
+        assert!(
+            SHIPPED.contains(&builtin.name),
+            "config.toml doesn't name {}",
+            builtin.name
+        );
+    }
 }
 
 #[test]
@@ -332,7 +506,7 @@ url = "http://127.0.0.1:8000/v1"
 [[backend.replica]]
 name = "a"
 launcher = "process"
-url = "http://127.0.0.1:8001"
+command = []
 [[backend]]
 name = "two words"
 model = "small"
@@ -400,7 +574,7 @@ fn a_replica_url_that_cannot_work_is_refused_with_the_reason() {
         ("http://127.0.0.1:8000?x=1", "a replica's URL has no query"),
         ("http://ada:pw@127.0.0.1:8000", "a URL holds no user and no password"),
         ("http://", "this is no URL"),
-        ("", "launcher = \"external\" needs the replica's `url`"),
+        ("", "`url` must be given, as \"http://127.0.0.1:8000\""),
         (
             "http://127.0.0.1:5002",
             "http://127.0.0.1:5002 is where Sluice itself listens",

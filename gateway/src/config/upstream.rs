@@ -26,9 +26,6 @@ pub struct UpstreamConfig {
     /// A stream that has begun and sends nothing for this long is given up. Default 60 s.
     #[serde(with = "duration")]
     pub stall: Duration,
-    /// How often `/health` of an external replica is asked, in whole seconds. Default 2 s. Needs a restart.
-    #[serde(with = "duration")]
-    pub probe: Duration,
     /// A replica gets a new session only while its running requests are at most this many times the mean of all. Default
     /// 1.25, at least 1. Lower spreads more evenly, higher keeps more sessions on the replica that has their KV cache.
     pub load_bound: f64,
@@ -42,7 +39,6 @@ impl Default for UpstreamConfig {
             idle: Duration::from_secs(4),
             answer: Duration::from_secs(30 * 60),
             stall: Duration::from_secs(60),
-            probe: Duration::from_secs(2),
             load_bound: 1.25,
         }
     }

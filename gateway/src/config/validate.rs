@@ -6,6 +6,7 @@ use super::{Config, Overrides, TlsConfig, duration, reading::nearest, size};
 use crate::record::RecordError;
 
 mod backend;
+mod profile;
 
 /// hyper's smallest read buffer.
 const HEADER_BYTES_MIN: u64 = 8 << 10;
@@ -42,6 +43,7 @@ pub(super) fn check(config: &Config, overrides: &Overrides) -> Vec<Finding> {
     records(config, &mut findings);
     log(config, &mut findings);
     upstream(config, &mut findings);
+    profile::check(config, &mut findings);
     backend::check(config, &mut findings);
     findings.list
 }
@@ -252,7 +254,6 @@ fn upstream(config: &Config, findings: &mut Findings<'_>) {
         ("upstream.idle", upstream.idle),
         ("upstream.answer", upstream.answer),
         ("upstream.stall", upstream.stall),
-        ("upstream.probe", upstream.probe),
     ] {
         above_zero(findings, key, value);
     }
@@ -282,6 +283,15 @@ fn upstream(config: &Config, findings: &mut Findings<'_>) {
         );
     }
 }
+
+/// The name that was probably meant, or all that there are.
+fn which(name: &str, names: &[&str]) -> String {
+    nearest(name, names).map_or_else(
+        || format!("the profiles are {}", names.join(", ")),
+        |name| format!("did you mean \"{name}\"?"),
+    )
+}
+
 /// A variable's name, and not the secret itself.
 fn env_name(findings: &mut Findings<'_>, key: &str, name: &str) {
     let plain =

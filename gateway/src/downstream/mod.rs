@@ -3,15 +3,15 @@
 //! Nothing here knows of replicas. Read on in `listener.rs` (a connection), `layers/` (what a request must pass),
 //! `endpoints.rs` (what is answered here and what goes to `flow`), `faults.rs` (the only place where faults become responses).
 
-/// One connection.
+// One connection.
 pub mod listener;
-/// The client's byte stream.
+// The client's byte stream.
 pub mod transport;
-/// Request policy.
+// Request policy.
 pub mod layers;
-/// Cross-origin requests.
+// Cross-origin requests.
 pub mod cors;
-/// What each endpoint does.
+// What each endpoint does.
 pub mod endpoints;
-/// Faults to status and body.
+// Faults to status and body.
 pub mod faults;

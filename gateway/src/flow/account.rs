@@ -9,14 +9,14 @@ use sluice_policy::protocol::ask::Endpoint;
 use sluice_policy::protocol::fault::{Fault, FaultKind};
 use sluice_policy::route::session::SessionKey;
 use sluice_policy::turn::{Facts, Judged};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::attempt::{Live, Tried};
 use crate::record::{Record, Recorder};
 use crate::telemetry::{InFlight, Metrics};
-use crate::upstream::{Backend, Replica};
+use crate::upstream::{Backend, Replica, Route};
 
 /// Where accounts go.
 #[derive(Clone)]
@@ -27,9 +27,28 @@ pub struct Books {
     pub metrics: Metrics,
 }
 
+/// The attempt under way, known before anybody can say what became of it: a client that leaves in prefill leaves a record
+/// of whom it was sent to.
+#[derive(Clone, Default)]
+pub struct Progress(Arc<Mutex<Option<Attempt>>>);
+
+struct Attempt {
+    count: u32,
+    replica: Arc<str>,
+    route: Route,
+}
+
+impl Progress {
+    /// The attempt of this number goes to this replica.
+    pub fn attempt(&self, count: u32, replica: Arc<str>, route: Route) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Attempt { count, replica, route });
+    }
+}
+
 /// See the module.
 pub struct Account {
     record: Record,
+    progress: Progress,
     accepted: Instant,
     meter: Meter,
     books: Books,
@@ -52,7 +71,7 @@ enum End {
 impl Account {
     /// Of a request that a backend was found for.
     pub fn open(books: Books, claim: &Claim, id: &str, accepted: Instant, endpoint: &Endpoint, key_name: &str) -> Self {
-        claim.0.store(true, Ordering::Relaxed);
+        claim.0.taken.store(true, Ordering::Relaxed);
         let started = Timestamp::now()
             .checked_sub(accepted.elapsed())
             .unwrap_or(Timestamp::UNIX_EPOCH);
@@ -65,6 +84,7 @@ impl Account {
         };
         Account {
             record,
+            progress: Progress::default(),
             accepted,
             meter: Meter::new(Duration::ZERO),
             books,
@@ -74,6 +94,11 @@ impl Account {
             first_attempt: false,
             _in_flight: None,
         }
+    }
+
+    /// For whoever makes the attempts.
+    pub fn progress(&self) -> Progress {
+        self.progress.clone()
     }
 
     /// What the body said.
@@ -204,6 +229,14 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         let mut record = std::mem::take(&mut self.record);
+        if let Some(Attempt { count, replica, route }) =
+            self.progress.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+            && record.attempts < count
+        {
+            record.attempts = count;
+            record.replica = replica.to_string();
+            record.route = route.as_str();
+        }
         if self.end == End::Open {
             record.cancelled = true;
         }
@@ -257,7 +290,20 @@ impl Refusals {
 
 /// Taken by whoever accounts for the request.
 #[derive(Clone, Default)]
-pub struct Claim(Arc<AtomicBool>);
+pub struct Claim(Arc<Claimed>);
+
+#[derive(Default)]
+struct Claimed {
+    taken: AtomicBool,
+    key_name: OnceLock<Arc<str>>,
+}
+
+impl Claim {
+    /// Whose key it is, as soon as that is known: also what is refused later has a name.
+    pub fn of_key(&self, name: &Arc<str>) {
+        let _ = self.0.key_name.set(name.clone());
+    }
+}
 
 /// A request that nobody has claimed yet. Dropped unclaimed, it was cancelled: the client left on the way.
 pub struct Refusal {
@@ -271,12 +317,12 @@ pub struct Refusal {
 impl Refusal {
     /// Answered without the flow: no record.
     pub fn answered(self) {
-        self.claim.0.store(true, Ordering::Relaxed);
+        self.claim.0.taken.store(true, Ordering::Relaxed);
     }
 
     /// Refused: a record, unless the flow made one.
     pub fn refused(self, fault: &Fault) {
-        if !self.claim.0.load(Ordering::Relaxed) {
+        if !self.claim.0.taken.load(Ordering::Relaxed) {
             self.account().refused(fault);
         }
     }
@@ -288,14 +334,14 @@ impl Refusal {
             &self.id,
             self.accepted,
             &self.endpoint,
-            "",
+            self.claim.0.key_name.get().map_or("", |name| name),
         )
     }
 }
 
 impl Drop for Refusal {
     fn drop(&mut self) {
-        if !self.claim.0.load(Ordering::Relaxed) {
+        if !self.claim.0.taken.load(Ordering::Relaxed) {
             drop(self.account());
         }
     }

@@ -87,6 +87,9 @@ async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
         tried.route = Some(choice.route);
         tried.replica = Some(choice.replica.name.clone());
         tried.replicas.push(choice.index);
+        exchange
+            .progress
+            .attempt(tried.count, choice.replica.name.clone(), choice.route);
         match once(exchange, &choice, tried.count).await {
             Ok(live) => {
                 backend.pin(exchange.session.hash, choice.index);

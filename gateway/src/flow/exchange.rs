@@ -8,6 +8,7 @@ use sluice_policy::route::session::SessionKey;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::account::Progress;
 use super::call::Buffered;
 use super::plan::{self, Wishes};
 use super::registry::Permit;
@@ -60,6 +61,8 @@ pub struct Exchange {
     pub forwarded: Vec<(HeaderName, HeaderValue)>,
     /// Ours, unique per request: vLLM derives the completion's id from it.
     pub own_id: String,
+    /// Where the account reads which attempt is under way.
+    pub progress: Progress,
     /// Given back when the answer ends.
     pub buffered: Option<Buffered>,
     /// The same.

@@ -3,27 +3,27 @@
 //! Enters: a [`Call`] with its whole body. Leaves: a [`Reply`] whose body pulls the answer from a replica. What the answer
 //! *says* is judged in `policy`; which replica is asked, `upstream` knows; here is the order of things.
 
-/// What enters: a request as the layers hand it over.
+// What enters: a request as the layers hand it over.
 pub mod call;
-/// What stays the same over all attempts.
+// What stays the same over all attempts.
 pub mod exchange;
-/// From what is asked to what is sent.
+// From what is asked to what is sent.
 pub mod plan;
-/// Attempts until one replica answers.
+// Attempts until one replica answers.
 pub mod attempt;
-/// Streamed answers.
+// Streamed answers.
 pub mod relay;
-/// Whole answers.
+// Whole answers.
 pub mod whole;
-/// Answers that pass as they are.
+// Answers that pass as they are.
 pub mod pass;
-/// What leaves: a response and its body.
+// What leaves: a response and its body.
 pub mod reply;
-/// What one request will have been.
+// What one request will have been.
 pub mod account;
-/// What runs in this process.
+// What runs in this process.
 pub mod registry;
-/// Ids of requests.
+// Ids of requests.
 pub mod ids;
 
 pub use pass::PassThrough;
@@ -157,6 +157,7 @@ impl Flow {
             wishes: wishes(&ask, headers, identity, config),
             own_id: ids::request_id(),
             id: call.id,
+            progress: account.progress(),
             backend: backend.clone(),
             session,
             limits: config.exchange,

@@ -193,7 +193,8 @@ impl Relay {
 
     fn carry_out(&mut self, cx: &mut Context<'_>, out: &mut Outgoing) {
         self.account.heard(self.heard, self.turn.facts());
-        for step in std::mem::take(&mut self.steps) {
+        let mut steps = std::mem::take(&mut self.steps);
+        for step in steps.drain(..) {
             match step {
                 Step::Emit(frame) => {
                     self.begun = true;
@@ -227,7 +228,7 @@ impl Relay {
             }
         }
         // The list is kept: its room is used again by the next push.
-        self.steps.clear();
+        self.steps = steps;
     }
 
     /// The upstream broke: another replica, as long as nothing has been shown.
@@ -280,7 +281,9 @@ impl Relay {
                 out.push(Bytes::from_static(KEEP_ALIVE));
                 return Poll::Ready(self.hand_over(out));
             }
-            let due = self.due(silence);
+            let Some(due) = self.due(silence) else {
+                return Poll::Pending;
+            };
             let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due.into())));
             // Moved only when it has fired or would be late: moving it at each token would cost more than the token.
             if timer.is_elapsed() || timer.deadline() > due.into() {
@@ -292,14 +295,12 @@ impl Relay {
         }
     }
 
-    fn due(&self, silence: Duration) -> Instant {
-        let stalled = self.heard + silence;
+    /// When a timer will have something to do. Attempts that are under way have limits of their own.
+    fn due(&self, silence: Duration) -> Option<Instant> {
         let keep_alive = self.exchange.limits.keep_alive;
-        if keep_alive.is_zero() {
-            stalled
-        } else {
-            stalled.min(self.sent + keep_alive)
-        }
+        let stalled = matches!(self.state, State::Streaming(..)).then(|| self.heard + silence);
+        let comment = (!keep_alive.is_zero()).then(|| self.sent + keep_alive);
+        stalled.into_iter().chain(comment).min()
     }
 }
 

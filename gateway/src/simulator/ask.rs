@@ -240,27 +240,20 @@ fn chat(object: &Map<String, Value>, config: &SimConfig, knobs: Knobs) -> Result
     };
     prompt::render(messages, template, &mut rendered);
     ask.prompts.push(rendered);
-    let role = |message: &Value| {
-        message
-            .get("role")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
-    };
     ask.question = messages
         .iter()
         .rev()
-        .find(|message| role(message) == "user")
+        .find(|message| prompt::role(message) == "user")
         .map(prompt::content)
         .unwrap_or_default();
-    if messages.last().is_some_and(|message| role(message) == "tool") {
+    if messages.last().is_some_and(|message| prompt::role(message) == "tool") {
         let since = messages
             .iter()
-            .rposition(|message| role(message) == "user")
+            .rposition(|message| prompt::role(message) == "user")
             .map_or(0, |at| at + 1);
         ask.results = messages[since..]
             .iter()
-            .filter(|message| role(message) == "tool")
+            .filter(|message| prompt::role(message) == "tool")
             .count() as u32;
     }
     Ok(ask)

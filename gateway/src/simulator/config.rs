@@ -1,33 +1,40 @@
 //! What a simulator is told at its start: whom it imitates, how fast, how large, and how often it misbehaves.
 //!
 //! Every field has a default, so `SimConfig::default()` is a healthy vLLM 0.32 with Qwen3-32B-AWQ on an H100, in real
-//! time. The numbers of a preset and where they come from stand at [`Gpu`]. Per-request knobs are in `knobs`.
+//! time. The same table stands in a replica's configuration (`launcher = "simulated"`) and in the file of `sluice simulate`.
+//! The numbers of a preset and where they come from stand at [`Gpu`]. Per-request knobs are in `fault`.
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::config::{duration, size};
+
 /// What a simulated model id ends in, so that nobody takes its answers for real ones.
 pub const SIMULATED_SUFFIX: &str = "-simulated";
 
-/// Settings of one simulated replica.
+/// Settings of one simulated replica. Whom it stands for (`model`, `aliases`, `api_key_env`) is said by who starts it: its
+/// backend, or the command line. The rest is a table of a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SimConfig {
     /// Model id that is served. `-simulated` is appended if it doesn't end in it. Default `Qwen/Qwen3-32B-AWQ`.
+    #[serde(skip)]
     pub model: String,
     /// Further ids under which the model may be asked for (vLLM's additional `--served-model-name`). Default none.
+    #[serde(skip)]
     pub aliases: Vec<String>,
     /// Hardware that is imitated: step times, KV blocks, batch size. Default `h100`.
     pub gpu: Gpu,
     /// Time factor: 1.0 is real time, 10.0 ten times faster, 0 no waiting at all. Delays that a knob names
-    /// (`ttft_ms`, `itl_ms`, `slow_start`) are wall-clock time and never scaled. Default 1.0.
+    /// (`ttft-ms`, `itl-ms`, `slow_start`) are wall-clock time and never scaled. Default 1.0.
     pub speed: f64,
     /// vLLM with or without its own parsers. Default `raw`.
     pub setup: Setup,
     /// Seed of everything that is drawn: the same seed and the same request give the same answer. Default 0.
     pub seed: u64,
     /// Name of the environment variable with the key that `/v1` asks for; empty: no key. Default empty.
+    #[serde(skip)]
     pub api_key_env: String,
     /// Longest prompt plus answer, in tokens (`--max-model-len`). Default 131,072.
     pub max_model_len: u32,
@@ -44,10 +51,12 @@ pub struct SimConfig {
     pub max_waiting_seqs: u32,
     /// Connections open at once; more are accepted and closed. Default 16,384.
     pub max_connections: u32,
-    /// Largest request body in bytes; a larger one gets 413. Default 64 MiB.
-    pub max_body_bytes: u32,
-    /// Idle keep-alive connections are closed after this many milliseconds (uvicorn's 5,000). Default 5,000.
-    pub keep_alive_ms: u32,
+    /// Largest request body; a larger one gets 413. Default 64 MiB.
+    #[serde(with = "size")]
+    pub max_body_bytes: u64,
+    /// Idle keep-alive connections are closed after this time. Default 5 s, uvicorn's.
+    #[serde(with = "duration")]
+    pub keep_alive: Duration,
     /// Fewest tokens of an answer that nothing else determines, thinking included. Default 96.
     pub answer_tokens_min: u32,
     /// Most tokens of such an answer. Default 320.
@@ -76,7 +85,7 @@ impl Default for SimConfig {
             max_waiting_seqs: 65_536,
             max_connections: 16_384,
             max_body_bytes: 64 << 20,
-            keep_alive_ms: 5_000,
+            keep_alive: Duration::from_secs(5),
             answer_tokens_min: 96,
             answer_tokens_max: 320,
             reasoning_share: 0.5,
@@ -140,8 +149,8 @@ impl SimConfig {
         if self.max_connections == 0 {
             return out_of_range("max_connections", "at least 1");
         }
-        if self.keep_alive_ms == 0 {
-            return out_of_range("keep_alive_ms", "at least 1");
+        if self.keep_alive.is_zero() {
+            return out_of_range("keep_alive", "above 0");
         }
         if self.answer_tokens_min == 0 || self.answer_tokens_max < self.answer_tokens_min {
             return out_of_range("answer_tokens_max", "at least answer_tokens_min, which is at least 1");
@@ -190,10 +199,11 @@ pub struct FaultRates {
     pub stall: f64,
     /// Requests that never get a byte.
     pub hang: f64,
-    /// Requests whose head comes late, by `slow_start_ms`.
+    /// Requests whose head comes late, by `slow_start_time`.
     pub slow_start: f64,
-    /// Delay of `slow_start`, milliseconds.
-    pub slow_start_ms: u32,
+    /// Delay of `slow_start`. Default 0.
+    #[serde(with = "duration")]
+    pub slow_start_time: Duration,
     /// Requests that get a 500.
     pub status_500: f64,
     /// Requests that get a 503.

@@ -101,7 +101,7 @@ impl Knobs {
                 self.call = CallKind::named(value);
                 self.call
                     .is_none()
-                    .then_some("a kind of call (see `sluice simulate --help`)")
+                    .then_some("a kind of call (ARCHITECTURE.md lists them)")
             }
             "reasoning-share" => {
                 self.reasoning_share = value.parse().ok().filter(|share| (0.0..=1.0).contains(share));
@@ -153,10 +153,7 @@ impl Knobs {
             (rates.error_event, Fault::ErrorEvent(after)),
             (rates.stall, Fault::Stall(after)),
             (rates.hang, Fault::Hang),
-            (
-                rates.slow_start,
-                Fault::SlowStart(Duration::from_millis(u64::from(rates.slow_start_ms))),
-            ),
+            (rates.slow_start, Fault::SlowStart(rates.slow_start_time)),
             (rates.status_500, Fault::Status(500)),
             (rates.status_503, Fault::Status(503)),
         ];
@@ -268,6 +265,57 @@ mod tests {
         ] {
             assert!(knobs(&[("fault", wrong)]).is_err(), "{wrong}");
         }
+    }
+
+    /// The tables of ARCHITECTURE.md say what the code takes, and all of it.
+    #[test]
+    fn the_knobs_are_explained_as_they_are() {
+        let text = include_str!("../../../ARCHITECTURE.md");
+        let (_, section) = text.split_once("## Simulator: making it misbehave").unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        let plain = section.split_whitespace().collect::<Vec<_>>().join(" ");
+        for (kind, name, doc) in CallKind::ALL {
+            let doc = doc
+                .split_once(": ")
+                .filter(|(rule, _)| rule.starts_with('B'))
+                .map_or(*doc, |(_, doc)| doc);
+            assert!(plain.contains(&format!("`{name}` {doc}")), "{kind:?}: `{name}` {doc}");
+        }
+        let rows = |table: &str| -> Vec<String> {
+            let (_, rows) = section.split_once(table).unwrap();
+            let rows = rows.lines().skip(2).take_while(|line| line.starts_with("| `"));
+            let cells = rows.filter_map(|row| row.trim_start_matches("| ").split(" | ").next());
+            cells
+                .flat_map(|cell| cell.split(", "))
+                .map(|name| name.trim_matches('`').to_owned())
+                .collect()
+        };
+        let unknown = Knobs::default().set("", "").unwrap_err();
+        let known = unknown.wanted.split_once("known are ").unwrap().1;
+        let mut knobs: Vec<&str> = known.split(", ").collect();
+        let mut explained = rows("| knob |");
+        knobs.sort();
+        explained.sort();
+        assert_eq!(explained, knobs);
+        let mut faults: Vec<u8> = rows("| fault |")
+            .iter()
+            .map(|name| {
+                let given = name.replace(":N", ":3").replace(":MS", ":250").replace(":CODE", ":503");
+                match fault(&given).unwrap_or_else(|| panic!("ARCHITECTURE.md explains {name}, which is no fault")) {
+                    Fault::Refuse => 0,
+                    Fault::ResetBefore => 1,
+                    Fault::ResetMid(_) => 2,
+                    Fault::CloseMid(_) => 3,
+                    Fault::ErrorEvent(_) => 4,
+                    Fault::Stall(_) => 5,
+                    Fault::Hang => 6,
+                    Fault::SlowStart(_) => 7,
+                    Fault::Status(_) => 8,
+                }
+            })
+            .collect();
+        faults.sort();
+        assert_eq!(faults, (0..=8).collect::<Vec<u8>>());
     }
 
     #[test]

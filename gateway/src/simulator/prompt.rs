@@ -69,16 +69,14 @@ pub(super) struct Template<'a> {
     pub(super) opens_answer: bool,
 }
 
+/// Who says a message; empty if it doesn't say.
+pub(super) fn role(message: &Value) -> &str {
+    message.get("role").and_then(Value::as_str).unwrap_or_default()
+}
+
 /// Renders a conversation.
 pub(super) fn render(messages: &[Value], template: Template<'_>, prompt: &mut Prompt) {
     let mut out = String::new();
-    let role = |message: &Value| {
-        message
-            .get("role")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
-    };
     let first_is_system = messages.first().is_some_and(|message| role(message) == "system");
     let system = messages
         .first()
@@ -93,7 +91,7 @@ pub(super) fn render(messages: &[Value], template: Template<'_>, prompt: &mut Pr
     let last_query = messages.iter().rposition(|message| role(message) == "user");
     let rest = messages.iter().enumerate().skip(usize::from(first_is_system));
     for (place, message) in rest {
-        match role(message).as_str() {
+        match role(message) {
             name @ ("user" | "system") => {
                 out.push_str("<|im_start|>");
                 out.push_str(name);

@@ -81,7 +81,7 @@ impl Refusal {
     }
 
     /// A body that is too large. vLLM has no such limit.
-    pub(super) fn too_large(limit: u32) -> Self {
+    pub(super) fn too_large(limit: u64) -> Self {
         let text = format!("The request body is larger than the simulator's max_body_bytes ({limit}).");
         Self::new(413, "Payload Too Large", &text, None)
     }

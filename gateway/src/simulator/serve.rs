@@ -133,7 +133,7 @@ async fn connection(simulator: Simulator, stream: TcpStream, mut ended: watch::R
         stream,
         kill: Arc::clone(&kill),
     };
-    let keep_alive = Duration::from_millis(u64::from(simulator.shared.config.keep_alive_ms));
+    let keep_alive = simulator.shared.config.keep_alive;
     let service = hyper::service::service_fn(move |request| {
         let (simulator, kill) = (simulator.clone(), Arc::clone(&kill));
         async move { simulator.answer(request, kill).await }
@@ -478,7 +478,10 @@ async fn read_json(request: Request<Incoming>, config: &SimConfig) -> Result<Byt
         return Err(Refusal::media_type());
     }
     let limit = config.max_body_bytes;
-    match Limited::new(request.into_body(), limit as usize).collect().await {
+    match Limited::new(request.into_body(), usize::try_from(limit).unwrap_or(usize::MAX))
+        .collect()
+        .await
+    {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Refusal::too_large(limit)),
         Err(_) => Err(Refusal::bad("There was an error parsing the body")),

@@ -1,7 +1,5 @@
 //! A replica that somebody else starts: it is looked at, nothing more.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -32,7 +30,7 @@ pub(super) async fn watch(
             return;
         }
     };
-    let pause = Duration::from_secs(config.probe_s.max(1).into());
+    let pause = config.probe;
     let mut failed = 0;
     loop {
         let wanted = *wants.borrow_and_update();
@@ -74,7 +72,8 @@ fn judge(
 ) {
     let now = tell.borrow().clone();
     match (now, seen) {
-        (ReplicaState::Ready { version, .. }, Ok(found)) if version == found.version => {}
+        (ReplicaState::Ready { version, models, .. }, Ok(found))
+            if version == found.version && models == found.models => {}
         (_, Ok(found)) => {
             let url = target.url();
             tracing::info!(replica = name, url, version = found.version, models = ?found.models, "replica is ready");
@@ -82,6 +81,7 @@ fn judge(
                 since: Timestamp::now(),
                 url,
                 version: found.version,
+                models: found.models,
             });
         }
         (ReplicaState::Ready { .. }, Err(error)) if failed >= LOOKS_FAILED_MAX => {

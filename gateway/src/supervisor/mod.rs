@@ -30,7 +30,7 @@ use tokio::task::JoinHandle;
 pub use holder::{Holder, busy_port_message, port_holder, vllm_at, vllm_hint};
 pub use simulated::{Simulation, StartSimulation};
 pub use spec::{
-    ExternalConfig, KEY_VARIABLE, LauncherConfig, OnExit, ProcessConfig, ReplicaKey, ReplicaSpec, SimulatedConfig,
+    ExternalConfig, KEY_VARIABLE, LauncherConfig, OnExit, ProcessConfig, ReplicaKey, ReplicaSpec, SettingError,
 };
 pub use state::ReplicaState;
 
@@ -46,14 +46,12 @@ pub enum SupervisorError {
     #[error("two replicas are named `{0}`")]
     Twice(String),
     /// A launcher's setting is missing or wrong.
-    #[error("replica `{replica}`: {key} {problem}")]
+    #[error("replica `{replica}`: {error}")]
     Setting {
         /// The replica.
         replica: String,
-        /// The setting.
-        key: &'static str,
-        /// What is wrong with it.
-        problem: &'static str,
+        /// Which, and what is wrong with it.
+        error: SettingError,
     },
     /// Another gateway holds this state folder.
     #[error("{path} is locked by {holder}: one gateway at a time owns the replicas of a state folder")]
@@ -195,7 +193,7 @@ impl Supervisor {
     }
 
     /// The gateway goes down: ends every launched process that isn't to be left (SIGTERM, SIGKILL at its limit) and returns when
-    /// nothing of them is there any more. Bounded by the longest `stop_grace_s` and the kernel.
+    /// nothing of them is there any more. Bounded by the longest `stop_grace` and the kernel.
     pub async fn shutdown(self) {
         for replica in &self.replicas {
             replica.wanted.send_replace(Wanted::Close);

@@ -481,6 +481,11 @@ impl Replica {
                 since,
                 url: Target::loopback(self.launch.config.port).url(),
                 version: self.found.as_ref().and_then(|found| found.version.clone()),
+                models: self
+                    .found
+                    .as_ref()
+                    .map(|found| found.models.clone())
+                    .unwrap_or_default(),
             },
             Life::Clearing {
                 then: Then::Rest | Then::Start,

@@ -35,7 +35,7 @@ impl Bench {
         let mut config = ProcessConfig::on_port(self.port);
         config.command = vec!["python3".to_owned(), self.script.display().to_string()];
         config.env.insert("FAKE".to_owned(), mode.to_owned());
-        config.stop_grace_s = 1;
+        config.stop_grace = Duration::from_secs(1);
         config
     }
 
@@ -232,7 +232,7 @@ async fn an_engine_left_behind_is_ended_before_the_next_start() {
 async fn one_that_never_listens_is_ended_with_the_last_look_as_proof() {
     let bench = Bench::new();
     let mut config = bench.config("deaf");
-    config.start_timeout_s = 1;
+    config.start_timeout = Duration::from_secs(1);
     let mut running = bench.start(spec("a", LauncherConfig::Process(config)));
     let pid = bench.entry();
     let finding = running.crashed(1, true).await;
@@ -249,7 +249,7 @@ async fn one_that_never_listens_is_ended_with_the_last_look_as_proof() {
 async fn one_that_serves_another_model_never_counts_as_ready() {
     let bench = Bench::new();
     let mut config = bench.config("other");
-    config.start_timeout_s = 3;
+    config.start_timeout = Duration::from_secs(3);
     let mut running = bench.start(spec("a", LauncherConfig::Process(config)));
     let finding = running.crashed(1, true).await;
     assert!(
@@ -276,7 +276,7 @@ async fn a_taken_port_is_named_with_its_holder_before_anything_starts() {
 async fn the_health_of_a_stranger_on_the_port_is_not_ours() {
     let bench = Bench::new();
     let mut config = bench.config("deaf");
-    config.start_timeout_s = 5;
+    config.start_timeout = Duration::from_secs(5);
     let mut running = bench.start(spec("a", LauncherConfig::Process(config)));
     let launched = || bench.entry().is_some();
     while !launched() {
@@ -325,7 +325,7 @@ async fn an_external_one_is_watched_and_named_when_it_refuses_us() {
             "a",
             LauncherConfig::External(ExternalConfig {
                 url: url.clone(),
-                probe_s: 1,
+                probe: Duration::from_secs(1),
             }),
         )
     };

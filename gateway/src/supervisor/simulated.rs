@@ -9,7 +9,8 @@ use sluice_policy::profile::{Diagnosis, Finding};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::{ReplicaSpec, ReplicaState, SimulatedConfig, Wanted};
+use super::{ReplicaSpec, ReplicaState, Wanted};
+use crate::simulator::SimConfig;
 
 /// A running simulator. It ends when `task` is aborted.
 #[derive(Debug)]
@@ -18,16 +19,18 @@ pub struct Simulation {
     pub address: SocketAddr,
     /// What serves it.
     pub task: JoinHandle<()>,
+    /// The id that it lists.
+    pub model: String,
 }
 
-/// Starts the simulator of one replica on an ephemeral loopback port; called inside the runtime. The supervisor doesn't know
-/// the simulator's settings: `app` joins the two here.
-pub type StartSimulation = Arc<dyn Fn(&ReplicaSpec, &SimulatedConfig) -> io::Result<Simulation> + Send + Sync>;
+/// Starts the simulator of one replica on an ephemeral loopback port; called inside the runtime. The supervisor hands
+/// the simulator's settings on as they are: `app` joins the two here.
+pub type StartSimulation = Arc<dyn Fn(&ReplicaSpec, &SimConfig) -> io::Result<Simulation> + Send + Sync>;
 
 /// Runs the simulator until the gateway goes down, and anew if it ended by itself and is asked for.
 pub(super) async fn run(
     spec: ReplicaSpec,
-    config: SimulatedConfig,
+    config: Box<SimConfig>,
     simulate: StartSimulation,
     mut wants: watch::Receiver<Wanted>,
     tell: watch::Sender<ReplicaState>,
@@ -71,6 +74,7 @@ async fn serve(
         since: Timestamp::now(),
         url,
         version: None,
+        models: vec![simulation.model.clone()],
     });
     let ended = tokio::select! {
         _ = wants.wait_for(|wanted| *wanted != Wanted::Run) => None,
@@ -107,10 +111,7 @@ mod tests {
 
     #[tokio::test]
     async fn it_serves_rests_and_serves_again() {
-        let spec = super::super::tests::spec(
-            "sim",
-            super::super::LauncherConfig::Simulated(SimulatedConfig::default()),
-        );
+        let spec = super::super::tests::spec("sim", super::super::LauncherConfig::Simulated(Box::default()));
         let simulate: StartSimulation = Arc::new(|_, _| {
             let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
             let address = listener.local_addr()?;
@@ -118,11 +119,15 @@ mod tests {
                 let _listener = listener;
                 std::future::pending().await
             });
-            Ok(Simulation { address, task })
+            Ok(Simulation {
+                address,
+                task,
+                model: "m-simulated".to_owned(),
+            })
         });
         let (want, wants) = watch::channel(Wanted::Run);
         let (tell, mut state) = watch::channel(ReplicaState::Stopped);
-        let task = tokio::spawn(run(spec, SimulatedConfig::default(), simulate, wants, tell));
+        let task = tokio::spawn(run(spec, Box::default(), simulate, wants, tell));
         let url = state
             .wait_for(|state| state.url().is_some())
             .await
@@ -142,14 +147,11 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_cannot_start_says_why_and_tries_when_asked() {
-        let spec = super::super::tests::spec(
-            "sim",
-            super::super::LauncherConfig::Simulated(SimulatedConfig::default()),
-        );
+        let spec = super::super::tests::spec("sim", super::super::LauncherConfig::Simulated(Box::default()));
         let simulate: StartSimulation = Arc::new(|_, _| Err(io::Error::other("no port")));
         let (want, wants) = watch::channel(Wanted::Run);
         let (tell, mut state) = watch::channel(ReplicaState::Stopped);
-        let task = tokio::spawn(run(spec, SimulatedConfig::default(), simulate, wants, tell));
+        let task = tokio::spawn(run(spec, Box::default(), simulate, wants, tell));
         let state = state.wait_for(|state| state.name() == "crashed").await.unwrap().clone();
         let ReplicaState::Crashed { finding, .. } = state else {
             panic!("{state:?}")

@@ -9,7 +9,8 @@ use sluice_policy::profile::Profile;
 use sluice_policy::profile::life::Rules;
 
 use super::SupervisorError;
-use crate::simulator::Gpu;
+use crate::config::duration;
+use crate::simulator::SimConfig;
 
 /// Names are file names and label values: so long at most.
 const NAME_BYTES_MAX: usize = 64;
@@ -45,25 +46,10 @@ impl ReplicaSpec {
         {
             return Err(SupervisorError::Name(self.name.clone()));
         }
-        let setting = |key, problem| {
-            Err(SupervisorError::Setting {
-                replica: self.name.clone(),
-                key,
-                problem,
-            })
-        };
-        match &self.launcher {
-            LauncherConfig::Process(process) if process.port == 0 => setting("port", "must be given"),
-            LauncherConfig::Process(process) if process.command.first().is_none_or(|program| program.is_empty()) => {
-                setting("command", "must name a program")
-            }
-            LauncherConfig::Process(process) if process.env.contains_key(KEY_VARIABLE) => setting(
-                "env",
-                "must not hold VLLM_API_KEY: name the variable in the backend's key_env",
-            ),
-            LauncherConfig::External(external) if external.url.is_empty() => setting("url", "must be given"),
-            _ => Ok(()),
-        }
+        self.launcher.check().map_err(|error| SupervisorError::Setting {
+            replica: self.name.clone(),
+            error,
+        })
     }
 }
 
@@ -125,7 +111,7 @@ pub enum LauncherConfig {
     /// Sluice, as a process of this machine.
     Process(ProcessConfig),
     /// Nobody: answers are made up inside Sluice, and say so.
-    Simulated(SimulatedConfig),
+    Simulated(Box<SimConfig>),
 }
 
 impl LauncherConfig {
@@ -137,24 +123,76 @@ impl LauncherConfig {
             LauncherConfig::Simulated(_) => "simulated",
         }
     }
+
+    /// Whether Sluice makes the answers up.
+    pub fn is_simulated(&self) -> bool {
+        matches!(self, LauncherConfig::Simulated(_))
+    }
+
+    /// What types can't say.
+    ///
+    /// # Errors
+    /// Names the first setting that is missing or out of its range.
+    pub fn check(&self) -> Result<(), SettingError> {
+        let wrong = |key, problem: &str| {
+            Err(SettingError {
+                key,
+                problem: problem.to_owned(),
+            })
+        };
+        match self {
+            LauncherConfig::External(external) if external.url.is_empty() => {
+                wrong("url", "must be given, as \"http://127.0.0.1:8000\"")
+            }
+            LauncherConfig::External(external) if external.probe.is_zero() => wrong("probe", "must be above 0"),
+            LauncherConfig::Process(process) => process.check(),
+            LauncherConfig::Simulated(simulated) => simulated.check().map_err(|error| SettingError {
+                key: error.key,
+                problem: format!("must be {}", error.range),
+            }),
+            LauncherConfig::External(_) => Ok(()),
+        }
+    }
+}
+
+/// A launcher's setting that is missing or out of its range.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key} {problem}")]
+pub struct SettingError {
+    /// The setting.
+    pub key: &'static str,
+    /// What is wrong with it.
+    pub problem: String,
 }
 
 /// A vLLM that somebody else starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExternalConfig {
-    /// Where it listens, as `http://127.0.0.1:8000`.
+    /// Where it listens, as `http://127.0.0.1:8000`. Must be given.
+    #[serde(default)]
     pub url: String,
-    /// Seconds between two looks at it. Default 2.
-    #[serde(default = "default_probe_s")]
-    pub probe_s: u32,
+    /// How often its `/health` is asked. Default 2 s.
+    #[serde(default = "default_probe", with = "duration")]
+    pub probe: Duration,
+}
+
+impl ExternalConfig {
+    /// A vLLM at that URL, all else by default.
+    pub fn at(url: &str) -> ExternalConfig {
+        ExternalConfig {
+            url: url.to_owned(),
+            probe: default_probe(),
+        }
+    }
 }
 
 /// A vLLM that Sluice starts, waits for, restarts and stops.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProcessConfig {
-    /// Where it will listen, on loopback.
+    /// Where it will listen, on loopback. Must be given.
+    #[serde(default)]
     pub port: u16,
     /// The program and its first arguments; `serve`, the model and the profile's flags follow. Default `["vllm"]`.
     #[serde(default = "default_command")]
@@ -163,12 +201,12 @@ pub struct ProcessConfig {
     /// gateway's secrets. Never a key: that is the backend's `key_env`. Default none.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// Seconds until it must be ready; then it is ended and tried again. A first start downloads and compiles. Default 1,200.
-    #[serde(default = "default_start_timeout_s")]
-    pub start_timeout_s: u32,
-    /// Seconds from SIGTERM to SIGKILL. Default 30.
-    #[serde(default = "default_stop_grace_s")]
-    pub stop_grace_s: u32,
+    /// By then it must be ready; else it is ended and tried again. A first start downloads and compiles. Default 20 min.
+    #[serde(default = "default_start_timeout", with = "duration")]
+    pub start_timeout: Duration,
+    /// Time from SIGTERM to SIGKILL. Default 30 s.
+    #[serde(default = "default_stop_grace", with = "duration")]
+    pub stop_grace: Duration,
     /// What becomes of it when the gateway ends. Default `stop`.
     #[serde(default)]
     pub on_exit: OnExit,
@@ -181,16 +219,38 @@ impl ProcessConfig {
             port,
             command: default_command(),
             env: BTreeMap::new(),
-            start_timeout_s: default_start_timeout_s(),
-            stop_grace_s: default_stop_grace_s(),
+            start_timeout: default_start_timeout(),
+            stop_grace: default_stop_grace(),
             on_exit: OnExit::default(),
         }
     }
 
+    fn check(&self) -> Result<(), SettingError> {
+        let program = self.command.first().is_some_and(|program| !program.is_empty());
+        let (key, problem) = if self.port == 0 {
+            ("port", "must be given: where vLLM is to listen, as 8000")
+        } else if !program {
+            ("command", "must name a program, as [\"vllm\"]")
+        } else if self.env.contains_key(KEY_VARIABLE) {
+            (
+                "env",
+                "must not hold VLLM_API_KEY: name the variable in the backend's key_env",
+            )
+        } else if self.start_timeout.is_zero() {
+            ("start_timeout", "must be above 0")
+        } else {
+            return Ok(());
+        };
+        Err(SettingError {
+            key,
+            problem: problem.to_owned(),
+        })
+    }
+
     pub(super) fn rules(&self) -> Rules {
         Rules {
-            start_timeout: Duration::from_secs(self.start_timeout_s.into()),
-            stop_grace: Duration::from_secs(self.stop_grace_s.into()),
+            start_timeout: self.start_timeout,
+            stop_grace: self.stop_grace,
             ..Rules::default()
         }
     }
@@ -208,32 +268,26 @@ pub enum OnExit {
     Leave,
 }
 
-/// A replica without a GPU.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct SimulatedConfig {
-    /// Whose speed it imitates. Default `h100`.
-    pub gpu: Gpu,
-}
-
-fn default_probe_s() -> u32 {
-    2
+fn default_probe() -> Duration {
+    Duration::from_secs(2)
 }
 
 fn default_command() -> Vec<String> {
     vec!["vllm".to_owned()]
 }
 
-fn default_start_timeout_s() -> u32 {
-    20 * 60
+fn default_start_timeout() -> Duration {
+    Duration::from_secs(20 * 60)
 }
 
-fn default_stop_grace_s() -> u32 {
-    30
+fn default_stop_grace() -> Duration {
+    Duration::from_secs(30)
 }
 
 #[cfg(test)]
 mod tests {
+    use crate::simulator::Gpu;
+
     use super::*;
 
     fn read(text: &str) -> Result<LauncherConfig, String> {
@@ -242,18 +296,21 @@ mod tests {
 
     #[test]
     fn each_launcher_reads_with_its_defaults() {
-        let external = ExternalConfig {
-            url: "http://127.0.0.1:8000".to_owned(),
-            probe_s: 2,
-        };
+        let external = ExternalConfig::at("http://127.0.0.1:8000");
         let text = "launcher = \"external\"\nurl = \"http://127.0.0.1:8000\"";
         assert_eq!(read(text), Ok(LauncherConfig::External(external)));
         assert_eq!(
             read("launcher = \"process\"\nport = 8000"),
             Ok(LauncherConfig::Process(ProcessConfig::on_port(8000)))
         );
-        let simulated = LauncherConfig::Simulated(SimulatedConfig { gpu: Gpu::Rtx4090x2 });
-        assert_eq!(read("launcher = \"simulated\"\ngpu = \"rtx4090x2\""), Ok(simulated));
+        let simulated = SimConfig {
+            gpu: Gpu::Rtx4090x2,
+            ..SimConfig::default()
+        };
+        assert_eq!(
+            read("launcher = \"simulated\"\ngpu = \"rtx4090x2\""),
+            Ok(LauncherConfig::Simulated(Box::new(simulated)))
+        );
     }
 
     #[test]
@@ -261,7 +318,7 @@ mod tests {
         for (text, part) in [
             ("launcher = \"external\"\nurl = \"http://a\"\nport = 1", "port"),
             ("launcher = \"process\"\nport = 1\nurl = \"http://a\"", "url"),
-            ("launcher = \"process\"", "port"),
+            ("launcher = \"simulated\"\nmodel = \"m\"", "model"),
             ("launcher = \"container\"", "container"),
             ("port = 1", "launcher"),
         ] {

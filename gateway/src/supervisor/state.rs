@@ -19,6 +19,8 @@ pub enum ReplicaState {
         url: String,
         /// vLLM's version, if it says.
         version: Option<String>,
+        /// The ids that it lists, its own before those of adapters.
+        models: Vec<String>,
     },
     /// An external one that was there and isn't now.
     Unreachable {

@@ -3,13 +3,13 @@
 //! Only this room opens sockets to vLLM. It decides nothing about the answer's content: `flow` reads it, `policy` judges it.
 //! Read on in `fleet.rs` (which replica), then `client.rs` (one connection, driven by its reader).
 
-/// Backends with their replicas, and the choice between them.
+// Backends with their replicas, and the choice between them.
 pub mod fleet;
-/// One running vLLM.
+// One running vLLM.
 pub mod replica;
-/// One HTTP/1.1 connection and the pool of idle ones.
+// One HTTP/1.1 connection and the pool of idle ones.
 pub mod client;
-/// How a replica takes tool requests, asked when it becomes ready.
+// How a replica takes tool requests, asked when it becomes ready.
 pub mod probe;
 
 pub use client::{Answer, Segments, UpstreamError};

@@ -44,25 +44,6 @@ pub enum ProbeError {
     NoUsage,
 }
 
-/// The ids of its `/v1/models`, its own before those of adapters.
-///
-/// # Errors
-/// The replica did not answer, or not as vLLM does.
-pub async fn models(replica: &Replica) -> Result<Vec<String>, ProbeError> {
-    let (status, body) = send(replica, Method::GET, "/v1/models", Bytes::new()).await?;
-    if status != StatusCode::OK {
-        return Err(ProbeError::Status(status.as_u16()));
-    }
-    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let ids = body
-        .get("data")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(|card| card.get("id")?.as_str());
-    Ok(ids.map(str::to_owned).collect())
-}
-
 /// Who opens think blocks (B15): read off the end of the prompt that the served template renders, through `/tokenize` and
 /// `/detokenize`.
 ///
@@ -71,13 +52,7 @@ pub async fn models(replica: &Replica) -> Result<Vec<String>, ProbeError> {
 pub async fn opener(replica: &Replica, model: &str) -> Result<Opener, ProbeError> {
     let conversation =
         json!({"model": model, "messages": [{"role": "user", "content": "Hi"}], "add_generation_prompt": true});
-    let (status, body) = send(
-        replica,
-        Method::POST,
-        "/tokenize",
-        Bytes::from(conversation.to_string()),
-    )
-    .await?;
+    let (status, body) = send(replica, "/tokenize", Bytes::from(conversation.to_string())).await?;
     if matches!(status.as_u16(), 404 | 405 | 501) {
         return Ok(Opener::Model); // no vLLM, or one without templates: tags are the model's own
     }
@@ -86,7 +61,7 @@ pub async fn opener(replica: &Replica, model: &str) -> Result<Opener, ProbeError
     }
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     let tokens = json!({"model": model, "tokens": body.get("tokens")});
-    let (status, body) = send(replica, Method::POST, "/detokenize", Bytes::from(tokens.to_string())).await?;
+    let (status, body) = send(replica, "/detokenize", Bytes::from(tokens.to_string())).await?;
     if status != StatusCode::OK {
         return Err(ProbeError::Status(status.as_u16()));
     }
@@ -140,26 +115,15 @@ async fn ask(replica: &Replica, model: &str, tool_choice: Option<&str>) -> Resul
         fields.insert("tools".into(), json!([{"type": "function", "function": function}]));
         fields.insert("tool_choice".into(), choice.into());
     }
-    send(
-        replica,
-        Method::POST,
-        "/v1/chat/completions",
-        Bytes::from(body.to_string()),
-    )
-    .await
+    send(replica, "/v1/chat/completions", Bytes::from(body.to_string())).await
 }
 
-async fn send(
-    replica: &Replica,
-    method: Method,
-    path: &'static str,
-    body: Bytes,
-) -> Result<(StatusCode, Bytes), ProbeError> {
+async fn send(replica: &Replica, path: &'static str, body: Bytes) -> Result<(StatusCode, Bytes), ProbeError> {
     let address = replica.address().ok_or(ProbeError::NoAddress)?;
     let body = Segments::new(vec![body]);
     let request = || {
         let mut request = Request::new(body.clone());
-        *request.method_mut() = method.clone();
+        *request.method_mut() = Method::POST;
         *request.uri_mut() = Uri::from_static(path);
         let headers = request.headers_mut();
         headers.insert(HOST, address.host_header());

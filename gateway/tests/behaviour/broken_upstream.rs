@@ -32,7 +32,7 @@ async fn first<'a>(a: &'a mut Replica, b: &'a mut Replica) -> (Asked, &'a mut Re
 
 /// How a stream ends too early.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum End {
+enum Breaks {
     Reset,
     EndOfFile,
     CleanEnd,
@@ -42,29 +42,29 @@ enum End {
     Garbage,
 }
 
-const ENDS: [End; 7] = [
-    End::Reset,
-    End::EndOfFile,
-    End::CleanEnd,
-    End::Done,
-    End::ErrorThenDone,
-    End::Oversized,
-    End::Garbage,
+const ENDS: [Breaks; 7] = [
+    Breaks::Reset,
+    Breaks::EndOfFile,
+    Breaks::CleanEnd,
+    Breaks::Done,
+    Breaks::ErrorThenDone,
+    Breaks::Oversized,
+    Breaks::Garbage,
 ];
 
-impl End {
+impl Breaks {
     async fn play(self, mut asked: Asked) {
         match self {
-            End::Reset => asked.reset(),
-            End::EndOfFile => asked.close(),
-            End::CleanEnd => asked.write(b"0\r\n\r\n").await,
-            End::Done => asked.done().await,
-            End::ErrorThenDone => {
+            Breaks::Reset => asked.reset(),
+            Breaks::EndOfFile => asked.close(),
+            Breaks::CleanEnd => asked.write(b"0\r\n\r\n").await,
+            Breaks::Done => asked.done().await,
+            Breaks::ErrorThenDone => {
                 let error = json!({"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "param": null, "code": 500}});
                 asked.event(&error).await;
                 asked.done().await;
             }
-            End::Oversized => {
+            Breaks::Oversized => {
                 let piece = vec![b'x'; 1 << 20];
                 asked
                     .piece(b"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"")
@@ -77,7 +77,7 @@ impl End {
                 }
                 panic!("64 MiB of one event were read");
             }
-            End::Garbage => {
+            Breaks::Garbage => {
                 asked.piece(b"data: <html>502</html>\n\n").await;
                 asked.gone().await;
             }
@@ -376,4 +376,19 @@ async fn a_request_that_meets_a_closing_idle_connection_is_sent_once_more() {
             answer.text()
         );
     }
+}
+
+#[tokio::test]
+async fn waiting_for_the_next_replica_after_a_stall_costs_no_cpu() {
+    let (gateway, mut a, mut b) = two_with(|s| s.set("upstream", "answer = \"2s\"")).await;
+    let _client = gateway.open(Request::chat(true)).await;
+    let (mut asked, other) = first(&mut a, &mut b).await;
+    asked.stream().await;
+    asked.gone().await;
+    let _silent = other.next().await;
+    let before = gateway.cpu_ticks();
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    // A hundred ticks a second: a loop that spins would have used most of them.
+    let used = gateway.cpu_ticks() - before;
+    assert!(used < 25, "{used} ticks of CPU in a second of waiting");
 }

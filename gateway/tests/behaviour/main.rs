@@ -5,6 +5,8 @@
 //! measurements: what must be *before* something else is shown by order (a script that goes on only after the client has
 //! seen the last step).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+// Measured times, and the log of a gateway whose test failed.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 /// The gateway as a process, scripted replicas, and clients that see every byte.
 mod harness;
@@ -13,12 +15,15 @@ mod auth;
 mod bodies;
 mod broken_upstream;
 mod cancel;
+mod crowd;
 mod drain;
 mod edge_routes;
 mod errors;
+mod h2;
 mod headers;
 mod leaving_client;
 mod limits;
+mod nodelay;
 mod records;
 mod reload;
 mod routing;

@@ -83,7 +83,7 @@ impl RealVllm {
             .map(|path| path.display().to_string())
             .to_vec();
         config.env = [("PYTHONPATH".to_owned(), self.shared.display().to_string())].into();
-        config.start_timeout_s = START.as_secs() as u32;
+        config.start_timeout = START;
         ReplicaSpec {
             name: "real".to_owned(),
             model: MODEL.to_owned(),

@@ -336,7 +336,7 @@ async fn a_shutdown_ends_streams_as_vllm_does_and_closes_the_port() {
 #[tokio::test]
 async fn idle_connections_are_closed_when_uvicorn_would() {
     let (_simulator, address) = start(SimConfig {
-        keep_alive_ms: 300,
+        keep_alive: Duration::from_millis(300),
         ..instant()
     })
     .await;

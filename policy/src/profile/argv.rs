@@ -34,7 +34,7 @@ pub enum ArgvError {
         /// What to use.
         instead: &'static str,
     },
-    /// More than [`EXTRA_ARGS_MAX`].
+    /// More than `EXTRA_ARGS_MAX`.
     #[error("{0} extra_args, at most {EXTRA_ARGS_MAX} are allowed")]
     TooMany(usize),
     /// A share outside of (0, 1], as it was written.

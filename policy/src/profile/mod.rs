@@ -7,9 +7,9 @@
 
 mod argv;
 mod builtin;
-/// Why a replica ended, read from its log.
+// Why a replica ended, read from its log.
 pub mod diagnosis;
-/// The life of a launched replica: one transition function with backoff.
+// The life of a launched replica: one transition function with backoff.
 pub mod life;
 mod memory;
 mod setting;

@@ -19,6 +19,8 @@ use walk::{Walk, Walked};
 pub const CHOICES_LIMIT: usize = 1024;
 /// Longest tail that is remembered; vLLM's has 55 bytes.
 const TAIL_LIMIT_BYTES: usize = 1024;
+/// Longest start of a chunk that is remembered; vLLM's has 160 bytes.
+const LEAD_LIMIT_BYTES: usize = 4096;
 
 /// The places of one chunk's judged members. Reuse it from chunk to chunk: it keeps its memory.
 #[derive(Debug, Default)]
@@ -44,10 +46,19 @@ pub struct Chunk {
     /// What followed the delta of the last chunk in which nothing of note followed it. A text that goes on like that needs
     /// no reading any further.
     idle_tail: String,
+    mould: Mould,
+}
+
+/// The last chunk that was known head, one text and idle tail: a chunk that differs from it in the text alone needs no walk.
+#[derive(Debug, Default)]
+struct Mould {
+    /// Up to the text; empty before there was such a chunk.
+    lead: String,
+    choice: Choice,
 }
 
 /// The places of one choice's judged members. A member that is null or absent is `None`.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Choice {
     /// `index`, 0 if absent.
     pub index: u32,
@@ -78,13 +89,17 @@ impl Chunk {
     /// # Errors
     /// [`Malformed`] if `text` isn't one JSON object of the expected shape.
     pub fn read(&mut self, text: &str, head: &str) -> Result<(), Malformed> {
-        let (mut choices, idle_tail) = (std::mem::take(&mut self.choices), std::mem::take(&mut self.idle_tail));
+        let mut choices = std::mem::take(&mut self.choices);
         choices.clear();
         *self = Self {
             choices,
-            idle_tail,
+            idle_tail: std::mem::take(&mut self.idle_tail),
+            mould: std::mem::take(&mut self.mould),
             ..Self::default()
         };
+        if !head.is_empty() && self.read_moulded(text, head) {
+            return Ok(());
+        }
         let mut walk = Walk::new(text);
         let mut first = true;
         if !head.is_empty() && text.starts_with(head) {
@@ -92,6 +107,7 @@ impl Chunk {
             walk.at = head.len();
             first = false;
             if self.read_choices(&mut walk)? == Rest::Idle {
+                self.learn_mould(text);
                 return Ok(());
             }
         } else {
@@ -118,6 +134,54 @@ impl Chunk {
         Ok(())
     }
 
+    /// Reads a chunk like the last plain one; false if it isn't.
+    fn read_moulded(&mut self, text: &str, head: &str) -> bool {
+        let lead = self.mould.lead.as_str();
+        let token = text
+            .strip_prefix(lead)
+            .and_then(|rest| rest.strip_suffix(self.idle_tail.as_str()));
+        let token = token.and_then(|rest| rest.strip_suffix('}')).unwrap_or_default();
+        let is_moulded = !lead.is_empty() && lead.starts_with(head) && walk::is_string(token);
+        if is_moulded {
+            let end = lead.len() + token.len();
+            let place = Span { start: lead.len(), end };
+            let mut choice = self.mould.choice;
+            for text in choice.texts_mut().into_iter().flatten() {
+                *text = place;
+            }
+            choice.body = choice.body.map(|body| Span { end: end + 1, ..body });
+            self.choices.push(choice);
+            (self.known_head, self.choices_at) = (true, Some(head.len()));
+        }
+        is_moulded
+    }
+
+    /// Remembers what stands around the text of the delta, if it said nothing else.
+    fn learn_mould(&mut self, text: &str) {
+        let [choice] = &mut self.choices[..] else { return };
+        let mut plain = Choice {
+            index: choice.index,
+            body: choice.body,
+            ..Choice::default()
+        };
+        (plain.content, plain.reasoning, plain.reasoning_content) =
+            (choice.content, choice.reasoning, choice.reasoning_content);
+        let ([Some(place), None, None] | [None, Some(place), None] | [None, None, Some(place)]) = plain.texts_mut()
+        else {
+            return;
+        };
+        let place = *place;
+        let lead = text.get(..place.start).unwrap_or_default();
+        if *choice == plain
+            && plain.body.is_some_and(|body| body.end == place.end + 1)
+            && lead.len() <= LEAD_LIMIT_BYTES
+        {
+            self.mould.lead.clear();
+            self.mould.lead.push_str(lead);
+            self.mould.choice = plain;
+        }
+    }
+
     /// Remembers what follows the delta, if it said nothing.
     fn learn_tail(&mut self, text: &str) {
         let [choice] = &self.choices[..] else { return };
@@ -127,6 +191,7 @@ impl Chunk {
         if self.known_head && !noted && tail.len() <= TAIL_LIMIT_BYTES && !tail.contains("\"index\"") {
             self.idle_tail.clear();
             self.idle_tail.push_str(tail);
+            self.mould.lead.clear();
         }
     }
 
@@ -180,6 +245,11 @@ impl Choice {
             }
         }
         Ok(Rest::Unread)
+    }
+
+    /// The places of the body's strings.
+    fn texts_mut(&mut self) -> [Option<&mut Span>; 3] {
+        [&mut self.content, &mut self.reasoning, &mut self.reasoning_content].map(Option::as_mut)
     }
 
     fn read_body(&mut self, walk: &mut Walk<'_>) -> Walked<()> {
@@ -428,6 +498,18 @@ mod tests {
             TEXT.replace("}]}", "},{\"index\":1,\"delta\":{}}]}"),
             format!("{TEXT}x"),
             TEXT.trim_end_matches('}').to_owned(),
+            TEXT.replace("\" Paris\"", "\"a\",\"role\":\"b\""),
+            TEXT.replace(" Paris", "\\\"\\u00e9\\\\"),
+            TEXT.replace(" Paris", "\\"),
+            TEXT.replace(" Paris", "\n"),
+            TEXT.replace("\" Paris\"", "\"\""),
+            TEXT.replace("\" Paris\"", "\" "),
+            TEXT.replace("\" Paris\"", "null"),
+            TEXT.replace("\" Paris\"", "\"a\" "),
+            TEXT.replace("\"content\"", "\"reasoning\""),
+            TEXT.replace("\"content\"", "\"reasoning\"").replace("Paris", "x"),
+            TEXT.replace("{\"content", "{\"role\":\"assistant\",\"content"),
+            TEXT.replace("\"content\":", "\"content\":\"\",\"content\":"),
         ];
         let places = |chunk: &Chunk| {
             format!(
@@ -435,7 +517,13 @@ mod tests {
                 chunk.known_head, chunk.usage, chunk.error, chunk.choices, chunk.carries
             )
         };
-        for text in texts.iter().chain([&noted]).chain(&texts) {
+        // each behind each, so that it is read with whatever the one before has taught
+        for text in texts
+            .iter()
+            .chain([&noted])
+            .chain(&texts)
+            .flat_map(|text| texts.iter().flat_map(move |before| [before, before, text]))
+        {
             let mut fresh = Chunk::default();
             let result = fresh.read(text, head);
             assert_eq!(learned.read(text, head), result, "{text}");
@@ -443,6 +531,12 @@ mod tests {
                 assert_eq!(places(&learned), places(&fresh), "{text}");
             }
         }
+        let mut text = TEXT.to_owned();
+        for word in ["a", "b"] {
+            text = TEXT.replace(" Paris", word);
+            learned.read(&text, head).unwrap();
+        }
+        assert!(learned.read_moulded(&text, head), "{learned:?}");
     }
 
     #[test]

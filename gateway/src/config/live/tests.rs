@@ -44,10 +44,7 @@ fn a_valid_change_is_applied_and_a_running_request_keeps_its_own() {
     let live = start(&file, Overrides::default());
     assert!(matches!(live.reload(), Reload::Unchanged));
     let request = live.get();
-    replace(
-        &file,
-        &with(&[("stall = \"60s\"\n# How often", "stall = \"7s\"\n# How often")]),
-    );
+    replace(&file, &with(&[("\nstall = \"60s\"", "\nstall = \"7s\"")]));
     let Reload::Applied { restart } = live.reload() else {
         panic!("not applied")
     };

@@ -2,13 +2,11 @@
 
 use std::collections::{HashMap, hash_map::Entry};
 
-use sluice_policy::profile;
-
-use crate::simulator::Gpu;
+use crate::supervisor::{ExternalConfig, LauncherConfig, ProcessConfig, SettingError};
 
 use super::{
-    super::{BackendConfig, Config, LauncherKind, ReplicaConfig},
-    Findings, env_name, nearest,
+    super::{BackendConfig, Config, ReplicaConfig},
+    Findings, env_name, which,
 };
 
 /// The longest name of a backend or replica: it stands in headers, metric labels and log lines.
@@ -25,7 +23,7 @@ pub(super) fn check(config: &Config, findings: &mut Findings<'_>) {
     let mut seen = Seen::default();
     for (b, backend) in config.backend.iter().enumerate() {
         let at = format!("backend[{b}]");
-        backend_alone(backend, &at, &mut seen, findings);
+        backend_alone(config, backend, &at, &mut seen, findings);
         for (r, replica) in backend.replica.iter().enumerate() {
             replica_alone(config, replica, &format!("{at}.replica[{r}]"), &mut seen, findings);
         }
@@ -58,7 +56,7 @@ impl Seen {
     }
 }
 
-fn backend_alone(backend: &BackendConfig, at: &str, seen: &mut Seen, findings: &mut Findings<'_>) {
+fn backend_alone(config: &Config, backend: &BackendConfig, at: &str, seen: &mut Seen, findings: &mut Findings<'_>) {
     name(findings, "backend", &backend.name, &format!("{at}.name"), seen);
     let aliases = backend
         .aliases
@@ -80,21 +78,14 @@ fn backend_alone(backend: &BackendConfig, at: &str, seen: &mut Seen, findings: &
         }
     }
     env_name(findings, &format!("{at}.key_env"), &backend.key_env);
-    if profile::builtin(&backend.profile).is_none() {
-        let names: Vec<&str> = profile::builtins()
-            .iter()
-            .map(|profile| profile.name.as_str())
-            .collect();
-        let help = nearest(&backend.profile, &names).map_or_else(
-            || format!("the profiles are {}", names.join(", ")),
-            |name| format!("did you mean \"{name}\"?"),
-        );
+    let profiles = config.profile_names();
+    if !profiles.contains(&backend.profile.as_str()) {
         findings
             .add(
                 format!("{at}.profile"),
                 format!("there is no profile \"{}\"", backend.profile),
             )
-            .help(help);
+            .help(which(&backend.profile, &profiles));
     }
     if backend.replica.is_empty() {
         findings.add(at, format!("backend \"{}\" has no [[backend.replica]]", backend.name));
@@ -103,37 +94,23 @@ fn backend_alone(backend: &BackendConfig, at: &str, seen: &mut Seen, findings: &
 
 fn replica_alone(config: &Config, replica: &ReplicaConfig, at: &str, seen: &mut Seen, findings: &mut Findings<'_>) {
     name(findings, "replica", &replica.name, &format!("{at}.name"), seen);
-    let key = |name: &str| format!("{at}.{name}");
-    let given = [
-        ("url", !replica.url.is_empty(), LauncherKind::External),
-        ("port", replica.port != 0, LauncherKind::Process),
-        ("command", replica.command != ["vllm"], LauncherKind::Process),
-        ("gpu", replica.gpu != Gpu::default(), LauncherKind::Simulated),
-    ];
-    for (name, given, owner) in given {
-        if given && owner != replica.launcher {
-            findings
-                .add(
-                    key(name),
-                    format!("`{name}` has no effect with launcher = \"{}\"", word(replica.launcher)),
-                )
-                .help(format!("it belongs to launcher = \"{}\"", word(owner)));
+    if let Err(SettingError { key, problem }) = replica.launcher.check() {
+        let finding = findings.add(format!("{at}.{key}"), format!("`{key}` {problem}"));
+        if key == "env" {
+            finding.hide_value();
         }
+        return;
     }
-    match replica.launcher {
-        LauncherKind::External => external(config, replica, at, seen, findings),
-        LauncherKind::Process => process(config, replica, at, seen, findings),
-        LauncherKind::Simulated => {}
+    match &replica.launcher {
+        LauncherConfig::External(external) => self::external(config, external, at, seen, findings),
+        LauncherConfig::Process(process) => self::process(config, process, at, seen, findings),
+        LauncherConfig::Simulated(_) => {}
     }
 }
 
-fn external(config: &Config, replica: &ReplicaConfig, at: &str, seen: &mut Seen, findings: &mut Findings<'_>) {
-    let key = if replica.url.is_empty() {
-        at.to_owned()
-    } else {
-        format!("{at}.url")
-    };
-    match url_fault(&replica.url) {
+fn external(config: &Config, external: &ExternalConfig, at: &str, seen: &mut Seen, findings: &mut Findings<'_>) {
+    let key = format!("{at}.url");
+    match url_fault(&external.url) {
         Some((message, help, secret)) => {
             let finding = findings.add(key, message);
             finding.help(help);
@@ -142,7 +119,7 @@ fn external(config: &Config, replica: &ReplicaConfig, at: &str, seen: &mut Seen,
             }
         }
         None => {
-            let address = replica.url.trim_end_matches('/');
+            let address = external.url.trim_end_matches('/');
             if let Some(first) = seen.before("url", address, &key) {
                 findings.add(&key, format!("{address} is the address of {first} already"));
             }
@@ -155,25 +132,14 @@ fn external(config: &Config, replica: &ReplicaConfig, at: &str, seen: &mut Seen,
     }
 }
 
-fn process(config: &Config, replica: &ReplicaConfig, at: &str, seen: &mut Seen, findings: &mut Findings<'_>) {
-    let key = format!("{at}.port");
-    if replica.port == 0 {
+fn process(config: &Config, process: &ProcessConfig, at: &str, seen: &mut Seen, findings: &mut Findings<'_>) {
+    let (key, port) = (format!("{at}.port"), process.port);
+    if port == config.server.listen.port() || (config.admin.enabled && port == config.admin.listen.port()) {
         findings
-            .add(key, "launcher = \"process\" needs the port that vLLM is to listen on")
+            .add(key, format!("port {port} is Sluice's own"))
             .help("port = 8000");
-    } else if replica.port == config.server.listen.port()
-        || (config.admin.enabled && replica.port == config.admin.listen.port())
-    {
-        findings
-            .add(key, format!("port {} is Sluice's own", replica.port))
-            .help("port = 8000");
-    } else if let Some(first) = seen.before("port", &replica.port.to_string(), &key) {
-        findings.add(key, format!("port {} is taken by {first}", replica.port));
-    }
-    if replica.command.first().is_none_or(|program| program.is_empty()) {
-        findings
-            .add(format!("{at}.command"), "the command is empty")
-            .help("command = [\"vllm\"]");
+    } else if let Some(first) = seen.before("port", &port.to_string(), &key) {
+        findings.add(key, format!("port {port} is taken by {first}"));
     }
 }
 
@@ -190,24 +156,9 @@ fn name(findings: &mut Findings<'_>, kind: &'static str, name: &str, key: &str, 
             .help(format!("each {kind} needs a name of its own"));
     }
 }
-fn word(launcher: LauncherKind) -> &'static str {
-    match launcher {
-        LauncherKind::External => "external",
-        LauncherKind::Process => "process",
-        LauncherKind::Simulated => "simulated",
-    }
-}
-
 /// Why a URL can't be a replica's, what would mend it, and whether it holds a secret.
 fn url_fault(url: &str) -> Option<(String, String, bool)> {
     const FORM: &str = "the form is \"http://127.0.0.1:8000\"";
-    if url.is_empty() {
-        return Some((
-            "launcher = \"external\" needs the replica's `url`".to_owned(),
-            FORM.to_owned(),
-            false,
-        ));
-    }
     let fault = |message: &str| Some((message.to_owned(), FORM.to_owned(), url.contains('@')));
     let Ok(uri) = url.parse::<http::Uri>() else {
         return fault("this is no URL");

@@ -65,6 +65,9 @@ where
         }
         match judge(&self.keys, &call) {
             Ok(identity) => {
+                if let Some(identity) = &identity {
+                    call.claim.of_key(&identity.name);
+                }
                 call.identity = identity;
                 Either::Left(self.inner.call(call))
             }

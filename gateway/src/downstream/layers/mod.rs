@@ -11,13 +11,13 @@
 //! A layer answers with a fault; only `trace` makes a response of it. Permits live inside the call and move into the
 //! response's body: a tower limit that ends at the response head would count nothing of a stream (trap 3).
 
-/// Identity of the request, its route, faults to responses.
+// Identity of the request, its route, faults to responses.
 pub mod trace;
-/// A panic of one request ends that request.
+// A panic of one request ends that request.
 pub mod guard;
-/// Who asks.
+// Who asks.
 pub mod auth;
-/// Room in the process.
+// Room in the process.
 pub mod admit;
-/// The whole body, within its limits.
+// The whole body, within its limits.
 pub mod body;

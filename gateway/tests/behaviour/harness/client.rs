@@ -275,11 +275,6 @@ impl Client {
         let _ = within("the gateway reads", self.stream.write_all(bytes)).await;
     }
 
-    /// Sends as much of these bytes as it is let; true if all.
-    pub(crate) async fn try_write(&mut self, bytes: &[u8]) -> bool {
-        within("the gateway reads", self.stream.write_all(bytes)).await.is_ok()
-    }
-
     /// The head of the next answer.
     pub(crate) async fn head(&mut self) -> Head {
         self.try_head().await.expect("an answer")

@@ -237,6 +237,13 @@ impl Gateway {
         self.child.id()
     }
 
+    /// CPU time that it has used, in the kernel's ticks.
+    pub(crate) fn cpu_ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
     /// Rewrites its configuration with one more setting; it is not told.
     pub(crate) fn rewrite(&self, section: &str, line: &str) {
         let settings = self.settings.clone().set(section, line);

@@ -5,7 +5,7 @@ mod gateway;
 mod records;
 mod replica;
 
-pub(crate) use client::{Client, Head, Message, Request, ask};
+pub(crate) use client::{Client, Message, Request, ask};
 pub(crate) use gateway::{Gateway, Settings};
 pub(crate) use records::record;
 pub(crate) use replica::{Asked, Replica, chunk, completion, delta, finish, usage};

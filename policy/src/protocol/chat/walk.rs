@@ -41,6 +41,12 @@ impl std::error::Error for Malformed {}
 
 pub(super) type Walked<T> = Result<T, Malformed>;
 
+/// `token` is one JSON string, quotes included, and nothing else.
+pub(super) fn is_string(token: &str) -> bool {
+    let mut walk = Walk::new(token);
+    walk.string().is_ok() && walk.at == token.len()
+}
+
 pub(super) struct Walk<'a> {
     pub(super) text: &'a str,
     pub(super) at: usize,

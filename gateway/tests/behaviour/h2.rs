@@ -1,0 +1,204 @@
+//! B1: HTTP/2 by prior knowledge and by ALPN, HTTP/1.1 over TLS; many streams on one connection.
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::ServerName;
+use serde_json::json;
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::harness::{Client, Gateway, KEY, Replica, Request, Settings, ask, delta, finish, record, until, within};
+
+type Sender = SendRequest<Full<Bytes>>;
+
+async fn h2(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Sender {
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+fn request(method: &str, path: &str, id: &str, body: String) -> http::Request<Full<Bytes>> {
+    http::Request::builder()
+        .method(method)
+        .uri(format!("http://gateway{path}"))
+        .header("authorization", format!("Bearer {KEY}"))
+        .header("x-request-id", id)
+        .body(Full::new(Bytes::from(body)))
+        .unwrap()
+}
+
+fn chat(id: &str, stream: bool) -> http::Request<Full<Bytes>> {
+    request("POST", "/v1/chat/completions", id, ask(stream).to_string())
+}
+
+async fn text(sender: &mut Sender, request: http::Request<Full<Bytes>>) -> (u16, String) {
+    within("an answer over HTTP/2", async {
+        let answer = sender.send_request(request).await.unwrap();
+        let status = answer.status().as_u16();
+        (
+            status,
+            String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap(),
+        )
+    })
+    .await
+}
+
+#[tokio::test]
+async fn by_prior_knowledge_with_many_streams_on_one_connection() {
+    let replica = Replica::start().await;
+    let gateway = Settings::before(&[&replica]).start().await;
+    replica.always("over h2");
+    let sender = h2(TcpStream::connect(gateway.listen).await.unwrap()).await;
+    let answers = join_all((0..200).map(|n| {
+        let mut sender = sender.clone();
+        async move { text(&mut sender, chat(&format!("r{n}"), n % 2 == 0)).await }
+    }))
+    .await;
+    for (n, (status, body)) in answers.iter().enumerate() {
+        assert_eq!(
+            (*status, body.contains("over h2"), body.ends_with("data: [DONE]\n\n")),
+            (200, true, n % 2 == 0),
+            "{body}"
+        );
+    }
+    let mut sender = sender;
+    let (status, body) = text(&mut sender, request("GET", "/nowhere", "x", String::new())).await;
+    assert!(status == 404 && body.contains("unknown_url"));
+}
+
+#[tokio::test]
+async fn events_arrive_one_by_one_and_a_reset_stream_ends_its_request_alone() {
+    let replica = Replica::start().await;
+    let gateway = Settings::before(&[&replica]).start().await;
+    let mut replica = replica;
+    let mut sender = h2(TcpStream::connect(gateway.listen).await.unwrap()).await;
+    let mut other = sender.clone();
+    let (answer, mut asked) = tokio::join!(sender.send_request(chat("r", true)), async {
+        let mut asked = replica.next().await;
+        asked.stream().await;
+        asked
+    });
+    let mut answer = answer.unwrap();
+    for n in 0..5 {
+        asked
+            .event(&delta(json!({"role": "assistant", "content": format!("word{n}")})))
+            .await;
+        let mut got = String::new();
+        while !got.contains(&format!("word{n}")) {
+            let frame = within("the event", answer.body_mut().frame()).await.unwrap().unwrap();
+            got += std::str::from_utf8(&frame.into_data().unwrap()).unwrap();
+        }
+    }
+    let (second, ()) = tokio::join!(other.send_request(chat("s", true)), async {
+        let mut second = replica.next().await;
+        // The first stream is reset, the second goes on.
+        drop(answer);
+        asked.gone().await;
+        second.stream().await;
+        second
+            .event(&delta(json!({"role": "assistant", "content": "alive"})))
+            .await;
+        second.event(&finish("stop")).await;
+        second.done().await;
+    });
+    let body = within("the second answer", second.unwrap().into_body().collect())
+        .await
+        .unwrap()
+        .to_bytes();
+    assert!(body.ends_with(b"data: [DONE]\n\n"));
+    assert_eq!(record(&gateway, "r").await["cancelled"], true);
+    assert_eq!(record(&gateway, "s").await["cancelled"], false);
+}
+
+/// A gateway with a certificate of its own, and a way to connect to it.
+async fn tls(
+    replica: &Replica,
+    protocols: &[&[u8]],
+) -> (Gateway, impl AsyncFn(&Gateway) -> TlsStream<TcpStream> + use<>) {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let settings = Settings::before(&[replica])
+        .set("server.tls", "enabled = true")
+        .set("server.tls", &format!("cert = {cert:?}"))
+        .set("server.tls", &format!("key = {key:?}"));
+    let gateway = settings.start_unready().await;
+    until("the replica is ready", async || {
+        gateway.log().contains("ready replica=a").then_some(())
+    })
+    .await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut config = rustls::ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    let connector = TlsConnector::from(Arc::new(config));
+    let connect = async move |gateway: &Gateway| {
+        let stream = TcpStream::connect(gateway.listen).await.unwrap();
+        connector
+            .connect(ServerName::try_from("localhost").unwrap(), stream)
+            .await
+            .unwrap()
+    };
+    (gateway, connect)
+}
+
+#[tokio::test]
+async fn by_alpn_over_tls() {
+    let replica = Replica::start().await;
+    let (gateway, connect) = tls(&replica, &[b"h2", b"http/1.1"]).await;
+    replica.always("over tls");
+    let stream = connect(&gateway).await;
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(b"h2".as_slice()));
+    let mut sender = h2(stream).await;
+    for streamed in [true, false] {
+        let (status, body) = text(&mut sender, chat("r", streamed)).await;
+        assert!(status == 200 && body.contains("over tls"), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn http1_over_tls_with_and_without_alpn() {
+    let replica = Replica::start().await;
+    let (gateway, connect) = tls(&replica, &[]).await;
+    replica.always("over tls");
+    for streamed in [true, false] {
+        let mut client = Client::over(connect(&gateway).await);
+        client.send(&Request::chat(streamed)).await;
+        let answer = client.message().await;
+        assert!(
+            answer.is_complete && answer.text().contains("over tls"),
+            "{}",
+            answer.text()
+        );
+    }
+    // Plain text on the TLS port gets no answer.
+    let mut plain = gateway.connect().await;
+    plain.send(&Request::get("/health")).await;
+    assert!(plain.try_head().await.is_none());
+}
+
+#[tokio::test]
+async fn without_http2_the_preface_gets_no_answer() {
+    let replica = Replica::start().await;
+    let gateway = Settings::before(&[&replica])
+        .set("server", "http2 = false")
+        .start()
+        .await;
+    let mut client = gateway.connect().await;
+    client.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    let answer = client.try_message().await;
+    assert!(answer.is_none_or(|answer| answer.status() >= 400));
+}
