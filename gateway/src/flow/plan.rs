@@ -302,7 +302,10 @@ mod tests {
             required["format"]["tags"][0]["begin"],
             "<tool_call>\n{\"name\": \"a\\\"b\", \"arguments\": "
         );
-        assert_eq!(required["format"]["tags"][0]["content"]["max_whitespace_cnt"], WHITE_SPACE);
+        assert_eq!(
+            required["format"]["tags"][0]["content"]["max_whitespace_cnt"],
+            WHITE_SPACE
+        );
         assert_eq!(required["format"]["stop_after_first"], false);
         let named = format(json!({"type": "function", "function": {"name": "c"}}));
         assert_eq!(named["format"]["tags"].as_array().unwrap().len(), 1);
