@@ -76,7 +76,8 @@ async fn two_thousand_paced_streams_at_once_without_an_error_and_nothing_is_left
         .start()
         .await;
     let before = held(&gateway);
-    // The allocator keeps pages, so the first crowd's memory stays with the process; a second one must find it there.
+    // The allocator keeps pages, so the first crowd's memory stays with the process, and arenas fill up over some crowds (five in a
+    // row: 161, 188, 194, 198, 197 MB). What a crowd would leave behind for good would add as much as the first.
     let mut settled = Vec::new();
     for _ in 0..2 {
         let at_once = crowd(&gateway, &simulators).await;
@@ -108,7 +109,7 @@ async fn two_thousand_paced_streams_at_once_without_an_error_and_nothing_is_left
     }
     let [first, second] = settled[..] else { unreachable!() };
     assert!(
-        second < first + (first - before.1) / 4,
+        second < first + (first - before.1) / 2,
         "memory grows with each crowd: {before:?}, {settled:?} KiB"
     );
 }
