@@ -175,6 +175,10 @@ fn json_string(text: &str) -> Cow<'static, [u8]> {
     Cow::Owned(serde_json::Value::from(text).to_string().into_bytes())
 }
 
+/// Longest white space between two tokens of guided JSON: enough for a line end and a deep indent. Without a bound a model that is
+/// at a loss writes white space until its length is used up.
+const WHITE_SPACE: u32 = 32;
+
 /// A grammar (xgrammar's structural tag) whose only texts are calls of the wanted functions, in the model's own notation.
 fn grammar(ask: &Ask) -> Option<Vec<u8>> {
     #[derive(serde::Deserialize)]
@@ -199,7 +203,8 @@ fn grammar(ask: &Ask) -> Option<Vec<u8>> {
             let schema = tool.function.parameters.map_or("{\"type\":\"object\"}", RawValue::get);
             let end = json("}\n</tool_call>".to_owned());
             format!(
-                "{{\"type\":\"tag\",\"begin\":{begin},\"content\":{{\"type\":\"json_schema\",\"json_schema\":{schema}}},\"end\":{end}}}"
+                "{{\"type\":\"tag\",\"begin\":{begin},\"content\":{{\"type\":\"json_schema\",\"json_schema\":{schema},\
+                 \"max_whitespace_cnt\":{WHITE_SPACE}}},\"end\":{end}}}"
             )
         })
         .collect();
@@ -296,6 +301,10 @@ mod tests {
         assert_eq!(
             required["format"]["tags"][0]["begin"],
             "<tool_call>\n{\"name\": \"a\\\"b\", \"arguments\": "
+        );
+        assert_eq!(
+            required["format"]["tags"][0]["content"]["max_whitespace_cnt"],
+            WHITE_SPACE
         );
         assert_eq!(required["format"]["stop_after_first"], false);
         let named = format(json!({"type": "function", "function": {"name": "c"}}));

@@ -1,8 +1,9 @@
 //! `tool_choice: "required"` and a named function, in both set-ups and both ways (B19, B28): with its parsers vLLM guides the
 //! decoding and finds the call; without them it refuses these, and Sluice sends a structural tag of the model's own notation.
 //!
-//! A model that wants something else is made to call: here one of random weights that was told nothing. The schemas leave it a
-//! choice of words only, since between free JSON tokens it would write white space for ever.
+//! A model that wants something else is made to call: here one of random weights that was told nothing. Our grammar bounds the
+//! white space between its tokens. vLLM's own doesn't, and this model writes it for ever, so that before its parsers the answer
+//! is scripted: what the grammar refuses, vLLM answers with 500.
 
 use std::thread;
 
@@ -33,23 +34,19 @@ fn named(name: &str) -> Value {
 }
 
 #[test]
-fn a_required_call_is_made() {
-    for set_up in SetUp::BOTH {
-        for message in unscripted(set_up, json!("required")) {
-            expect_one_call(&message, &["pick_colour", "pick_size"], set_up);
-            assert_eq!(message.finish.as_deref(), Some("tool_calls"), "{set_up:?}");
-        }
+fn a_model_that_is_told_nothing_makes_a_required_call() {
+    for message in unscripted(&json!("required")) {
+        expect_one_call(&message, &["pick_colour", "pick_size"]);
+        assert_eq!(message.finish.as_deref(), Some("tool_calls"));
     }
 }
 
 #[test]
-fn a_named_function_is_called() {
-    for set_up in SetUp::BOTH {
-        for (name, ..) in PICKS {
-            for message in unscripted(set_up, named(name)) {
-                expect_one_call(&message, &[name], set_up);
-                assert_eq!(message.finish.as_deref(), Some("stop"), "{set_up:?}: as OpenAI's");
-            }
+fn a_model_that_is_told_nothing_calls_the_named_function() {
+    for (name, ..) in PICKS {
+        for message in unscripted(&named(name)) {
+            expect_one_call(&message, &[name]);
+            assert_eq!(message.finish.as_deref(), Some("stop"), "as OpenAI's");
         }
     }
 }
@@ -75,26 +72,26 @@ fn more(choice: &Value) -> Value {
         "chat_template_kwargs": {"enable_thinking": false}})
 }
 
-/// The message of a model that is told nothing.
-fn unscripted(set_up: SetUp, choice: Value) -> [Message; 2] {
-    let mut body = more(&choice);
+/// Both messages of a model that is told nothing.
+fn unscripted(choice: &Value) -> [Message; 2] {
+    let mut body = more(choice);
     body["model"] = json!(MODEL);
     body["messages"] = json!([{"role": "user", "content": "Say hello."}]);
     (body["max_tokens"], body["temperature"]) = (json!(1000), json!(0));
-    both_ways(&Gateway::before(set_up), &body)
+    both_ways(&Gateway::before(SetUp::Raw), &body)
 }
 
 /// Arguments that fit the schema: one property, one of its values, nothing else.
-fn expect_one_call(message: &Message, names: &[&str], set_up: SetUp) {
+fn expect_one_call(message: &Message, names: &[&str]) {
     let [(name, arguments)] = &message.calls[..] else {
-        panic!("{set_up:?}: {} calls, finish {:?}", message.calls.len(), message.finish)
+        panic!("{} calls, finish {:?}", message.calls.len(), message.finish)
     };
-    assert!(names.contains(&name.as_str()), "{set_up:?}: {name} is called");
+    assert!(names.contains(&name.as_str()), "{name} is called");
     let (_, property, values) = PICKS.into_iter().find(|pick| pick.0 == name).unwrap();
     let arguments: Value = serde_json::from_str(arguments).expect("arguments are JSON");
     let fits = |value: &&str| arguments == json!({property: value});
-    assert!(values.iter().any(fits), "{set_up:?}: {name} gets {arguments}");
-    assert_eq!(message.content, None, "{set_up:?}: nothing is said beside the call");
+    assert!(values.iter().any(fits), "{name} gets {arguments}");
+    assert_eq!(message.content, None, "nothing is said beside the call");
 }
 
 /// The whole answer and the streamed one.
