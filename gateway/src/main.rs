@@ -2,9 +2,6 @@
 
 use std::process::ExitCode;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     // First of all: whoever speaks TLS afterwards finds its provider. An error means that there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
