@@ -259,22 +259,19 @@ fn a_blocked_writer_sheds_and_recovers() {
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     recorder.submit(full(1));
     wait_until("the writer has met the lock", || recorder.counts().failures > 0);
-    // The writer holds one row now; the queue has room for a hundred.
-    let began = Instant::now();
+    // The lock is ours until the rollback below: a submit that waited for the writer would never come back.
     (2..152).for_each(|i| recorder.submit(full(i)));
-    assert!(
-        began.elapsed() < Duration::from_millis(900),
-        "submit waited: {:?}",
-        began.elapsed()
-    );
     let counts = recorder.counts();
-    assert_eq!((counts.written, counts.shed, counts.queued), (1, 50, 101));
+    // The queue has room for a hundred; the row that the writer tries with may be in its hands or back in the queue.
+    assert_eq!((counts.written, counts.shed + counts.queued), (1, 151));
+    assert!((100..=101).contains(&counts.queued), "{counts:?}");
+    let (shed, kept) = (counts.shed, counts.queued + 1);
     assert!(!recorder.flush(Duration::from_millis(50)), "nothing can be written now");
     other.execute_batch("ROLLBACK").unwrap();
     assert!(recorder.flush(PATIENCE));
     let counts = recorder.counts();
-    assert_eq!((counts.written, counts.shed, counts.queued), (102, 50, 0));
-    assert_eq!(place.rows().len(), 102);
+    assert_eq!((counts.written, counts.shed, counts.queued), (kept, shed, 0));
+    assert_eq!(place.rows().len() as u64, kept);
 }
 
 #[test]
