@@ -105,8 +105,6 @@ pub enum StartError {
 /// # Errors
 /// See [`StartError`]; nothing has been started then.
 pub fn run(source: Source, config: Config) -> Result<(), StartError> {
-    // Before anything of TLS is touched: two providers in the tree would make rustls panic at first use.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let env = |name: &str| std::env::var_os(name);
     let state_folder = config.server.state_folder(env).ok_or(StartError::NoStateFolder)?;
     make_private(&state_folder)?;

@@ -86,11 +86,6 @@ impl Buffers {
             limit,
         })
     }
-
-    /// Held now.
-    pub fn held(&self) -> u64 {
-        self.held.load(Ordering::Relaxed)
-    }
 }
 
 /// A share of the [`Buffers`], given back when dropped.

@@ -203,11 +203,6 @@ impl Backend {
         candidates.into_iter().min_by_key(|&i| load(i))
     }
 
-    /// Replicas that may be asked now.
-    pub fn usable(&self) -> usize {
-        self.replicas.iter().filter(|replica| replica.is_usable()).count()
-    }
-
     /// All its replicas are stand-ins.
     pub fn is_simulated(&self) -> bool {
         !self.replicas.is_empty() && self.replicas.iter().all(|replica| replica.simulated)
