@@ -36,8 +36,8 @@ pub(crate) struct Found {
 pub(crate) struct Parsed {
     pub(crate) name: String,
     pub(crate) arguments: String,
-    /// The name as written is another one.
-    pub(crate) renamed: bool,
+    /// What was mended so far, in order and each kind once.
+    pub(crate) kinds: Vec<Kind>,
 }
 
 /// Keys that hold the arguments.
@@ -139,11 +139,7 @@ impl<'a> Object<'a> {
             if let Some(name) = written.and_then(json::unquote) {
                 let tool = find(&name, tools)?;
                 let arguments = self.arguments(key, tool)?;
-                return Ok(Parsed {
-                    renamed: tool.name != name,
-                    name: tool.name.clone(),
-                    arguments,
-                });
+                return Ok(Parsed::of(tool, &name, arguments));
             }
         }
         self.keyed_by_name(tools)
@@ -196,11 +192,7 @@ impl<'a> Object<'a> {
             }
             _ => self.text.to_owned(),
         };
-        Ok(Parsed {
-            renamed: tool.name != name,
-            name: tool.name.clone(),
-            arguments,
-        })
+        Ok(Parsed::of(tool, name, arguments))
     }
 
     /// `{"search": {…}}`.
@@ -214,11 +206,7 @@ impl<'a> Object<'a> {
         };
         let tool = tools.exact(key).ok_or(Reason::NoName)?;
         let arguments = arguments_of(self.text.get(member.value.clone()).unwrap_or_default())?;
-        Ok(Parsed {
-            name: tool.name.clone(),
-            arguments,
-            renamed: false,
-        })
+        Ok(Parsed::of(tool, key, arguments))
     }
 }
 
@@ -250,12 +238,7 @@ fn read_function(raw: &str, function: &Function, tools: &ToolSet) -> Result<Pars
             members.push(format!("{}: {value}", serde_json::Value::from(key.as_str())));
         }
     }
-    let renamed = tool.name != function.name;
-    Ok(Parsed {
-        name: tool.name.clone(),
-        arguments: format!("{{{}}}", members.join(", ")),
-        renamed,
-    })
+    Ok(Parsed::of(tool, &function.name, format!("{{{}}}", members.join(", "))))
 }
 
 /// A parameter's value without the line breaks that belong to its tags.
@@ -266,12 +249,23 @@ fn one_line_less(raw: &str, span: Range<usize>) -> &str {
 }
 
 impl Parsed {
+    /// A call of `tool`, which the model called `written`.
+    fn of(tool: &Tool, written: &str, arguments: String) -> Self {
+        let kinds = if tool.name == written {
+            Vec::new()
+        } else {
+            vec![Kind::Name]
+        };
+        Parsed {
+            name: tool.name.clone(),
+            arguments,
+            kinds,
+        }
+    }
+
     /// The call, with its text and what was done to it.
     pub(crate) fn into_call(self, raw: String, surplus: bool) -> Call {
-        let mut kinds = Vec::new();
-        if self.renamed {
-            kinds.push(Kind::Name);
-        }
+        let mut kinds = self.kinds;
         if surplus {
             kinds.push(Kind::Surplus);
         }

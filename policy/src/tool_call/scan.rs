@@ -345,7 +345,7 @@ impl Scanner {
         let mut start = 0;
         let mut calls = Vec::new();
         for (at, Found { end, read }) in found.into_iter().enumerate() {
-            let parsed = read.ok().filter(|parsed| !parsed.renamed)?;
+            let parsed = read.ok().filter(|parsed| parsed.kinds.is_empty())?;
             let end = if at == last { held.len() } else { end };
             calls.push(parsed.into_call(held.get(start..end)?.to_owned(), false));
             start = end;

@@ -28,13 +28,23 @@ impl Verdict {
     }
 }
 
-/// One edit of a repair.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// One edit of a repair: a closed set, the label `kind` of records and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// Text between the complete call and its closing tag was left out.
     Surplus,
     /// The name was matched by case, `_`/`-` or a known prefix.
     Name,
+}
+
+impl Kind {
+    /// Label of records and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Surplus => "surplus",
+            Kind::Name => "name",
+        }
+    }
 }
 
 /// Why a call is none. Offsets count bytes of the piece's raw text.
