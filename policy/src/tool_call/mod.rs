@@ -21,6 +21,7 @@ pub use block::CALL_LIMIT;
 pub(crate) use block::End;
 pub use call::Call;
 pub use scan::{Bare, Piece, Scanner};
+pub use schema::BadSchema;
 pub use tag::TAG_LIMIT;
-pub use tools::{DeclaredType, TOOL_LIMIT, TOOLS_BYTES_LIMIT, Tool, ToolSet, ToolSetError};
+pub use tools::{DeclaredType, SCHEMAS_BYTES_LIMIT, TOOL_LIMIT, TOOLS_BYTES_LIMIT, Tool, ToolSet, ToolSetError};
 pub use verdict::{Kind, Reason, Verdict};

@@ -5,7 +5,7 @@
 //! which names a call may have.
 
 use super::json;
-use super::schema::{Judgement, SCHEMA_BYTES_LIMIT, Schema};
+use super::schema::{BadSchema, Judgement, SCHEMA_BYTES_LIMIT, Schema};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -42,6 +42,8 @@ pub struct Tool {
     pub name: String,
     /// The parameter schema as received; absent if the tool takes none.
     pub parameters: Option<Box<RawValue>>,
+    /// `strict: true`: the client counts on the schema.
+    pub strict: bool,
     types: HashMap<String, DeclaredType>,
     checks: Checks,
 }
@@ -51,10 +53,8 @@ pub struct Tool {
 enum Checks {
     /// No schema: whatever they are, they fit.
     Nothing,
-    /// Over the limit of schemas that are compiled.
-    TooLarge,
-    /// Compiled on first use, `None` if it can't be.
-    Schema(OnceLock<Option<Box<Schema>>>),
+    /// Compiled on first use, if it can be.
+    Schema(OnceLock<Result<Box<Schema>, BadSchema>>),
 }
 
 /// What the schema says of one top-level property.
@@ -97,6 +97,8 @@ struct WireTool {
 #[derive(Deserialize)]
 struct WireFunction {
     name: String,
+    #[serde(default)]
+    strict: Option<Box<RawValue>>,
     #[serde(default)]
     parameters: Option<Box<RawValue>>,
 }
@@ -205,7 +207,7 @@ impl ToolSet {
         let checks = match &function.parameters {
             None => Checks::Nothing,
             Some(_) if bytes > SCHEMA_BYTES_LIMIT || self.schema_bytes + bytes > SCHEMAS_BYTES_LIMIT => {
-                Checks::TooLarge
+                Checks::Schema(OnceLock::from(Err(BadSchema::Large)))
             }
             Some(_) => {
                 self.schema_bytes += bytes;
@@ -215,6 +217,7 @@ impl ToolSet {
         self.tools.push(Tool {
             name: function.name,
             parameters: function.parameters,
+            strict: function.strict.is_some_and(|strict| strict.get() == "true"),
             types,
             checks,
         });
@@ -230,30 +233,26 @@ impl Tool {
     /// Judges the arguments of a call, a strict JSON object, and mends their shape where the schema says how (B24, B25). The
     /// first call compiles the schema.
     pub(crate) fn judge(&self, arguments: &str) -> Judgement {
-        match &self.checks {
-            Checks::Nothing => Judgement::Fits,
-            Checks::TooLarge => Judgement::Unchecked,
-            Checks::Schema(_) => self
-                .schema()
-                .map_or(Judgement::Unchecked, |schema| schema.judge(arguments)),
+        match self.schema() {
+            None => Judgement::Fits,
+            Some(Err(_)) => Judgement::Unchecked,
+            Some(Ok(schema)) => schema.judge(arguments),
         }
     }
 
-    /// Calls of it can't be checked: its schema can't be compiled (B25). Compiles it.
-    pub fn is_unchecked(&self) -> bool {
-        match &self.checks {
-            Checks::Nothing => false,
-            Checks::TooLarge => true,
-            Checks::Schema(_) => self.schema().is_none(),
-        }
+    /// Why calls of it can't be checked, if they can't (B25). Compiles the schema.
+    pub fn unchecked(&self) -> Option<&BadSchema> {
+        self.schema()?.err()
     }
 
-    fn schema(&self) -> Option<&Schema> {
+    /// `None`: there is none, and whatever the arguments are, they fit.
+    fn schema(&self) -> Option<Result<&Schema, &BadSchema>> {
         let Checks::Schema(compiled) = &self.checks else {
             return None;
         };
         let raw = self.parameters.as_deref()?.get();
-        compiled.get_or_init(|| Schema::compile(raw).map(Box::new)).as_deref()
+        let compiled = compiled.get_or_init(|| Schema::compile(raw).map(Box::new));
+        Some(compiled.as_deref())
     }
 }
 

@@ -20,6 +20,38 @@ const SCHEMAS_LIMIT: usize = 8192;
 /// Most patterns in a schema, property names included.
 const PATTERNS_LIMIT: usize = 64;
 
+/// Why a tool's schema isn't compiled, so that nobody checks its calls (B25).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadSchema {
+    /// Over [`SCHEMA_BYTES_LIMIT`], or behind the schemas of a request that are compiled.
+    #[error("it is larger than schemas that are compiled (256 KiB each, 2 MiB in all)")]
+    Large,
+    /// Over [`SCHEMA_DEPTH_LIMIT`].
+    #[error("it is nested deeper than {SCHEMA_DEPTH_LIMIT} levels")]
+    Deep,
+    /// Over [`SCHEMAS_LIMIT`].
+    #[error("it has more than {SCHEMAS_LIMIT} schemas")]
+    Many,
+    /// Over [`PATTERNS_LIMIT`].
+    #[error("it has more than {PATTERNS_LIMIT} patterns")]
+    Patterns,
+    /// A reference out of the schema, to nothing, or of a kind that isn't followed.
+    #[error("it has a reference that is not followed: only `#…` inside the schema is")]
+    Reference,
+    /// Schemas apply themselves, or each other in too long a chain, to one value.
+    #[error("it applies schemas to one value without end")]
+    Endless,
+    /// The validator refused it.
+    #[error("it is not a valid JSON schema at {at:?}")]
+    Invalid {
+        /// JSON pointer into the schema.
+        at: String,
+    },
+    /// A `$schema` that isn't one of the drafts 4 to 2020-12.
+    #[error("its $schema is none of the drafts 4 to 2020-12")]
+    Draft,
+}
+
 /// A schema that may be compiled.
 pub(super) struct Admitted {
     pub(super) schema: Value,
@@ -45,20 +77,24 @@ pub(super) struct Node {
     pub(super) looks_again: bool,
 }
 
-/// Reads a tool's schema; `None` if it is over a bound.
-pub(super) fn admit(raw: &str) -> Option<Admitted> {
+/// Reads a tool's schema.
+///
+/// # Errors
+/// It is over a bound, or has references that aren't followed.
+pub(super) fn admit(raw: &str) -> Result<Admitted, BadSchema> {
     if raw.len() > SCHEMA_BYTES_LIMIT {
-        return None;
+        return Err(BadSchema::Large);
     }
-    let mut schema: Value = serde_json::from_str(raw).ok()?;
+    // it was read as JSON before: what is left to fail is its depth
+    let mut schema: Value = serde_json::from_str(raw).map_err(|_| BadSchema::Deep)?;
     if !is_shallow(&schema, SCHEMA_DEPTH_LIMIT) {
-        return None;
+        return Err(BadSchema::Deep);
     }
     write_nullable(&mut schema);
     let graph = Graph::walk(&schema)?;
-    let cost = Cost::of(&graph.nodes)?;
+    let cost = Cost::of(&graph.nodes).ok_or(BadSchema::Endless)?;
     let moved_in_draft_4 = graph.refers && graph.has_old_ids;
-    Some(Admitted {
+    Ok(Admitted {
         schema,
         cost,
         moved_in_draft_4,
@@ -117,7 +153,7 @@ struct Graph<'a> {
 }
 
 impl<'a> Graph<'a> {
-    fn walk(root: &'a Value) -> Option<Self> {
+    fn walk(root: &'a Value) -> Result<Self, BadSchema> {
         let mut graph = Graph {
             root,
             nodes: Vec::new(),
@@ -134,12 +170,17 @@ impl<'a> Graph<'a> {
         let mut at = 0;
         while let Some(schema) = graph.schemas.get(at).copied() {
             if let Value::Object(members) = schema {
-                let node = graph.read(members)?;
-                *graph.nodes.get_mut(at)? = node;
+                let read = graph.read(members)?;
+                if let Some(node) = graph.nodes.get_mut(at) {
+                    *node = read;
+                }
             }
             at += 1;
         }
-        (!graph.moved || !graph.refers).then_some(graph)
+        if graph.moved && graph.refers {
+            return Err(BadSchema::Reference);
+        }
+        Ok(graph)
     }
 
     /// Anchors and ids, wherever they stand.
@@ -171,13 +212,13 @@ impl<'a> Graph<'a> {
         }
     }
 
-    fn node(&mut self, schema: &'a Value) -> Option<usize> {
+    fn node(&mut self, schema: &'a Value) -> Result<usize, BadSchema> {
         if let Some(at) = self.known.get(&std::ptr::from_ref(schema)) {
-            return Some(*at);
+            return Ok(*at);
         }
         let at = self.nodes.len();
         if at >= SCHEMAS_LIMIT {
-            return None;
+            return Err(BadSchema::Many);
         }
         self.known.insert(std::ptr::from_ref(schema), at);
         self.schemas.push(schema);
@@ -185,27 +226,27 @@ impl<'a> Graph<'a> {
             weight: 1,
             ..Node::default()
         });
-        Some(at)
+        Ok(at)
     }
 
-    fn all(&mut self, schemas: impl IntoIterator<Item = &'a Value>, into: &mut Vec<usize>) -> Option<()> {
+    fn all(&mut self, schemas: impl IntoIterator<Item = &'a Value>, into: &mut Vec<usize>) -> Result<(), BadSchema> {
         for schema in schemas {
             into.push(self.node(schema)?);
         }
-        Some(())
+        Ok(())
     }
 
-    fn read(&mut self, members: &'a Map<String, Value>) -> Option<Node> {
+    fn read(&mut self, members: &'a Map<String, Value>) -> Result<Node, BadSchema> {
         let mut node = Node {
             weight: 1,
             ..Node::default()
         };
         for (key, value) in members {
             match (key.as_str(), value) {
-                ("$dynamicRef" | "$recursiveRef", Value::String(_)) => return None,
+                ("$dynamicRef" | "$recursiveRef", Value::String(_)) => return Err(BadSchema::Reference),
                 ("$ref", Value::String(reference)) => {
                     self.refers = true;
-                    let target = self.target(reference)?;
+                    let target = self.target(reference).ok_or(BadSchema::Reference)?;
                     node.in_place.push(self.node(target)?);
                 }
                 ("allOf" | "anyOf" | "oneOf", Value::Array(schemas)) => self.all(schemas, &mut node.in_place)?,
@@ -239,7 +280,10 @@ impl<'a> Graph<'a> {
                 _ => {}
             }
         }
-        (self.patterns <= PATTERNS_LIMIT).then_some(node)
+        if self.patterns > PATTERNS_LIMIT {
+            return Err(BadSchema::Patterns);
+        }
+        Ok(node)
     }
 
     /// What a reference inside the document means.

@@ -19,8 +19,12 @@ use serde_json::Value;
 
 /// Most visits of a check: some tenths of a second.
 const VISITS_LIMIT: u64 = 8 << 20;
-/// Most visits of a check that is done for a mend: each collects errors, which hold copies of values.
-const MEND_VISITS_LIMIT: u64 = 1 << 20;
+/// Most visits of all checks that are done to mend one call.
+const MEND_VISITS_LIMIT: u64 = 16 << 20;
+/// A value that is copied into an error counts for so many visits.
+const COPY_VISITS: u64 = 16;
+/// So does a number of copied bytes.
+const COPIED_BYTES: u64 = 8;
 /// Most schemas that stand on the stack at once: validation recurses into values and references.
 const STACK_LIMIT: usize = 1024;
 /// Longest chain of schemas for one value.
@@ -129,28 +133,50 @@ impl Cost {
 
     /// A check of `value`, written in so many bytes, stays within the limits.
     pub(super) fn allows_check(&self, value: &Value, bytes: usize) -> bool {
-        self.visits(value, bytes).is_some_and(|visits| visits <= VISITS_LIMIT)
-    }
-
-    /// So does one that collects the errors.
-    pub(super) fn allows_mend(&self, value: &Value, bytes: usize) -> bool {
-        self.visits(value, bytes)
-            .is_some_and(|visits| visits <= MEND_VISITS_LIMIT)
-    }
-
-    /// `None`: it takes too much of the stack.
-    fn visits(&self, value: &Value, bytes: usize) -> Option<u64> {
         let extent = Extent::of(value);
+        self.load(extent)
+            .is_some_and(|load| visits(extent, bytes, load) <= VISITS_LIMIT)
+    }
+
+    /// Takes what a check costs that collects errors from what is left for mends; false if too little is left. Each visit may
+    /// end in an error, and one inside of a choice holds a copy of its value: of a value at depth d, d + 1 times.
+    pub(super) fn spend(&self, left: &mut Left, value: &Value, bytes: usize) -> bool {
+        let extent = Extent::of(value);
+        let Some(load) = self.load(extent) else {
+            return false;
+        };
+        let copies = (extent.depth as u64 + 1).saturating_mul(load.visits);
+        let copied = (extent.values * COPY_VISITS + bytes as u64 / COPIED_BYTES).saturating_mul(copies);
+        let cost = visits(extent, bytes, load).saturating_add(copied);
+        let rest = left.0.checked_sub(cost);
+        left.0 = rest.unwrap_or(0);
+        rest.is_some()
+    }
+
+    /// What one value meets at most; `None`: a check takes too much of the stack.
+    fn load(&self, extent: Extent) -> Option<Load> {
         if (extent.depth + 1) * self.chain > STACK_LIMIT {
             return None;
         }
-        let load = self.by_depth.get(extent.depth).or(self.by_depth.last())?;
-        let visits = extent.values.saturating_mul(load.visits);
-        let read = (bytes as u64)
-            .saturating_mul(load.patterns)
-            .saturating_mul(PATTERN_VISITS);
-        Some(visits.saturating_add(read))
+        self.by_depth.get(extent.depth).or(self.by_depth.last()).copied()
     }
+}
+
+/// Visits that are left for the mends of one call.
+#[derive(Debug)]
+pub(super) struct Left(u64);
+
+impl Default for Left {
+    fn default() -> Self {
+        Left(MEND_VISITS_LIMIT)
+    }
+}
+
+fn visits(extent: Extent, bytes: usize, load: Load) -> u64 {
+    let read = (bytes as u64)
+        .saturating_mul(load.patterns)
+        .saturating_mul(PATTERN_VISITS);
+    extent.values.saturating_mul(load.visits).saturating_add(read)
 }
 
 fn sum(schemas: &[usize], loads: &[Load]) -> Load {

@@ -3,9 +3,10 @@
 //! Problem: an error shows one level only (what a string holds is judged once it is unpacked), and a choice (`anyOf`) has several
 //! ways out. Rule: best first by the number of edits, each state checked by the schema as a whole; the first that is valid wins,
 //! unless another one of the same cost says something else: then nobody knows what was meant, and nothing is mended.
-//! Bounds: [`TRIES_LIMIT`] checks, [`ERRORS_LIMIT`] errors each, [`WAITING_BYTES_LIMIT`], and no more work a check than `cost`
-//! allows for mends.
+//! Bounds: [`TRIES_LIMIT`] checks, [`ERRORS_LIMIT`] errors each, [`WAITING_BYTES_LIMIT`], and no more work than `cost` allows for
+//! the mends of one call.
 
+use super::cost::Left;
 use super::plan::{apply, plans};
 use super::spans::Spans;
 use super::{Judgement, Schema};
@@ -38,6 +39,7 @@ pub(super) fn mend(schema: &Schema, arguments: &str, value: Value) -> Judgement 
         edits: 0,
     }];
     let mut best: Option<State> = None;
+    let mut left = Left::default();
     for tries in 0..TRIES_LIMIT {
         let Some(state) = cheapest(&mut waiting) else {
             return best.map_or(Judgement::Unfit { at: unfit }, mended);
@@ -45,7 +47,7 @@ pub(super) fn mend(schema: &Schema, arguments: &str, value: Value) -> Judgement 
         if best.as_ref().is_some_and(|best| best.edits < state.edits) {
             return best.map_or(Judgement::Unfit { at: unfit }, mended);
         }
-        if !schema.cost.allows_mend(&state.value, state.arguments.len()) {
+        if !schema.cost.spend(&mut left, &state.value, state.arguments.len()) {
             break;
         }
         let errors: Vec<ValidationError<'_>> = schema
@@ -60,6 +62,9 @@ pub(super) fn mend(schema: &Schema, arguments: &str, value: Value) -> Judgement 
                 .unwrap_or_default();
         }
         if errors.is_empty() {
+            if let Some(at) = schema.keys.slip(&state.value) {
+                return Judgement::Unfit { at };
+            }
             match &best {
                 Some(best) if best.arguments != state.arguments => break,
                 Some(_) => {}

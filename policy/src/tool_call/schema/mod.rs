@@ -7,12 +7,13 @@
 //!
 //! Schemas come from clients, so they may be hostile. What exceeds a bound of `bounds` isn't compiled, and arguments that would
 //! take more work or stack than `cost` allows aren't checked; both are [`Judgement::Unchecked`], never a refusal. In reading
-//! order: `bounds` (what is compiled), `cost` (what a check may take), `spans` (where the values of a text stand), `plan`
-//! (errors to edits), `convert` (one value brought into shape), `mend` (the search for the cheapest edits).
+//! order: `bounds` (what is compiled), `cost` (what a check may take), `keys` (slips of the pen), `spans` (where the values of a
+//! text stand), `plan` (errors to edits), `convert` (one value brought into shape), `mend` (the search for the cheapest edits).
 
 mod bounds;
 mod convert;
 mod cost;
+mod keys;
 mod mend;
 mod plan;
 mod spans;
@@ -23,8 +24,10 @@ use super::verdict::Kind;
 use bounds::Admitted;
 use cost::Cost;
 use jsonschema::{Draft, PatternOptions, Validator};
+use keys::Keys;
 use serde_json::Value;
 
+pub use bounds::BadSchema;
 pub(crate) use bounds::SCHEMA_BYTES_LIMIT;
 
 /// Longest compiled pattern, in bytes. `\w{1,64}` takes some 10 KiB.
@@ -60,37 +63,39 @@ pub(crate) enum Judgement {
 pub(crate) struct Schema {
     validator: Validator,
     cost: Cost,
+    keys: Keys,
 }
 
 impl Schema {
-    /// Compiles a tool's schema; `None` if it is over a bound or isn't a schema.
-    pub(crate) fn compile(raw: &str) -> Option<Self> {
+    /// Compiles a tool's schema.
+    ///
+    /// # Errors
+    /// It is over a bound or isn't a schema.
+    pub(crate) fn compile(raw: &str) -> Result<Self, BadSchema> {
         let Admitted {
             schema,
             cost,
             moved_in_draft_4,
         } = bounds::admit(raw)?;
-        let named = schema.get("$schema").and_then(Value::as_str);
-        let drafts = match named {
-            Some(uri) => vec![draft_named(uri)?],
+        let drafts = match schema.get("$schema").and_then(Value::as_str) {
+            Some(uri) => vec![draft_named(uri).ok_or(BadSchema::Draft)?],
             None => DRAFTS.to_vec(),
         };
-        let build = |draft: Draft| {
-            let patterns = PatternOptions::regex()
-                .size_limit(PATTERN_BYTES_LIMIT)
-                .dfa_size_limit(PATTERN_CACHE_LIMIT);
-            let options = jsonschema::options()
-                .with_draft(draft)
-                .with_pattern_options(patterns)
-                .should_validate_formats(false)
-                .offline();
-            options.build(&schema).ok()
-        };
-        let mut tried = drafts
-            .into_iter()
-            .filter(|draft| !moved_in_draft_4 || *draft != Draft::Draft4);
-        let validator = tried.find_map(build)?;
-        Some(Schema { validator, cost })
+        let mut wrong = None;
+        for draft in drafts {
+            if moved_in_draft_4 && draft == Draft::Draft4 {
+                continue;
+            }
+            match build(&schema, draft) {
+                Ok(validator) => {
+                    let keys = Keys::of(&schema);
+                    return Ok(Schema { validator, cost, keys });
+                }
+                // the newest draft says what is wrong
+                Err(at) => wrong = wrong.or(Some(BadSchema::Invalid { at })),
+            }
+        }
+        Err(wrong.unwrap_or(BadSchema::Reference))
     }
 
     /// Judges `arguments`, a strict JSON object.
@@ -103,10 +108,26 @@ impl Schema {
             return Judgement::Unchecked;
         }
         if self.validator.is_valid(&value) {
-            return Judgement::Fits;
+            let slip = self.keys.slip(&value);
+            return slip.map_or(Judgement::Fits, |at| Judgement::Unfit { at });
         }
         mend::mend(self, arguments, value)
     }
+}
+
+/// The validator, or the place in the schema that stands against it.
+fn build(schema: &Value, draft: Draft) -> Result<Validator, String> {
+    let patterns = PatternOptions::regex()
+        .size_limit(PATTERN_BYTES_LIMIT)
+        .dfa_size_limit(PATTERN_CACHE_LIMIT);
+    let options = jsonschema::options()
+        .with_draft(draft)
+        .with_pattern_options(patterns)
+        .should_validate_formats(false)
+        .offline();
+    options
+        .build(schema)
+        .map_err(|error| error.instance_path().as_str().to_owned())
 }
 
 /// The draft of a `$schema`; `None` for a meta-schema of somebody's own.

@@ -87,7 +87,7 @@ pub(super) fn plans(errors: &[ValidationError<'_>], spans: &Spans<'_>) -> Vec<Ve
     found
 }
 
-fn branches<'a>(wrong: &'a ValidationErrorKind) -> Option<&'a [Vec<ValidationError<'static>>]> {
+fn branches(wrong: &ValidationErrorKind) -> Option<&[Vec<ValidationError<'static>>]> {
     match wrong {
         ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => Some(context),
         _ => None,

@@ -2,7 +2,7 @@
 
 use super::super::tools::ToolSet;
 use super::super::verdict::Kind;
-use super::{Judgement, Schema};
+use super::{BadSchema, Judgement, Schema};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -312,7 +312,7 @@ fn what_cannot_be_compiled_is_unchecked() {
         json!({"$ref": "#"}),
         json!({"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/b"}]}, "b": {"not": {"$ref": "#/$defs/a"}}}}),
     ] {
-        assert!(Schema::compile(&schema.to_string()).is_none(), "{schema}");
+        assert!(Schema::compile(&schema.to_string()).is_err(), "{schema}");
     }
     let tools = json!([
         {"function": {"name": "none"}},
@@ -321,7 +321,7 @@ fn what_cannot_be_compiled_is_unchecked() {
         {"function": {"name": "good", "parameters": {"type": "object"}}},
     ]);
     let tools = ToolSet::parse(tools.to_string().as_bytes()).unwrap();
-    let unchecked: Vec<bool> = tools.tools().iter().map(|tool| tool.is_unchecked()).collect();
+    let unchecked: Vec<bool> = tools.tools().iter().map(|tool| tool.unchecked().is_some()).collect();
     assert_eq!(unchecked, [false, false, true, false]);
     assert_eq!(tools.exact("bad").unwrap().judge("{}"), Judgement::Unchecked);
     assert_eq!(tools.exact("none").unwrap().judge("{}"), Judgement::Fits);
@@ -334,21 +334,21 @@ fn what_cannot_be_compiled_is_unchecked() {
 #[test]
 fn schemas_over_a_bound_are_unchecked() {
     let nested = |depth: usize| {
-        let inner = (0..depth).fold(json!({}), |inner, _| json!({"not": inner}));
-        Schema::compile(&inner.to_string()).is_some()
+        let schema = format!("{}{{}}{}", "{\"not\":".repeat(depth), "}".repeat(depth));
+        Schema::compile(&schema).is_ok()
     };
     assert!(nested(60));
     assert!(!nested(70) && !nested(120) && !nested(5000));
     let large = json!({"description": "x".repeat(super::SCHEMA_BYTES_LIMIT)});
-    assert!(Schema::compile(&large.to_string()).is_none());
+    assert!(matches!(Schema::compile(&large.to_string()), Err(BadSchema::Large)));
     let many = |count: usize| {
         let properties: serde_json::Map<String, Value> = (0..count).map(|at| (format!("p{at}"), json!({}))).collect();
-        Schema::compile(&json!({"properties": properties}).to_string()).is_some()
+        Schema::compile(&json!({"properties": properties}).to_string()).is_ok()
     };
     assert!(many(8000) && !many(8200));
     let patterns = |count: usize| {
         let all: Vec<Value> = (0..count).map(|at| json!({"pattern": format!("a{at}+b")})).collect();
-        Schema::compile(&json!({"allOf": all}).to_string()).is_some()
+        Schema::compile(&json!({"allOf": all}).to_string()).is_ok()
     };
     assert!(patterns(64) && !patterns(65));
     // a set of tools has a bound of its own
@@ -357,7 +357,7 @@ fn schemas_over_a_bound_are_unchecked() {
         .map(|at| json!({"function": {"name": format!("t{at}"), "parameters": schema}}))
         .collect();
     let tools = ToolSet::parse(Value::from(tools).to_string().as_bytes()).unwrap();
-    let unchecked = tools.tools().iter().filter(|tool| tool.is_unchecked()).count();
+    let unchecked = tools.tools().iter().filter(|tool| tool.unchecked().is_some()).count();
     assert_eq!(unchecked, 2);
 }
 
@@ -376,7 +376,7 @@ fn exponential_schemas_are_not_run() {
     for key in ["anyOf", "allOf", "oneOf"] {
         assert_eq!(judge(&bomb(4, key), "{}"), unfit(""), "{key}");
         assert_eq!(judge(&bomb(28, key), "{}"), Judgement::Unchecked, "{key}");
-        assert!(Schema::compile(&bomb(200, key).to_string()).is_none(), "{key}");
+        assert!(Schema::compile(&bomb(200, key).to_string()).is_err(), "{key}");
     }
     // each level of the value is visited twice as often as the one above
     let twice = json!({"allOf": [{"properties": {"x": {"$ref": "#"}}}, {"properties": {"x": {"$ref": "#"}}}]});
@@ -428,9 +428,9 @@ fn patterns_are_linear_and_bounded() {
         let schema = with(json!({"pattern": pattern}));
         assert_eq!(judge(&schema, &long), unfit("/x"), "{pattern}");
     }
-    for pattern in ["((a{1000}){1000}){1000}", "^(\\p{L}{1000}){1000}$", "(a{0,60000})"] {
+    for pattern in ["((a{1000}){1000}){1000}", "^(\\p{L}{1000}){1000}$", "(ab|c){60000}d"] {
         assert!(
-            Schema::compile(&with(json!({"pattern": pattern})).to_string()).is_none(),
+            Schema::compile(&with(json!({"pattern": pattern})).to_string()).is_err(),
             "{pattern}"
         );
     }
@@ -443,17 +443,17 @@ fn patterns_are_linear_and_bounded() {
 #[test]
 fn much_work_is_not_done() {
     // a large enum against many values
-    let options: Vec<Value> = (0..20_000).map(|at| json!(format!("option{at}"))).collect();
+    let options: Vec<Value> = (0..20_000).map(|at| json!(format!("o{at}"))).collect();
     let schema = with(json!({"items": {"enum": options}}));
-    let mut many = String::from(r#"{"x": ["option19999""#);
+    let mut many = String::from(r#"{"x": ["o19999""#);
     for _ in 0..20_000 {
-        many += r#","option19999""#;
+        many += r#","o19999""#;
     }
     many += "]}";
     assert_eq!(judge(&schema, &many), Judgement::Unchecked);
     assert_eq!(
-        judge(&schema, r#"{"x": ["option19999", "OPTION7"]}"#),
-        mended(r#"{"x": ["option19999", "option7"]}"#, &[Kind::Enum])
+        judge(&schema, r#"{"x": ["o19999", "O7"]}"#),
+        mended(r#"{"x": ["o19999", "o7"]}"#, &[Kind::Enum])
     );
     // more errors than are mended
     let mut many = String::from(r#"{"x": [1"#);
@@ -558,11 +558,14 @@ proptest! {
         let schema = json!({"type": "object", "properties": properties});
         let value = Value::Object(value.into_iter().collect());
         let arguments = value.to_string();
-        let Some(schema) = Schema::compile(&schema.to_string()) else { return Ok(()) };
+        let Ok(schema) = Schema::compile(&schema.to_string()) else { return Ok(()) };
         let valid = schema.validator.is_valid(&value);
         match schema.judge(&arguments) {
             Judgement::Fits => prop_assert!(valid),
-            Judgement::Unfit { at } => prop_assert!(!valid && value.pointer(&at).is_some()),
+            Judgement::Unfit { at } => {
+                prop_assert!(!valid || schema.keys.slip(&value).is_some());
+                prop_assert!(value.pointer(&at).is_some() || !valid);
+            }
             Judgement::Unchecked => {}
             Judgement::Mended { arguments: mended, kinds } => {
                 prop_assert!(!valid && !kinds.is_empty());
