@@ -41,9 +41,9 @@ pub(crate) struct Parsed {
 }
 
 /// Keys that hold the arguments.
-const ARGUMENT_KEYS: [&str; 4] = ["arguments", "parameters", "args", "input"];
+pub(crate) const ARGUMENT_KEYS: [&str; 4] = ["arguments", "parameters", "args", "input"];
 /// Keys beside name and arguments that carry nothing.
-const IDLE_KEYS: [&str; 2] = ["id", "type"];
+pub(crate) const IDLE_KEYS: [&str; 2] = ["id", "type"];
 
 /// Reads the calls of a complete block; `raw` begins where the block does.
 pub(crate) fn read(raw: &str, block: &Block, tools: &ToolSet) -> Vec<Found> {

@@ -35,6 +35,45 @@ pub enum Kind {
     Surplus,
     /// The name was matched by case, `_`/`-` or a known prefix.
     Name,
+    // repair of syntax (B23)
+    /// Missing closers were added.
+    Closer,
+    /// A missing opening brace or bracket was added.
+    Opener,
+    /// A structural character too many was left out.
+    Dropped,
+    /// One structural character stood for another.
+    Replaced,
+    /// A structural character had changed places with its quote.
+    Swapped,
+    /// A missing comma was added.
+    Comma,
+    /// A missing colon was added.
+    Colon,
+    /// A missing quote was added.
+    Quote,
+    /// Other quotes than JSON's.
+    Quotes,
+    /// Keys without quotes.
+    Key,
+    /// Literals of Python.
+    Literal,
+    /// Comments were left out.
+    Comment,
+    /// Trailing commas were left out.
+    TrailingComma,
+    /// Raw line breaks and control characters in strings were escaped.
+    Control,
+    /// Escapes that JSON doesn't know.
+    Escape,
+    /// Quotes inside a string were escaped.
+    InnerQuotes,
+    /// A markdown fence was left out.
+    Fence,
+    /// A call written as code.
+    Code,
+    /// A call written as marked-up text.
+    Markup,
 }
 
 impl Kind {
@@ -43,6 +82,25 @@ impl Kind {
         match self {
             Kind::Surplus => "surplus",
             Kind::Name => "name",
+            Kind::Closer => "closer",
+            Kind::Opener => "opener",
+            Kind::Dropped => "dropped",
+            Kind::Replaced => "replaced",
+            Kind::Swapped => "swapped",
+            Kind::Comma => "comma",
+            Kind::Colon => "colon",
+            Kind::Quote => "quote",
+            Kind::Quotes => "quotes",
+            Kind::Key => "key",
+            Kind::Literal => "literal",
+            Kind::Comment => "comment",
+            Kind::TrailingComma => "trailing_comma",
+            Kind::Control => "control",
+            Kind::Escape => "escape",
+            Kind::InnerQuotes => "inner_quotes",
+            Kind::Fence => "fence",
+            Kind::Code => "code",
+            Kind::Markup => "markup",
         }
     }
 }
