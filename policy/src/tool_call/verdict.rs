@@ -50,9 +50,54 @@ pub enum Kind {
     Null,
     /// A string became the option of an enum that it spells but for case and white space.
     Enum,
+    // repair of syntax (B23)
+    /// Missing closers were added.
+    Closer,
+    /// A missing opening brace or bracket was added.
+    Opener,
+    /// A structural character too many was left out.
+    Dropped,
+    /// One structural character stood for another.
+    Replaced,
+    /// A structural character had changed places with its quote.
+    Swapped,
+    /// A missing comma was added.
+    Comma,
+    /// A missing colon was added.
+    Colon,
+    /// A missing quote was added.
+    Quote,
+    /// Other quotes than JSON's.
+    Quotes,
+    /// Keys without quotes.
+    Key,
+    /// Literals of Python.
+    Literal,
+    /// Comments were left out.
+    Comment,
+    /// Trailing commas were left out.
+    TrailingComma,
+    /// Raw line breaks and control characters in strings were escaped.
+    Control,
+    /// Escapes that JSON doesn't know.
+    Escape,
+    /// Quotes inside a string were escaped.
+    InnerQuotes,
+    /// A markdown fence was left out.
+    Fence,
+    /// A call written as code.
+    Code,
+    /// A call written as marked-up text.
+    Markup,
 }
 
 impl Kind {
+    /// An edit of shape, not of syntax.
+    pub(crate) fn is_shape(self) -> bool {
+        use Kind::{Array, Boolean, Enum, Null, Number, Text, Unpacked};
+        matches!(self, Number | Boolean | Text | Array | Unpacked | Null | Enum)
+    }
+
     /// Label of records and metrics.
     pub fn name(self) -> &'static str {
         match self {
@@ -65,6 +110,25 @@ impl Kind {
             Kind::Unpacked => "unpacked",
             Kind::Null => "null",
             Kind::Enum => "enum",
+            Kind::Closer => "closer",
+            Kind::Opener => "opener",
+            Kind::Dropped => "dropped",
+            Kind::Replaced => "replaced",
+            Kind::Swapped => "swapped",
+            Kind::Comma => "comma",
+            Kind::Colon => "colon",
+            Kind::Quote => "quote",
+            Kind::Quotes => "quotes",
+            Kind::Key => "key",
+            Kind::Literal => "literal",
+            Kind::Comment => "comment",
+            Kind::TrailingComma => "trailing_comma",
+            Kind::Control => "control",
+            Kind::Escape => "escape",
+            Kind::InnerQuotes => "inner_quotes",
+            Kind::Fence => "fence",
+            Kind::Code => "code",
+            Kind::Markup => "markup",
         }
     }
 }
