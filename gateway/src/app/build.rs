@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{BackendConfig, Config, ReasoningForm, ThinkOpener, ToolParsing};
+use crate::flow::again::AgainLimits;
 use crate::flow::exchange::ExchangeLimits;
 use crate::flow::{self, FlowConfig};
 use crate::simulator::SIMULATED_SUFFIX;
@@ -64,6 +65,10 @@ pub fn flow(config: &Config) -> FlowConfig {
             event_bytes: usize_of(limits.sse_event_bytes),
             load_bound: config.upstream.load_bound,
             answer_bytes: usize_of(limits.body_bytes),
+            again: AgainLimits {
+                time: config.tools.reask_time,
+                tokens: config.tools.reask_tokens,
+            },
         },
         names: flow::names(config.reasoning.names),
         reasoning: config.reasoning.form == ReasoningForm::Qwen3,
@@ -74,6 +79,8 @@ pub fn flow(config: &Config) -> FlowConfig {
         },
         call_bytes: usize_of(limits.held_call_bytes),
         engine_parsing: config.tools.parsing == ToolParsing::Engine,
+        reasks: config.tools.reask,
+        on_invalid: flow::on_invalid(config.tools.on_invalid),
     }
 }
 

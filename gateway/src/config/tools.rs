@@ -1,14 +1,41 @@
-//! `[tools]`: who finds the tool calls in an answer (B19).
+//! `[tools]`: who finds the tool calls in an answer (B19), and what becomes of those that aren't valid (B26, B27).
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::duration;
+
 /// Tool calls.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ToolsConfig {
     /// `gateway` (default): vLLM is asked for raw text and Sluice finds the calls, also on a vLLM without
     /// `--enable-auto-tool-choice`. `engine`: all parsing is left to vLLM, with its faults.
     pub parsing: ToolParsing,
+    /// How many calls of one answer are asked again when they aren't valid. Default 1, at most 8; 0: none is. Each one costs the
+    /// engine the call once more; its prompt is in the cache.
+    pub reask: u8,
+    /// Time for a call that is asked again. Default 30 s; after it: `on_invalid`.
+    #[serde(with = "duration")]
+    pub reask_time: Duration,
+    /// Tokens of a call that is asked again. Default 2,048; above: `on_invalid`.
+    pub reask_tokens: u64,
+    /// What the client gets of a call that still isn't valid. `text` (default): its raw text as content. `pass`: the call as the
+    /// model wrote it, if it is JSON with a name and arguments, else text. `error`: the answer fails with `invalid_tool_call`.
+    pub on_invalid: OnInvalid,
+}
+
+impl Default for ToolsConfig {
+    fn default() -> Self {
+        Self {
+            parsing: ToolParsing::default(),
+            reask: 1,
+            reask_time: Duration::from_secs(30),
+            reask_tokens: 2048,
+            on_invalid: OnInvalid::default(),
+        }
+    }
 }
 
 /// Who finds the tool calls.
@@ -20,4 +47,17 @@ pub enum ToolParsing {
     Gateway,
     /// vLLM.
     Engine,
+}
+
+/// What becomes of a call that isn't valid.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnInvalid {
+    /// Its raw text is content.
+    #[default]
+    Text,
+    /// It is a call as it was written.
+    Pass,
+    /// The answer fails.
+    Error,
 }

@@ -13,6 +13,8 @@ pub mod plan;
 pub mod attempt;
 // Streamed answers.
 pub mod relay;
+// The same replica once more, for a call that isn't valid.
+pub mod again;
 // Whole answers.
 pub mod whole;
 // Answers that pass as they are.
@@ -38,7 +40,7 @@ use sluice_policy::protocol::fault::{Fault, FaultKind};
 use sluice_policy::reasoning::Opener;
 use sluice_policy::route::session;
 use sluice_policy::tool_call::ToolSet;
-use sluice_policy::turn::ReasoningNames;
+use sluice_policy::turn::{OnInvalid, ReasoningNames};
 use std::sync::Arc;
 
 use self::account::{Account, Books};
@@ -73,6 +75,10 @@ pub struct FlowConfig {
     pub opener: Option<Opener>,
     /// All parsing is left to vLLM.
     pub engine_parsing: bool,
+    /// Calls of one answer that are asked again.
+    pub reasks: u8,
+    /// What becomes of a call that isn't valid.
+    pub on_invalid: OnInvalid,
     /// One held call.
     pub call_bytes: usize,
 }
@@ -181,6 +187,8 @@ fn wishes(ask: &ask::Ask, headers: &HeaderMap, identity: Option<&KeyId>, config:
             .map(|tools| tools.with_call_limit(config.call_bytes))
             .map(Arc::new),
         engine_parsing: config.engine_parsing,
+        reasks: config.reasks,
+        on_invalid: config.on_invalid,
         reasoning: config.reasoning,
         opener: config.opener,
         names: identity
@@ -211,6 +219,15 @@ pub fn names(configured: config::ReasoningNames) -> ReasoningNames {
         config::ReasoningNames::Reasoning => ReasoningNames::Reasoning,
         config::ReasoningNames::ReasoningContent => ReasoningNames::ReasoningContent,
         config::ReasoningNames::Inline => ReasoningNames::Inline,
+    }
+}
+
+/// The configured fate of invalid calls as the stages know it.
+pub fn on_invalid(configured: config::OnInvalid) -> OnInvalid {
+    match configured {
+        config::OnInvalid::Text => OnInvalid::Text,
+        config::OnInvalid::Pass => OnInvalid::Pass,
+        config::OnInvalid::Error => OnInvalid::Error,
     }
 }
 

@@ -24,6 +24,7 @@ mod headers;
 mod leaving_client;
 mod limits;
 mod nodelay;
+mod reask;
 mod records;
 mod reload;
 mod routing;

@@ -28,6 +28,22 @@ pub struct AnswerPlan {
     pub simulated: bool,
     /// Call ids are made of it: another for each answer.
     pub id_seed: u64,
+    /// How many times a call of this answer that isn't valid is asked again (B26). For an answer of one choice only.
+    pub reasks: u8,
+    /// What the client gets of a call that still isn't valid (B27).
+    pub on_invalid: OnInvalid,
+}
+
+/// What becomes of a call that isn't valid and was never shown (B27).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnInvalid {
+    /// Its raw text is content.
+    #[default]
+    Text,
+    /// A call as the model wrote it, if it is JSON with a name and arguments; else text.
+    Pass,
+    /// The answer fails.
+    Error,
 }
 
 /// The shape of the answer.

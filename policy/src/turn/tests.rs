@@ -25,6 +25,8 @@ fn plan() -> AnswerPlan {
         names: ReasoningNames::Both,
         simulated: false,
         id_seed: 1,
+        reasks: 0,
+        on_invalid: OnInvalid::Text,
     }
 }
 
