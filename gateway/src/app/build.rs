@@ -7,9 +7,10 @@ use sluice_policy::reasoning::Opener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{BackendConfig, Config, ReasoningForm, ThinkOpener, ToolParsing};
+use crate::config::{BackendConfig, BadSchema, Config, ReasoningForm, ThinkOpener, ToolParsing};
 use crate::flow::again::AgainLimits;
 use crate::flow::exchange::ExchangeLimits;
+use crate::flow::tool_sets::MustCheck;
 use crate::flow::{self, FlowConfig};
 use crate::simulator::SIMULATED_SUFFIX;
 use crate::supervisor::{ReplicaKey, ReplicaSpec};
@@ -81,6 +82,10 @@ pub fn flow(config: &Config) -> FlowConfig {
         engine_parsing: config.tools.parsing == ToolParsing::Engine,
         reasks: config.tools.reask,
         on_invalid: flow::on_invalid(config.tools.on_invalid),
+        must_check: match config.tools.bad_schema {
+            BadSchema::Pass => MustCheck::Strict,
+            BadSchema::Refuse => MustCheck::All,
+        },
     }
 }
 

@@ -1,4 +1,5 @@
-//! `[tools]`: who finds the tool calls in an answer (B19), and what becomes of those that aren't valid (B26, B27).
+//! `[tools]`: who finds the tool calls in an answer (B19), what becomes of those that can't be checked (B25), and of those that
+//! aren't valid (B26, B27).
 
 use std::time::Duration;
 
@@ -13,6 +14,9 @@ pub struct ToolsConfig {
     /// `gateway` (default): vLLM is asked for raw text and Sluice finds the calls, also on a vLLM without
     /// `--enable-auto-tool-choice`. `engine`: all parsing is left to vLLM, with its faults.
     pub parsing: ToolParsing,
+    /// Tools whose schema can't be compiled, so that nobody can check their calls: `pass` (default) lets them through unchecked
+    /// (verdict `passed_unchecked`), `refuse` answers 400. A tool with `strict: true` is always refused then.
+    pub bad_schema: BadSchema,
     /// How many calls of one answer are asked again when they aren't valid. Default 1, at most 8; 0: none is. Each one costs the
     /// engine the call once more; its prompt is in the cache.
     pub reask: u8,
@@ -30,6 +34,7 @@ impl Default for ToolsConfig {
     fn default() -> Self {
         Self {
             parsing: ToolParsing::default(),
+            bad_schema: BadSchema::default(),
             reask: 1,
             reask_time: Duration::from_secs(30),
             reask_tokens: 2048,
@@ -47,6 +52,17 @@ pub enum ToolParsing {
     Gateway,
     /// vLLM.
     Engine,
+}
+
+/// What becomes of a request with a schema that can't be compiled.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BadSchema {
+    /// Its calls aren't checked.
+    #[default]
+    Pass,
+    /// 400, naming the tool.
+    Refuse,
 }
 
 /// What becomes of a call that isn't valid.

@@ -34,7 +34,7 @@ fn everywhere(said: &str, tools: &Value, more: &Value, check: impl Fn(&Message, 
         let gateway = Gateway::before(set_up);
         let key = gateway.key_with("vllm_xargs");
         for stream in [true, false] {
-            let mut body = json!({"model": MODEL, "messages": [{"role": "user", "content": "Pick."}], "max_tokens": 300,
+            let mut body = json!({"model": MODEL, "messages": [{"role": "user", "content": "Pick."}], "max_tokens": 120,
                 "temperature": 0, "tools": tools, "vllm_xargs": {"force_text": said}, "stream": stream});
             body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             let how = format!("{set_up:?}, stream {stream}");
@@ -43,7 +43,7 @@ fn everywhere(said: &str, tools: &Value, more: &Value, check: impl Fn(&Message, 
             let mut call = gateway.post("/v1/chat/completions", &headers, &body);
             call.key = Some(&key);
             let message = if stream {
-                let answer = call.open().expect("a head");
+                let mut answer = call.open().expect("a head");
                 assert_eq!(answer.status, 200, "{how}: {}", gateway.log());
                 Message::of_events(&answer.events().unwrap())
             } else {

@@ -26,6 +26,26 @@ impl Verdict {
             Verdict::Refused(_) => "refused",
         }
     }
+
+    /// Its kinds by their labels: what was repaired, or why it was refused.
+    pub fn kinds(&self) -> impl Iterator<Item = &'static str> {
+        let (repaired, refused) = match self {
+            Verdict::Repaired(kinds) => (kinds.as_slice(), None),
+            Verdict::Refused(reason) => (&[][..], Some(reason.name())),
+            Verdict::Passed | Verdict::PassedUnchecked | Verdict::Reasked(_) => (&[][..], None),
+        };
+        repaired.iter().map(|kind| kind.name()).chain(refused)
+    }
+
+    /// The one label `kind` of metrics: `several` where there are more, `none` where there is none.
+    pub fn kind(&self) -> &'static str {
+        let mut kinds = self.kinds();
+        match (kinds.next(), kinds.next()) {
+            (None, _) => "none",
+            (Some(kind), None) => kind,
+            (Some(_), Some(_)) => "several",
+        }
+    }
 }
 
 /// One edit of a repair: a closed set, the label `kind` of records and metrics.
@@ -35,6 +55,21 @@ pub enum Kind {
     Surplus,
     /// The name was matched by case, `_`/`-` or a known prefix.
     Name,
+    // --- shape (B24), by `schema`
+    /// A string that holds a number became the number.
+    Number,
+    /// A string that says true or false became the boolean.
+    Boolean,
+    /// A number or boolean became a string.
+    Text,
+    /// A single value became an array of one element.
+    Array,
+    /// A string that holds an object, an array or null became what it holds.
+    Unpacked,
+    /// A null was left out where it isn't allowed.
+    Null,
+    /// A string became the option of an enum that it spells but for case and white space.
+    Enum,
 }
 
 impl Kind {
@@ -43,6 +78,13 @@ impl Kind {
         match self {
             Kind::Surplus => "surplus",
             Kind::Name => "name",
+            Kind::Number => "number",
+            Kind::Boolean => "boolean",
+            Kind::Text => "text",
+            Kind::Array => "array",
+            Kind::Unpacked => "unpacked",
+            Kind::Null => "null",
+            Kind::Enum => "enum",
         }
     }
 }
@@ -71,10 +113,32 @@ pub enum Reason {
     /// The arguments are neither an object nor a string that holds one.
     #[error("arguments are not an object")]
     NotAnObject,
+    /// The arguments don't fit the tool's schema.
+    #[error("arguments do not fit the schema")]
+    Unfit {
+        /// JSON pointer of the first value that doesn't. Its keys may be the model's: never logged.
+        at: String,
+    },
     /// More calls, keys or parameters than are told apart (1,024).
     #[error("more parts than the limit of a call")]
     TooMany,
     /// Longer than the limit of a held call.
     #[error("longer than the limit of a held call")]
     TooLong,
+}
+
+impl Reason {
+    /// Label of records and metrics: a closed set.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Reason::BadJson { .. } => "bad_json",
+            Reason::Cut => "cut",
+            Reason::NoName => "no_name",
+            Reason::UnknownTool { .. } => "unknown_tool",
+            Reason::NotAnObject => "not_an_object",
+            Reason::Unfit { .. } => "unfit",
+            Reason::TooMany => "too_many",
+            Reason::TooLong => "too_long",
+        }
+    }
 }

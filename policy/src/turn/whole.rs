@@ -141,7 +141,7 @@ impl Retold {
     ///
     /// # Errors
     /// What follows the guided call can't be read, or is an error. A guided call that can't be read is given up instead.
-    pub fn heard(mut self: Box<Self>, answer: &[u8], budget: Budget, prompt_tokens: u64) -> Result<Whole, Fault> {
+    pub fn heard(mut self, answer: &[u8], budget: Budget, prompt_tokens: u64) -> Result<Whole, Fault> {
         let guided = matches!(self.question.guide, Guide::Call { .. });
         let continued = match Continued::read(answer) {
             Err(_) if guided => return self.give_up(),
@@ -174,14 +174,14 @@ impl Retold {
         // Should nothing be left for what follows, this is what was said.
         told.text.clone_from(&self.question.so_far);
         self.before = Some(Box::new(told));
-        Ok(Whole::AskAgain(self.question.clone(), self))
+        Ok(Whole::AskAgain(self.question.clone(), Box::new(self)))
     }
 
     /// No answer is to be had: the client gets what was said before the question (B27).
     ///
     /// # Errors
     /// The plan has it that an answer with a broken call fails.
-    pub fn give_up(self: Box<Self>) -> Result<Whole, Fault> {
+    pub fn give_up(self) -> Result<Whole, Fault> {
         let plan = AnswerPlan { reasks: 0, ..self.plan };
         let mut whole = Turn::tell(plan, &self.body, self.before)?;
         if let Whole::Answer(_, facts) = &mut whole {
@@ -199,7 +199,7 @@ impl Retold {
     ///
     /// # Errors
     /// As [`give_up`](Self::give_up).
-    pub fn cut_short(self: Box<Self>) -> Result<Whole, Fault> {
+    pub fn cut_short(self) -> Result<Whole, Fault> {
         let told = Told {
             text: self.question.so_far,
             asked_at: self.asked_at,
@@ -211,7 +211,7 @@ impl Retold {
         Turn::tell(plan, &self.body, Some(Box::new(told)))
     }
 
-    fn tell(self: Box<Self>, told: Told) -> Result<Whole, Fault> {
+    fn tell(self, told: Told) -> Result<Whole, Fault> {
         Turn::tell(self.plan, &self.body, Some(Box::new(told)))
     }
 
