@@ -29,7 +29,7 @@ use bytes::Bytes;
 use self::again::Continuation;
 use self::body::BodyWriter;
 use self::outlet::Outlet;
-pub use self::plan::{AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Surface, ToolPlan};
+pub use self::plan::{AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Release, Surface, ToolPlan};
 use self::said::Said;
 pub use self::step::{AskAgain, Budget, Facts, Finish, Frame, Guide, Judged, Room, Shows, Step};
 use self::voice::Voice;
@@ -175,6 +175,11 @@ impl Turn {
             self.ended(None, out);
         }
         self.outlet.close(out);
+    }
+
+    /// The call that is held has been held for long: with [`Release::Auto`] it is shown as it becomes certain, from its next text on.
+    pub fn hurry(&mut self) {
+        self.voices.iter_mut().for_each(Voice::hurry);
     }
 
     /// What is known of the answer so far.

@@ -66,6 +66,7 @@ pub fn flow(config: &Config) -> FlowConfig {
             event_bytes: usize_of(limits.sse_event_bytes),
             load_bound: config.upstream.load_bound,
             answer_bytes: usize_of(limits.body_bytes),
+            release_after: config.tools.release_after,
             again: AgainLimits {
                 time: config.tools.reask_time,
                 tokens: config.tools.reask_tokens,
@@ -82,6 +83,8 @@ pub fn flow(config: &Config) -> FlowConfig {
         engine_parsing: config.tools.parsing == ToolParsing::Engine,
         reasks: config.tools.reask,
         on_invalid: flow::on_invalid(config.tools.on_invalid),
+        release: config.tools.release,
+        release_bytes: usize_of(config.tools.release_bytes),
         must_check: match config.tools.bad_schema {
             BadSchema::Pass => MustCheck::Strict,
             BadSchema::Refuse => MustCheck::All,

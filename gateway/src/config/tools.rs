@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::duration;
+use super::{duration, size};
 
 /// Tool calls.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,16 @@ pub struct ToolsConfig {
     pub reask_time: Duration,
     /// Tokens of a call that is asked again. Default 2,048; above: `on_invalid`.
     pub reask_tokens: u64,
+    /// When a stream shows a call. `hold`: when it is whole and valid. `certain`: as its bytes become certain, so that no repair can
+    /// change them. `auto` (default): held, and past `release_bytes` or `release_after` as `certain`. The header `x-sluice-tools` says it
+    /// for one request. A call of which something was shown can't be asked again: if it isn't valid, the answer fails.
+    pub release: ReleaseMode,
+    /// With `auto`: text of a call that is held. Default 4 KiB.
+    #[serde(with = "size")]
+    pub release_bytes: u64,
+    /// With `auto`: how long a call is held. Default 10 s.
+    #[serde(with = "duration")]
+    pub release_after: Duration,
     /// What the client gets of a call that still isn't valid. `text` (default): its raw text as content. `pass`: the call as the
     /// model wrote it, if it is JSON with a name and arguments, else text. `error`: the answer fails with `invalid_tool_call`.
     pub on_invalid: OnInvalid,
@@ -38,6 +48,9 @@ impl Default for ToolsConfig {
             reask: 1,
             reask_time: Duration::from_secs(30),
             reask_tokens: 2048,
+            release: ReleaseMode::default(),
+            release_bytes: 4 << 10,
+            release_after: Duration::from_secs(10),
             on_invalid: OnInvalid::default(),
         }
     }
@@ -76,4 +89,17 @@ pub enum OnInvalid {
     Pass,
     /// The answer fails.
     Error,
+}
+
+/// When a call is shown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReleaseMode {
+    /// When it is whole.
+    Hold,
+    /// As it becomes certain.
+    Certain,
+    /// Held within bounds.
+    #[default]
+    Auto,
 }

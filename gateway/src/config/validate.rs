@@ -195,6 +195,7 @@ fn tools(config: &Config, findings: &mut Findings<'_>) {
             .help("reask = 0 asks no call again");
     }
     above_zero(findings, "tools.reask_time", tools.reask_time);
+    above_zero(findings, "tools.release_after", tools.release_after);
 }
 
 fn auth(config: &Config, findings: &mut Findings<'_>) {

@@ -39,6 +39,8 @@ pub struct ExchangeLimits {
     pub load_bound: f64,
     /// An answer that is held whole.
     pub answer_bytes: usize,
+    /// A call that is held for longer is shown as it becomes certain, where that is wanted.
+    pub release_after: Duration,
     /// A call that is asked again.
     pub again: AgainLimits,
 }

@@ -41,7 +41,7 @@ use sluice_policy::protocol::ask::{self, AskLimits, Endpoint, Grants};
 use sluice_policy::protocol::fault::{Fault, FaultKind};
 use sluice_policy::reasoning::Opener;
 use sluice_policy::route::session;
-use sluice_policy::turn::{OnInvalid, ReasoningNames};
+use sluice_policy::turn::{OnInvalid, ReasoningNames, Release};
 use std::sync::Arc;
 
 use self::account::{Account, Books};
@@ -81,6 +81,10 @@ pub struct FlowConfig {
     pub reasks: u8,
     /// What becomes of a call that isn't valid.
     pub on_invalid: OnInvalid,
+    /// When a call is shown.
+    pub release: config::ReleaseMode,
+    /// How much of one is held then.
+    pub release_bytes: usize,
     /// One held call.
     pub call_bytes: usize,
     /// Which tools are refused if their calls can't be checked.
@@ -200,6 +204,7 @@ impl Flow {
             engine_parsing: config.engine_parsing,
             reasks: config.reasks,
             on_invalid: config.on_invalid,
+            release: release(headers, config)?,
             reasoning: config.reasoning,
             opener: config.opener,
             names: identity
@@ -232,6 +237,28 @@ pub fn names(configured: config::ReasoningNames) -> ReasoningNames {
         config::ReasoningNames::ReasoningContent => ReasoningNames::ReasoningContent,
         config::ReasoningNames::Inline => ReasoningNames::Inline,
     }
+}
+
+/// When calls are shown: as the request's header says, else as configured (B20).
+fn release(headers: &HeaderMap, config: &FlowConfig) -> Result<Release, Fault> {
+    const HEADER: &str = "x-sluice-tools";
+    let mode = match headers.get(HEADER).map(HeaderValue::as_bytes) {
+        None => config.release,
+        Some(b"hold") => config::ReleaseMode::Hold,
+        Some(b"certain") => config::ReleaseMode::Certain,
+        Some(b"auto") => config::ReleaseMode::Auto,
+        Some(_) => {
+            let message = format!("The header {HEADER} is hold, certain or auto.");
+            return Err(Fault::bad_request(HEADER, message));
+        }
+    };
+    Ok(match mode {
+        config::ReleaseMode::Hold => Release::Hold,
+        config::ReleaseMode::Certain => Release::Certain,
+        config::ReleaseMode::Auto => Release::Auto {
+            held_bytes: config.release_bytes,
+        },
+    })
 }
 
 /// The configured fate of invalid calls as the stages know it.

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use sluice_policy::protocol::ask::{Ask, Edit, Endpoint, ToolChoice};
 use sluice_policy::reasoning::{Opener, Thinking};
 use sluice_policy::tool_call::{Bare, ToolSet};
-use sluice_policy::turn::{AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Surface, ToolPlan, Turn};
+use sluice_policy::turn::{AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Release, Surface, ToolPlan, Turn};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -31,6 +31,8 @@ pub struct Wishes {
     pub reasks: u8,
     /// What becomes of a call that isn't valid.
     pub on_invalid: OnInvalid,
+    /// When calls are shown.
+    pub release: Release,
     /// How reasoning is found.
     pub reasoning: bool,
     /// Who opens think blocks, where the configuration says so.
@@ -114,6 +116,7 @@ pub fn answer(ask: &Ask, wishes: &Wishes, replica: &Replica) -> AnswerPlan {
         id_seed: wishes.id_seed,
         reasks: if goes_on(ask) { wishes.reasks } else { 0 },
         on_invalid: wishes.on_invalid,
+        release: wishes.release,
     }
 }
 
@@ -145,6 +148,7 @@ pub fn unknown(wishes: &Wishes) -> AnswerPlan {
         id_seed: wishes.id_seed,
         reasks: 0,
         on_invalid: wishes.on_invalid,
+        release: wishes.release,
     }
 }
 
@@ -266,6 +270,7 @@ mod tests {
             engine_parsing,
             reasks: 1,
             on_invalid: OnInvalid::Text,
+            release: Release::Hold,
             reasoning: true,
             opener: None,
             names: ReasoningNames::Both,

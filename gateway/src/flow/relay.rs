@@ -62,6 +62,8 @@ pub struct Relay {
     turn: Turn,
     steps: Vec<Step>,
     account: Account,
+    /// Since when a call is held.
+    held_since: Option<Instant>,
     /// Kept from question to question.
     asker: Option<Asker>,
     /// When a call that is asked again must be there.
@@ -110,6 +112,7 @@ impl Relay {
             turn,
             steps: Vec::new(),
             account,
+            held_since: None,
             asker: None,
             call_by: None,
             begun: false,
@@ -180,6 +183,7 @@ impl Relay {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(Some(Ok(bytes))) => {
                     self.heard = Instant::now();
+                    self.hurry();
                     self.turn.push(bytes, &mut self.steps);
                     self.carry_out(cx, out);
                     Poll::Ready(())
@@ -206,6 +210,14 @@ impl Relay {
         }
     }
 
+    /// A call that is held for too long is shown from the next bytes on (B20).
+    fn hurry(&mut self) {
+        let after = self.exchange.limits.release_after;
+        if self.held_since.is_some_and(|since| self.heard >= since + after) {
+            self.turn.hurry();
+        }
+    }
+
     fn begin(&mut self, live: Live, tried: Tried) {
         self.turn = plan::turn(&self.exchange, live.in_flight.replica());
         self.account.dispatched(&live, &tried);
@@ -215,6 +227,10 @@ impl Relay {
 
     fn carry_out(&mut self, cx: &mut Context<'_>, out: &mut Outgoing) {
         self.account.heard(self.heard, self.turn.facts());
+        self.held_since = self
+            .held_since
+            .or(Some(self.heard))
+            .filter(|_| self.turn.facts().holds_call);
         let mut steps = std::mem::take(&mut self.steps);
         for step in steps.drain(..) {
             match step {

@@ -30,3 +30,4 @@ mod reload;
 mod routing;
 mod same_message;
 mod stream_shape;
+mod tool_release;

@@ -197,6 +197,12 @@ async fn b26_the_same_replica_goes_on_and_the_client_sees_one_answer() {
             (&json!("tool_calls"), &json!(2), &json!(55), &json!(1), &json!(null)),
             "{row}"
         );
+        let verdict = |verdict: &str| json!({"tool": "get_weather", "verdict": verdict, "kinds": []});
+        assert_eq!(row["verdicts"], json!([verdict("passed"), verdict("reasked")]), "{row}");
+        assert!(
+            row["engine_tokens"].as_u64().unwrap() > 25,
+            "the first attempt's too: {row}"
+        );
     }
 }
 

@@ -13,7 +13,7 @@
 //! | `Rest` | another broken call, a try left | `Call` is asked |
 
 use super::whole::{Written, completed_usage};
-use super::{Budget, Finish, Phase, Step, Turn, Voice, broke, garbled};
+use super::{Budget, Finish, Phase, Step, Turn, VERDICTS_LIMIT, Voice, broke, garbled};
 use crate::protocol::chat::{Chunk, quote, unquote};
 use crate::protocol::fault::{Fault, FaultKind};
 use crate::protocol::sse::{Decoder, Event};
@@ -96,6 +96,10 @@ impl Turn {
     /// Behind each chunk: hands out a question, or ends an answer that may not have a broken call.
     pub(super) fn ask_or_deny(&mut self, out: &mut Vec<Step>) {
         if self.voices.iter().any(|voice| voice.denied) {
+            for voice in self.voices.iter().filter(|voice| voice.finish.is_none()) {
+                self.facts.verdicts.extend(voice.verdicts.iter().cloned());
+            }
+            self.facts.verdicts.truncate(VERDICTS_LIMIT);
             return self.fail(denied(), out);
         }
         let question = self.voices.first().and_then(Voice::question);

@@ -27,6 +27,7 @@ fn plan() -> AnswerPlan {
         id_seed: 1,
         reasks: 0,
         on_invalid: OnInvalid::Text,
+        release: Release::Hold,
     }
 }
 

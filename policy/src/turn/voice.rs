@@ -6,6 +6,8 @@
 //! at a `<tool_call>` inside the block, and its content doesn't say so: see `torn`. Broken calls are `again`'s.
 
 mod again;
+mod certain;
+mod release;
 
 use std::sync::Arc;
 
@@ -14,7 +16,7 @@ use super::engine_calls::{EngineCalls, Numbering};
 use super::said::{Said, call_id};
 use super::torn::Torn;
 use super::transcript::Transcript;
-use super::{AnswerPlan, Finish, Judged, OnInvalid, ReasoningNames, ReasoningPlan, ToolPlan};
+use super::{AnswerPlan, Finish, Judged, OnInvalid, ReasoningNames, ReasoningPlan, Release, ToolPlan};
 use crate::protocol::chat::{self, Malformed, unquote};
 use crate::reasoning::{Channel, Opener, Part, Splitter, Thinking};
 use crate::tool_call::{Bare, Call, Piece, Scanner, ToolSet, Verdict};
@@ -68,6 +70,11 @@ pub(super) struct Voice {
     /// A call wasn't valid, and the answer is to fail for it.
     pub(super) denied: bool,
     bare: Bare,
+    release: Release,
+    /// What of the open call is certain, and its index if something of it was shown.
+    open: Option<Box<release::Open>>,
+    /// The open call isn't held any longer.
+    hurries: bool,
     /// The first text came in vLLM's reasoning field.
     split_upstream: bool,
     parts: Vec<Part>,
@@ -132,6 +139,9 @@ impl Voice {
             on_invalid: plan.on_invalid,
             denied: false,
             bare,
+            release: if whole { Release::Hold } else { plan.release },
+            open: None,
+            hurries: false,
             split_upstream: false,
             parts: Vec::new(),
             pieces: Vec::new(),
@@ -151,7 +161,8 @@ impl Voice {
 
     /// A call is held back now.
     pub(super) fn holds_call(&self) -> bool {
-        self.torn.is_some() || self.awaits_call() || self.scanner.as_ref().is_some_and(Scanner::in_call)
+        let holds = self.torn.is_some() || self.awaits_call() || self.scanner.as_ref().is_some_and(Scanner::in_call);
+        holds && !self.shows_open()
     }
 
     /// It is a message, not a row of deltas.
@@ -377,6 +388,7 @@ impl Voice {
             scanner.push(text, &mut self.pieces);
         }
         self.sort_pieces(false, said);
+        self.release_certain(said);
     }
 
     /// Reasoning on its way to the client.
@@ -416,6 +428,7 @@ impl Voice {
             }
             match piece {
                 Piece::Text(text) => {
+                    self.open = None;
                     self.left(&text);
                     self.tell(&text, said);
                 }
@@ -429,6 +442,11 @@ impl Voice {
                 }
                 Piece::Invalid { raw, reason } => {
                     let at = self.left(&raw);
+                    if self.shows_open() {
+                        self.break_open(reason);
+                        continue;
+                    }
+                    self.open = None;
                     if !self.wants_again(&raw, &reason, at, cut) {
                         self.refuse(&raw, reason, cut, said);
                     }
@@ -439,6 +457,10 @@ impl Voice {
     }
 
     fn show_call(&mut self, call: Call, said: &mut Said) {
+        if self.shows_open() {
+            return self.complete_open(call, said);
+        }
+        self.open = None;
         if self.calls_shown >= self.call_limit {
             return;
         }

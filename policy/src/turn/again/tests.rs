@@ -39,6 +39,7 @@ fn plan() -> AnswerPlan {
         id_seed: 1,
         reasks: 1,
         on_invalid: OnInvalid::Text,
+        release: Release::Hold,
     }
 }
 

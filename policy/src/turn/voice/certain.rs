@@ -295,9 +295,7 @@ fn plain(tool: &Tool) -> Option<HashMap<String, Plain>> {
 fn is_whole(word: &str, plain: Plain) -> bool {
     match serde_json::from_str(word) {
         Ok(Value::Bool(_)) => plain == Plain::Boolean,
-        Ok(Value::Number(_)) => {
-            plain == Plain::Number || (plain == Plain::Integer && !word.contains(['.', 'e', 'E']))
-        }
+        Ok(Value::Number(_)) => plain == Plain::Number || (plain == Plain::Integer && !word.contains(['.', 'e', 'E'])),
         _ => false,
     }
 }
