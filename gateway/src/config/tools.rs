@@ -26,8 +26,8 @@ pub struct ToolsConfig {
     /// Tokens of a call that is asked again. Default 2,048; above: `on_invalid`.
     pub reask_tokens: u64,
     /// When a stream shows a call. `hold`: when it is whole and valid. `certain`: as its bytes become certain, so that no repair can
-    /// change them. `auto` (default): held, and past `release_bytes` or `release_after` as `certain`. The header `x-sluice-tools` says it
-    /// for one request. A call of which something was shown can't be asked again: if it isn't valid, the answer fails.
+    /// change them. `auto` (default): held, and past `release_bytes` or `release_after` as `certain`. A key may have a mode of its
+    /// own, and the header `x-sluice-tools` says it for one request. A call of which something was shown can't be asked again: if it isn't valid, the answer fails.
     pub release: ReleaseMode,
     /// With `auto`: text of a call that is held. Default 4 KiB.
     #[serde(with = "size")]
@@ -92,14 +92,15 @@ pub enum OnInvalid {
 }
 
 /// When a call is shown.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[clap(rename_all = "snake_case")]
 pub enum ReleaseMode {
-    /// When it is whole.
+    /// When it is whole and valid.
     Hold,
-    /// As it becomes certain.
+    /// As its bytes become certain.
     Certain,
-    /// Held within bounds.
+    /// Held within bounds, then as they become certain.
     #[default]
     Auto,
 }

@@ -204,7 +204,7 @@ impl Flow {
             engine_parsing: config.engine_parsing,
             reasks: config.reasks,
             on_invalid: config.on_invalid,
-            release: release(headers, config)?,
+            release: release(headers, identity, config)?,
             reasoning: config.reasoning,
             opener: config.opener,
             names: identity
@@ -239,11 +239,11 @@ pub fn names(configured: config::ReasoningNames) -> ReasoningNames {
     }
 }
 
-/// When calls are shown: as the request's header says, else as configured (B20).
-fn release(headers: &HeaderMap, config: &FlowConfig) -> Result<Release, Fault> {
+/// When calls are shown: as the request's header says, else the key, else the configuration (B20).
+fn release(headers: &HeaderMap, identity: Option<&KeyId>, config: &FlowConfig) -> Result<Release, Fault> {
     const HEADER: &str = "x-sluice-tools";
     let mode = match headers.get(HEADER).map(HeaderValue::as_bytes) {
-        None => config.release,
+        None => identity.and_then(|identity| identity.release).unwrap_or(config.release),
         Some(b"hold") => config::ReleaseMode::Hold,
         Some(b"certain") => config::ReleaseMode::Certain,
         Some(b"auto") => config::ReleaseMode::Auto,
