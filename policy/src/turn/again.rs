@@ -29,6 +29,8 @@ pub(super) struct Continuation {
     finish: Option<Finish>,
     /// The last usage that was sent.
     usage: Option<Usage>,
+    /// Chunks with a token before it began.
+    chunks_before: u64,
     chunk: Chunk,
 }
 
@@ -47,7 +49,7 @@ impl Turn {
         if self.phase != Phase::Asking {
             return;
         }
-        self.facts.engine_tokens.get_or_insert(self.facts.upstream_chunks);
+        self.count_aborted();
         let stage = if self.awaits_call() { Stage::Call } else { Stage::Rest };
         if let Some(voice) = self.voices.first_mut() {
             voice.go_on();
@@ -60,8 +62,20 @@ impl Turn {
             prompt_tokens,
             finish: None,
             usage: None,
+            chunks_before: self.facts.upstream_chunks,
             chunk: Chunk::default(),
         }));
+    }
+
+    /// What the upstream that is left has said counts for the engine: by its chunks, if it never came to its usage.
+    fn count_aborted(&mut self) {
+        let chunks = self.facts.upstream_chunks;
+        let engine = self.facts.engine_tokens;
+        self.facts.engine_tokens = Some(match self.continuation.take() {
+            None => engine.unwrap_or(chunks),
+            Some(left) if left.usage.is_some() => engine.unwrap_or_default(),
+            Some(left) => engine.unwrap_or_default() + chunks.saturating_sub(left.chunks_before),
+        });
     }
 
     /// A call is asked again and hasn't come: [`give_up`](Self::give_up) can still end the answer properly.

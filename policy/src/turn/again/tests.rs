@@ -463,6 +463,25 @@ fn usage_is_the_first_prompt_and_what_the_client_got() {
 }
 
 #[test]
+fn the_engine_is_charged_for_what_was_left() {
+    let plan = AnswerPlan { reasks: 2, ..plan() };
+    let replies = [
+        Says(WEATHER, "stop", 20),
+        // Left at its broken call, a piece for each word: four of them have come by then.
+        Says(
+            "\n<tool_call>\n{\"name\": \"nov\", \"arguments\": {}}\n</tool_call>",
+            "stop",
+            9,
+        ),
+        Says("{\"name\": \"now\", \"arguments\": {}}\n</tool_call>", "stop", 7),
+        Says("Done.", "stop", 3),
+    ];
+    let got = stream(plan, &[json!({"content": UNKNOWN})], "stop", &replies, 1 << 20);
+    assert_eq!(got.told.calls.len(), 2);
+    assert_eq!(got.facts.engine_tokens, Some(1 + 20 + 4 + 7 + 3));
+}
+
+#[test]
 fn tries_are_bounded_over_the_answer() {
     let plan = AnswerPlan { reasks: 2, ..plan() };
     let replies = [
