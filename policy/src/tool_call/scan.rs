@@ -121,6 +121,11 @@ impl Scanner {
         self.held.len()
     }
 
+    /// The text of the call that is open, from its tag on; none inside what may be a bare one.
+    pub(crate) fn open_call(&self) -> Option<&str> {
+        self.watch.in_call().then_some(&*self.held)
+    }
+
     /// Inside a call, or what may be a bare one (for the time that calls are held, `tool_hold`).
     pub fn in_call(&self) -> bool {
         self.watch.in_call() || matches!(self.state, State::Json { .. } | State::JsonDone { .. })

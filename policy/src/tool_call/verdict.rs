@@ -26,6 +26,26 @@ impl Verdict {
             Verdict::Refused(_) => "refused",
         }
     }
+
+    /// Its kinds by their labels: what was repaired, or why it was refused.
+    pub fn kinds(&self) -> impl Iterator<Item = &'static str> {
+        let (repaired, refused) = match self {
+            Verdict::Repaired(kinds) => (kinds.as_slice(), None),
+            Verdict::Refused(reason) => (&[][..], Some(reason.name())),
+            Verdict::Passed | Verdict::PassedUnchecked | Verdict::Reasked(_) => (&[][..], None),
+        };
+        repaired.iter().map(|kind| kind.name()).chain(refused)
+    }
+
+    /// The one label `kind` of metrics: `several` where there are more, `none` where there is none.
+    pub fn kind(&self) -> &'static str {
+        let mut kinds = self.kinds();
+        match (kinds.next(), kinds.next()) {
+            (None, _) => "none",
+            (Some(kind), None) => kind,
+            (Some(_), Some(_)) => "several",
+        }
+    }
 }
 
 /// One edit of a repair: a closed set, the label `kind` of records and metrics.
@@ -169,4 +189,20 @@ pub enum Reason {
     /// Longer than the limit of a held call.
     #[error("longer than the limit of a held call")]
     TooLong,
+}
+
+impl Reason {
+    /// Label of records and metrics: a closed set.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Reason::BadJson { .. } => "bad_json",
+            Reason::Cut => "cut",
+            Reason::NoName => "no_name",
+            Reason::UnknownTool { .. } => "unknown_tool",
+            Reason::NotAnObject => "not_an_object",
+            Reason::Unfit { .. } => "unfit",
+            Reason::TooMany => "too_many",
+            Reason::TooLong => "too_long",
+        }
+    }
 }
