@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use tokio::time::{Sleep, sleep_until};
 
 use super::account::Account;
-use super::attempt::{self, Live, Tried};
+use super::attempt::{self, Live, Tried, Trying};
 use super::exchange::Exchange;
 use super::plan;
 use super::registry::Registered;
@@ -35,9 +35,6 @@ use crate::upstream::UpstreamError;
 
 /// Frames that are ready at once are merged up to this size: more would only wait in the socket's buffer.
 const MERGE_BYTES: usize = 64 * 1024;
-
-/// Attempts that are under way.
-pub type Trying = Pin<Box<dyn Future<Output = (Tried, Result<Live, Fault>)> + Send>>;
 
 enum State {
     Trying(Trying),
@@ -52,7 +49,7 @@ pub struct Relay {
     state: State,
     turn: Turn,
     steps: Vec<Step>,
-    account: Account,
+    account: Box<Account>,
     /// A data line has been handed over: from now on nobody else can answer.
     begun: bool,
     /// When something was last sent to the client, and when something last came from upstream.
@@ -66,7 +63,7 @@ impl Relay {
     pub fn streaming(
         exchange: Arc<Exchange>,
         registered: Registered,
-        mut account: Account,
+        mut account: Box<Account>,
         live: Live,
         tried: Tried,
     ) -> Self {
@@ -82,13 +79,13 @@ impl Relay {
     }
 
     /// Over attempts that have not answered within `head_after`.
-    pub fn trying(exchange: Arc<Exchange>, registered: Registered, account: Account, trying: Trying) -> Self {
+    pub fn trying(exchange: Arc<Exchange>, registered: Registered, account: Box<Account>, trying: Trying) -> Self {
         // Replaced when a replica answers.
         let turn = Turn::new(plan::unknown(&exchange.wishes));
         Self::new(exchange, registered, account, State::Trying(trying), turn)
     }
 
-    fn new(exchange: Arc<Exchange>, registered: Registered, account: Account, state: State, turn: Turn) -> Self {
+    fn new(exchange: Arc<Exchange>, registered: Registered, account: Box<Account>, state: State, turn: Turn) -> Self {
         let now = Instant::now();
         Relay {
             exchange,
@@ -245,7 +242,7 @@ impl Relay {
                 "the replica was lost before its first data line"
             );
             drop(live);
-            self.state = State::Trying(Box::pin(attempt::next(self.exchange.clone(), tried.after(fault))));
+            self.state = State::Trying(attempt::next(self.exchange.clone(), tried.after(fault)));
         }
     }
 
