@@ -304,6 +304,10 @@ impl Turn {
             Some(at) => at,
             None if self.voices.len() >= CHOICES_LIMIT => return Err(Malformed { at: 0 }),
             None => {
+                if self.voices.is_empty() {
+                    // One choice is the rule, and a voice has a kilobyte: no room for four.
+                    self.voices.reserve_exact(1);
+                }
                 self.voices.push(Voice::new(choice.index, &self.plan, self.whole));
                 self.voices.len() - 1
             }

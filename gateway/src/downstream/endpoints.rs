@@ -38,8 +38,7 @@ impl Service<Call<Bytes>> for Endpoints {
     }
 
     fn call(&mut self, call: Call<Bytes>) -> Self::Future {
-        let this = self.clone();
-        Box::pin(async move { this.answer(call).await })
+        Box::pin(self.clone().answer(call))
     }
 }
 

@@ -27,6 +27,7 @@ use tokio_rustls::TlsAcceptor;
 use tower::Service;
 
 use super::transport::Transport;
+use crate::flow::gate::Gated;
 use crate::flow::registry::HangUp;
 use crate::flow::reply::Reply;
 
@@ -34,6 +35,8 @@ use crate::flow::reply::Reply;
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// hyper's own bounds on a head, a multiple of ours, so that ours can answer with a message.
 const HEAD_SLACK: usize = 4;
+/// The same for the number of lines: hyper allocates room for all of them at each request.
+const LINES_SLACK: usize = 2;
 /// hyper's smallest read buffer.
 const MIN_BUFFER_BYTES: usize = 8192;
 /// Streams of one HTTP/2 connection.
@@ -113,30 +116,29 @@ impl<S: Serve> Listener<S> {
             return;
         };
         match &self.tls {
-            // Boxed: the largest of these futures would be the size of every connection's.
+            // Boxed, both: the larger of these futures would be the size of every connection's.
             None => Box::pin(self.plain(stream, peer, limits, shutdown)).await,
-            Some(acceptor) => {
-                let Ok(Ok(stream)) = tokio::time::timeout(limits.header_time, acceptor.accept(stream)).await else {
-                    return; // not TLS, no common version, or too slow: nobody to tell
-                };
-                if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-                    Box::pin(self.h2(
-                        Transport::new(stream, Bytes::new(), limits.write_stall),
-                        peer,
-                        limits,
-                        shutdown,
-                    ))
-                    .await;
-                } else {
-                    Box::pin(self.h1(
-                        Transport::new(stream, Bytes::new(), limits.write_stall),
-                        peer,
-                        limits,
-                        shutdown,
-                    ))
-                    .await;
-                }
-            }
+            Some(acceptor) => Box::pin(self.secured(stream, acceptor, peer, limits, shutdown)).await,
+        }
+    }
+
+    async fn secured(
+        &self,
+        stream: Stream,
+        acceptor: &TlsAcceptor,
+        peer: Peer,
+        limits: ConnectionLimits,
+        shutdown: &ShutdownWatch,
+    ) {
+        let Ok(Ok(stream)) = tokio::time::timeout(limits.header_time, acceptor.accept(stream)).await else {
+            return; // not TLS, no common version, or too slow: nobody to tell
+        };
+        let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let transport = Transport::new(stream, Bytes::new(), limits.write_stall);
+        if is_h2 {
+            Box::pin(self.h2(transport, peer, limits, shutdown)).await;
+        } else {
+            Box::pin(self.h1(transport, peer, limits, shutdown)).await;
         }
     }
 
@@ -163,13 +165,15 @@ impl<S: Serve> Listener<S> {
             .timer(TokioTimer::new())
             .header_read_timeout(limits.header_time)
             .max_buf_size((limits.header_bytes * HEAD_SLACK).max(MIN_BUFFER_BYTES))
-            .max_headers(limits.header_count * HEAD_SLACK)
+            .max_headers(limits.header_count * LINES_SLACK)
             .half_close(false)
             .serve_connection(TokioIo::new(transport), self.per_request(peer, &hang_up));
+        let draining = pin!(draining(shutdown));
+        let mut draining = Gated::new(draining);
         let outcome = tokio::select! {
             biased;
             outcome = &mut connection => outcome,
-            () = draining(shutdown) => {
+            () = &mut draining => {
                 Pin::new(&mut connection).graceful_shutdown();
                 (&mut connection).await
             }
@@ -196,11 +200,13 @@ impl<S: Serve> Listener<S> {
             .keep_alive_timeout(limits.write_stall)
             .serve_connection(TokioIo::new(transport), self.per_request(peer, &hang_up));
         let mut connection = pin!(connection);
+        let draining = pin!(draining(shutdown));
+        let mut draining = Gated::new(draining);
         let _ = tokio::select! {
             biased;
             outcome = connection.as_mut() => outcome,
             () = hang_up.wanted() => return,
-            () = draining(shutdown) => {
+            () = &mut draining => {
                 connection.as_mut().graceful_shutdown();
                 connection.as_mut().await
             }
@@ -243,7 +249,7 @@ impl<S: Serve> hyper::service::Service<Request<Incoming>> for PerRequest<S> {
     }
 }
 
-/// Waits until the process is told to end.
+/// Waits until the process is told to end. Behind a gate: every wake of a connection polls it.
 async fn draining(shutdown: &ShutdownWatch) {
     // The guard that it gives back must not live across an await.
     drop(shutdown.clone().wait_for(|draining| *draining).await);

@@ -12,6 +12,8 @@
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue, USER_AGENT};
 use http::{Method, Request, StatusCode, Uri};
 use sluice_policy::protocol::fault::{Fault, FaultKind, Side};
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -60,13 +62,18 @@ impl Tried {
     }
 }
 
-/// Asks replicas until one answers.
+/// Attempts that are under way, and what became of them.
+pub type Trying = Pin<Box<dyn Future<Output = (Tried, Result<Live, Fault>)> + Send>>;
+
+/// Asks replicas until one answers. Boxed here: whoever waits for it would else carry its two kilobytes from future to future.
 ///
 /// # Errors
 /// What the client is told: the upstream's own fault, or the last failure when nothing is left to try.
-pub async fn next(exchange: Arc<Exchange>, mut tried: Tried) -> (Tried, Result<Live, Fault>) {
-    let outcome = run(&exchange, &mut tried).await;
-    (tried, outcome)
+pub fn next(exchange: Arc<Exchange>, mut tried: Tried) -> Trying {
+    Box::pin(async move {
+        let outcome = run(&exchange, &mut tried).await;
+        (tried, outcome)
+    })
 }
 
 async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {

@@ -21,6 +21,8 @@ pub mod again;
 pub mod whole;
 // Answers that pass as they are.
 pub mod pass;
+// What is polled only when something has happened to it.
+pub mod gate;
 // What leaves: a response and its body.
 pub mod reply;
 // What one request will have been.
@@ -113,14 +115,15 @@ impl Flow {
     pub async fn run(self: &Arc<Self>, call: Call<Bytes>) -> Result<Reply, Fault> {
         let config = self.config.load();
         let key_name = call.key_name();
-        let mut account = Account::open(
+        // A box: it has a kilobyte, and goes through all of the futures below.
+        let mut account = Box::new(Account::open(
             self.books.clone(),
             &call.claim,
             &call.id,
             call.accepted,
             &call.endpoint,
             &key_name,
-        );
+        ));
         account.asked(false, call.body.len());
         let read = self.read(call, &config, &mut account);
         let (exchange, registered) = match read {
@@ -286,9 +289,9 @@ fn model_unknown(fleet: &Fleet, model: Option<&str>) -> Fault {
 }
 
 /// A streamed answer: the head goes out when the upstream's status is known, or after `head_after`.
-async fn stream(exchange: Arc<Exchange>, registered: Registered, mut account: Account) -> Result<Reply, Fault> {
+async fn stream(exchange: Arc<Exchange>, registered: Registered, mut account: Box<Account>) -> Result<Reply, Fault> {
     let head_after = exchange.limits.head_after;
-    let mut trying: relay::Trying = Box::pin(attempt::next(exchange.clone(), Tried::default()));
+    let mut trying = attempt::next(exchange.clone(), Tried::default());
     let begun = tokio::select! {
         begun = tokio::time::timeout(head_after, trying.as_mut()) => begun,
         stop = registered.entry.stopped() => {
@@ -312,7 +315,7 @@ async fn stream(exchange: Arc<Exchange>, registered: Registered, mut account: Ac
             Relay::trying(exchange, registered, account, trying),
         ),
     };
-    let mut reply = Response::new(ReplyBody::Relay(Box::new(relay)));
+    let mut reply = Response::new(ReplyBody::relay(relay));
     let headers = reply.headers_mut();
     headers.insert(
         CONTENT_TYPE,
@@ -328,7 +331,7 @@ async fn stream(exchange: Arc<Exchange>, registered: Registered, mut account: Ac
     Ok(reply)
 }
 
-async fn whole(exchange: Arc<Exchange>, registered: Registered, mut account: Account) -> Result<Reply, Fault> {
+async fn whole(exchange: Arc<Exchange>, registered: Registered, mut account: Box<Account>) -> Result<Reply, Fault> {
     let (tried, outcome) = whole::answer(&exchange, &registered.entry, Tried::default()).await;
     account.tried(&tried);
     let (message, facts, in_flight) = match outcome {
@@ -348,7 +351,7 @@ async fn whole(exchange: Arc<Exchange>, registered: Registered, mut account: Acc
 }
 
 /// Forwarded as it is: status, content type and body are the engine's.
-async fn pass(exchange: Arc<Exchange>, registered: Registered, mut account: Account) -> Result<Reply, Fault> {
+async fn pass(exchange: Arc<Exchange>, registered: Registered, mut account: Box<Account>) -> Result<Reply, Fault> {
     let (tried, begun) = tokio::select! {
         begun = attempt::next(exchange.clone(), Tried::default()) => begun,
         stop = registered.entry.stopped() => (Tried::default(), Err(stop.fault())),
@@ -358,9 +361,9 @@ async fn pass(exchange: Arc<Exchange>, registered: Registered, mut account: Acco
     account.dispatched(&live, &tried);
     let head = Head::of(Some(live.in_flight.replica()), &tried);
     let content_type = live.answer.content_type().cloned();
-    let mut reply = Response::new(ReplyBody::PassThrough(Box::new(PassThrough::new(
+    let mut reply = Response::new(ReplyBody::pass_through(PassThrough::new(
         exchange, registered, account, live,
-    ))));
+    )));
     if let Some(content_type) = content_type {
         reply.headers_mut().insert(CONTENT_TYPE, content_type);
     }

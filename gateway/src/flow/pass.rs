@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// See the module.
 pub struct PassThrough {
     live: Option<Box<Live>>,
-    account: Account,
+    account: Box<Account>,
     registered: Registered,
     /// Its body counts against the buffers until the end.
     _exchange: Arc<Exchange>,
@@ -22,7 +22,7 @@ pub struct PassThrough {
 
 impl PassThrough {
     /// Over an answer that has begun.
-    pub fn new(exchange: Arc<Exchange>, registered: Registered, account: Account, live: Live) -> Self {
+    pub fn new(exchange: Arc<Exchange>, registered: Registered, account: Box<Account>, live: Live) -> Self {
         PassThrough {
             live: Some(Box::new(live)),
             account,

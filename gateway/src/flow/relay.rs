@@ -32,7 +32,7 @@ use tokio::time::{Sleep, sleep_until};
 
 use super::account::Account;
 use super::again::{Asker, Begun, Unasked};
-use super::attempt::{self, Live, Tried};
+use super::attempt::{self, Live, Tried, Trying};
 use super::exchange::Exchange;
 use super::plan;
 use super::registry::Registered;
@@ -40,9 +40,6 @@ use crate::upstream::UpstreamError;
 
 /// Frames that are ready at once are merged up to this size: more would only wait in the socket's buffer.
 const MERGE_BYTES: usize = 64 * 1024;
-
-/// Attempts that are under way.
-pub type Trying = Pin<Box<dyn Future<Output = (Tried, Result<Live, Fault>)> + Send>>;
 
 /// A question that is under way.
 type Asking = Pin<Box<dyn Future<Output = (Asker, Result<Begun, Unasked>)> + Send>>;
@@ -61,7 +58,7 @@ pub struct Relay {
     state: State,
     turn: Turn,
     steps: Vec<Step>,
-    account: Account,
+    account: Box<Account>,
     /// Since when a call is held.
     held_since: Option<Instant>,
     /// Kept from question to question.
@@ -81,7 +78,7 @@ impl Relay {
     pub fn streaming(
         exchange: Arc<Exchange>,
         registered: Registered,
-        mut account: Account,
+        mut account: Box<Account>,
         live: Live,
         tried: Tried,
     ) -> Self {
@@ -97,13 +94,13 @@ impl Relay {
     }
 
     /// Over attempts that have not answered within `head_after`.
-    pub fn trying(exchange: Arc<Exchange>, registered: Registered, account: Account, trying: Trying) -> Self {
+    pub fn trying(exchange: Arc<Exchange>, registered: Registered, account: Box<Account>, trying: Trying) -> Self {
         // Replaced when a replica answers.
         let turn = Turn::new(plan::unknown(&exchange.wishes));
         Self::new(exchange, registered, account, State::Trying(trying), turn)
     }
 
-    fn new(exchange: Arc<Exchange>, registered: Registered, account: Account, state: State, turn: Turn) -> Self {
+    fn new(exchange: Arc<Exchange>, registered: Registered, account: Box<Account>, state: State, turn: Turn) -> Self {
         let now = Instant::now();
         Relay {
             exchange,
@@ -322,7 +319,7 @@ impl Relay {
                 "the replica was lost before its first data line"
             );
             drop(live);
-            self.state = State::Trying(Box::pin(attempt::next(self.exchange.clone(), tried.after(fault))));
+            self.state = State::Trying(attempt::next(self.exchange.clone(), tried.after(fault)));
         }
     }
 

@@ -7,6 +7,7 @@ use http_body::{Body, Frame, SizeHint};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use super::gate::Gated;
 use super::{PassThrough, Relay};
 
 /// A response on its way to the client.
@@ -17,9 +18,21 @@ pub enum ReplyBody {
     /// Known from the start.
     Whole(Bytes),
     /// A streamed answer through the pipeline.
-    Relay(Box<Relay>),
+    Relay(Box<Gated<Relay>>),
     /// A streamed answer as the engine sent it.
-    PassThrough(Box<PassThrough>),
+    PassThrough(Box<Gated<PassThrough>>),
+}
+
+impl ReplyBody {
+    /// See [`ReplyBody::Relay`].
+    pub fn relay(relay: Relay) -> Self {
+        ReplyBody::Relay(Box::new(Gated::new(relay)))
+    }
+
+    /// See [`ReplyBody::PassThrough`].
+    pub fn pass_through(pass: PassThrough) -> Self {
+        ReplyBody::PassThrough(Box::new(Gated::new(pass)))
+    }
 }
 
 /// Why a body is cut: the client sees an aborted response, never a clean end.
@@ -38,16 +51,20 @@ impl Body for ReplyBody {
         match self.get_mut() {
             ReplyBody::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
             ReplyBody::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            ReplyBody::Relay(relay) => relay.poll(cx).map(|frame| frame.map(|bytes| Ok(Frame::data(bytes)))),
-            ReplyBody::PassThrough(pass) => pass.poll(cx).map(|frame| frame.map(|bytes| bytes.map(Frame::data))),
+            ReplyBody::Relay(relay) => relay
+                .poll_with(cx, Relay::poll)
+                .map(|frame| frame.map(|bytes| Ok(Frame::data(bytes)))),
+            ReplyBody::PassThrough(pass) => pass
+                .poll_with(cx, PassThrough::poll)
+                .map(|frame| frame.map(|bytes| bytes.map(Frame::data))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             ReplyBody::Whole(bytes) => bytes.is_empty(),
-            ReplyBody::Relay(relay) => relay.is_over(),
-            ReplyBody::PassThrough(pass) => pass.is_over(),
+            ReplyBody::Relay(relay) => relay.get_ref().is_over(),
+            ReplyBody::PassThrough(pass) => pass.get_ref().is_over(),
         }
     }
 

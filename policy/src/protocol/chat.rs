@@ -207,6 +207,10 @@ impl Chunk {
             let mut choice = Choice::default();
             let tail = if self.choices.is_empty() { &*self.idle_tail } else { "" };
             let rest = choice.read(walk, tail)?;
+            if self.choices.is_empty() {
+                // Mostly the only one: no room for four.
+                self.choices.reserve_exact(1);
+            }
             self.choices.push(choice);
             if rest == Rest::Idle {
                 return Ok(rest);

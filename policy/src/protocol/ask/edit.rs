@@ -76,6 +76,8 @@ impl Fields {
     /// The object is whole.
     pub(super) fn close(&mut self, span: Range<usize>) {
         self.span = span;
+        // It is kept until the answer ends.
+        self.members.shrink_to_fit();
     }
 
     /// Raw JSON of a member; of the last one if the key is repeated, as readers of JSON have it.

@@ -180,10 +180,7 @@ impl<'a> Walk<'a> {
         self.at += 1;
         loop {
             let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
-            let plain = rest
-                .iter()
-                .position(|&byte| byte == b'"' || byte == b'\\' || byte < 0x20);
-            self.at += plain.unwrap_or(rest.len());
+            self.at += plain_bytes(rest);
             match self.peek() {
                 Some(b'"') => {
                     self.at += 1;
@@ -236,11 +233,53 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// How many bytes from the start on are neither a quote nor a backslash nor a control character: eight at a time.
+#[inline]
+fn plain_bytes(rest: &[u8]) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    // The top bit of each byte that equals `byte`, or is below 0x20; above the lowest hit they may be wrong, the lowest is right.
+    let equal = |word: u64, byte: u8| {
+        let zeros = word ^ (ONES * u64::from(byte));
+        zeros.wrapping_sub(ONES) & !zeros
+    };
+    let control = |word: u64| word.wrapping_sub(ONES * 0x20) & !word;
+    let (words, tail) = rest.as_chunks::<8>();
+    for (index, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let hits = (equal(word, b'"') | equal(word, b'\\') | control(word)) & (ONES << 7);
+        if hits != 0 {
+            return index * 8 + hits.trailing_zeros() as usize / 8;
+        }
+    }
+    let plain = tail
+        .iter()
+        .position(|&byte| byte == b'"' || byte == b'\\' || byte < 0x20);
+    rest.len() - tail.len() + plain.unwrap_or(tail.len())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_string_stops_at_the_first_byte_that_is_not_plain() {
+        let plain = |byte: u8| byte != b'"' && byte != b'\\' && byte >= 0x20;
+        for len in 0..20 {
+            for at in 0..len {
+                for byte in 0..=255 {
+                    for after in [b'"', b'\\', 0x1f, b' ', b'!', 0x7f, 0xff] {
+                        let mut bytes = vec![b'a'; len];
+                        bytes[at] = byte;
+                        bytes[at + 1..].fill(after);
+                        let wanted = bytes.iter().position(|&byte| !plain(byte)).unwrap_or(len);
+                        assert_eq!(plain_bytes(&bytes), wanted, "{bytes:?}");
+                    }
+                }
+            }
+        }
+    }
 
     fn walks(text: &str) -> bool {
         let mut walk = Walk::new(text);

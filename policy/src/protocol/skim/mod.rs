@@ -191,16 +191,7 @@ impl<'a> Cursor<'a> {
             return Err(self.expected("a string"));
         }
         let start = self.at + 1;
-        let mut at = start;
-        let mut escaped = false;
-        loop {
-            at = self.quote_or_backslash(at)?;
-            if self.byte(at) == Some(b'"') {
-                break;
-            }
-            escaped = true;
-            at = self.escape(at)?;
-        }
+        let (at, escaped) = self.closing_quote(start)?;
         let raw = self.text.get(start..at).unwrap_or_default();
         if self.controls
             && has_control(raw.as_bytes())
@@ -375,28 +366,42 @@ impl<'a> Cursor<'a> {
         Ok(true)
     }
 
-    /// Where the first quote or backslash from `at` on stands.
+    /// Where the string that begins at `at` ends: its closing quote, and whether it has escapes. Prose full of `\n` and `\"` has
+    /// a special byte every few bytes, so words and escapes are one loop.
     #[inline]
-    fn quote_or_backslash(&self, mut at: usize) -> Result<usize, SkimError> {
-        let mut rest = self.text.as_bytes().get(at..).unwrap_or_default();
-        for _ in 0..SHORT_STRING_WORDS {
-            let Some((word, tail)) = rest.split_first_chunk::<8>() else {
-                break;
-            };
-            let word = u64::from_le_bytes(*word);
-            let hits = bytes_equal(word, b'"') | bytes_equal(word, b'\\');
-            if hits != 0 {
-                return Ok(at + hits.trailing_zeros() as usize / 8);
+    fn closing_quote(&self, mut at: usize) -> Result<(usize, bool), SkimError> {
+        let bytes = self.text.as_bytes();
+        let mut escaped = false;
+        let mut plain_words = 0;
+        loop {
+            let rest = bytes.get(at..).unwrap_or_default();
+            match rest.first_chunk::<8>() {
+                Some(word) if plain_words < SHORT_STRING_WORDS => {
+                    let word = u64::from_le_bytes(*word);
+                    let hits = bytes_equal(word, b'"') | bytes_equal(word, b'\\');
+                    if hits == 0 {
+                        at += 8;
+                        plain_words += 1;
+                        continue;
+                    }
+                    at += hits.trailing_zeros() as usize / 8;
+                }
+                _ => at += memchr2(b'"', b'\\', rest).unwrap_or(rest.len()),
             }
-            rest = tail;
-            at += 8;
-        }
-        match memchr2(b'"', b'\\', rest) {
-            Some(found) => Ok(at + found),
-            None => Err(SkimError::Syntax {
-                at: self.text.len(),
-                expected: "the end of a string",
-            }),
+            match bytes.get(at) {
+                Some(b'"') => return Ok((at, escaped)),
+                Some(_) => {
+                    at = self.escape(at)?;
+                    escaped = true;
+                    plain_words = 0;
+                }
+                None => {
+                    return Err(SkimError::Syntax {
+                        at,
+                        expected: "the end of a string",
+                    });
+                }
+            }
         }
     }
 
