@@ -21,6 +21,8 @@ pub mod pass;
 pub mod reply;
 // What one request will have been.
 pub mod account;
+// The same of what ends before the flow has it.
+pub mod refusal;
 // What runs in this process.
 pub mod registry;
 // Ids of requests.
@@ -97,12 +99,12 @@ impl Flow {
     pub async fn run(self: &Arc<Self>, call: Call<Bytes>) -> Result<Reply, Fault> {
         let config = self.config.load();
         let key_name = call.key_name();
+        call.claim.take();
         let mut account = Account::open(
             self.books.clone(),
-            &call.claim,
             &call.id,
             call.accepted,
-            &call.endpoint,
+            call.endpoint.as_str(),
             &key_name,
         );
         account.asked(false, call.body.len());

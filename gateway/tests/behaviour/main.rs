@@ -29,3 +29,4 @@ mod reload;
 mod routing;
 mod same_message;
 mod stream_shape;
+mod tls;

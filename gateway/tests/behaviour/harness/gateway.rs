@@ -227,6 +227,13 @@ impl Gateway {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
+    /// What operators see at `/metrics`.
+    pub(crate) async fn metrics(&self) -> String {
+        let mut client = Client::connect(self.admin).await;
+        client.send(&Request::get("/metrics").without_key()).await;
+        client.message().await.text()
+    }
+
     /// Its file of records.
     pub(crate) fn records(&self) -> PathBuf {
         self.folder.path().join("state/requests.db")
@@ -251,9 +258,10 @@ impl Gateway {
         std::fs::write(self.folder.path().join("config.toml"), toml).unwrap();
     }
 
-    /// A new key in its key file, by the command line.
-    pub(crate) fn new_key(&self, name: &str) -> String {
-        self.key_command(&["new", "--name", name]).trim().to_owned()
+    /// A new key in its key file, by the command line with more arguments.
+    pub(crate) fn new_key(&self, name: &str, more: &[&str]) -> String {
+        let arguments = [&["new", "--name", name], more].concat();
+        self.key_command(&arguments).trim().to_owned()
     }
 
     /// Takes a key out of its key file.
