@@ -46,6 +46,7 @@ use crate::flow::account::Books;
 use crate::flow::call::Buffers;
 use crate::flow::refusal::Refusals;
 use crate::flow::registry::Registry;
+use crate::flow::tool_sets::ToolSets;
 use crate::keys::{KeyFileError, KeyRing};
 use crate::record::{self, RecordError, Recorder};
 use crate::simulator::Simulator;
@@ -146,6 +147,7 @@ pub fn run(source: Source, config: Config) -> Result<(), StartError> {
         fleet: ArcSwap::from_pointee(fleet),
         registry: Registry::new(config.limits.requests),
         books,
+        tool_sets: ToolSets::default(),
     });
     let draining = Arc::new(AtomicBool::new(false));
     let connections = Arc::new(AtomicUsize::new(0));

@@ -23,7 +23,7 @@ pub use self::{
     reasoning::{ReasoningConfig, ReasoningForm, ReasoningNames, ThinkOpener},
     server::{ServerConfig, TlsConfig},
     source::{BackendOverride, Origin, Overrides, Source},
-    tools::{ToolParsing, ToolsConfig},
+    tools::{BadSchema, ToolParsing, ToolsConfig},
     upstream::UpstreamConfig,
     watch::Watch,
 };

@@ -305,8 +305,8 @@ const NOTATIONS: &[(&str, &str)] = &[
         r#"{"query": "12", "limit": 12}"#,
     ),
     (
-        "<function=search><parameter=query>a </parameter> b\n</parameter><parameter=limit>many</parameter></function>",
-        r#"{"query": "a </parameter> b", "limit": "many"}"#,
+        "<function=search><parameter=query>a </parameter> b\n</parameter><parameter=limit> 4</parameter></function>",
+        r#"{"query": "a </parameter> b", "limit": 4}"#,
     ),
     (
         "<function=search>\n<parameter=filters>\n{\"a\": [1.0]}\n</parameter>\n<parameter=x>\n<b>\n\n</parameter>\n</function>",

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use text::{Setup, Shown, read, same_at_every_split};
 
-/// What a malformed vector is until repair, schema and re-ask exist: its call is text, whole.
+/// What a malformed vector is until repair and re-ask exist: its call is text, whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Now {
     /// Not JSON (B23).
@@ -28,8 +28,6 @@ enum Now {
     Name,
     /// The arguments are a list (B24).
     NotAnObject,
-    /// Well formed, but a value's type isn't the schema's (B24): passed as written.
-    Types,
     /// Prose inside the tags is prose: text, tags and all (B27). The vector wants it gone.
     Prose,
 }
@@ -61,8 +59,6 @@ const NEEDS_REPAIR: &[(&str, Now)] = &[
     ("h-bad.trailing_comma", Now::BadJson),
     ("h-bad.trailing_comma_array", Now::BadJson),
     ("h-bad.trailing_comma_outer", Now::BadJson),
-    ("h-bad.types_string_bool", Now::Types),
-    ("h-bad.types_string_int", Now::Types),
     ("h-bad.unknown_function", Now::Name),
     ("h-bad.unquoted_keys", Now::BadJson),
     ("h-bad.xml_json", Now::BadJson),
@@ -154,7 +150,7 @@ fn assert_as_wanted(id: &str, message: &Message, want: &Value, reasons: bool) {
     assert_eq!(Value::from(message.calls.clone()), want["calls"], "{id}: calls");
 }
 
-fn assert_not_repaired_yet(id: &str, now: Now, text: &str, message: &Message, want: &Value) {
+fn assert_not_repaired_yet(id: &str, now: Now, text: &str, message: &Message) {
     let reason = match message.invalid.first() {
         Some(Reason::BadJson { .. }) => Some(Now::BadJson),
         Some(Reason::NoName | Reason::UnknownTool { .. }) => Some(Now::Name),
@@ -162,18 +158,6 @@ fn assert_not_repaired_yet(id: &str, now: Now, text: &str, message: &Message, wa
         _ => None,
     };
     match now {
-        Now::Types => {
-            assert_eq!(
-                (message.calls.len(), &message.content[..], reason),
-                (1, "", None),
-                "{id}"
-            );
-            return assert_ne!(
-                Value::from(message.calls.clone()),
-                want["calls"],
-                "{id} is as wanted: take it off the list"
-            );
-        }
         Now::Prose => assert_eq!(reason, None, "{id}"),
         _ => assert_eq!(reason, Some(now), "{id}"),
     }
@@ -220,7 +204,7 @@ fn check(file: &str, reasons: bool) {
         let message = message(&shown);
         let want = &vector["want"];
         match NEEDS_REPAIR.iter().find(|(listed, _)| *listed == id) {
-            Some((_, now)) => assert_not_repaired_yet(id, *now, text, &message, want),
+            Some((_, now)) => assert_not_repaired_yet(id, *now, text, &message),
             None if want.is_null() => {}
             None => assert_as_wanted(id, &message, want, reasons),
         }
@@ -308,6 +292,15 @@ fn bfcl_calls_are_found_byte_for_byte() {
         let text = case["hermes"].as_str().unwrap();
         let shown = read(&setup, [text]);
         let got = message(&shown);
+        if case["schema_valid"] == false {
+            // one call of 299 isn't what its tool's schema asks for: it is no call, the others of the answer are
+            assert!(
+                matches!(&got.invalid[..], [Reason::Unfit { .. }]),
+                "{id}: {:?}",
+                got.invalid
+            );
+            continue;
+        }
         assert_eq!(Value::from(got.calls), case["expected"], "{id}");
         assert!(
             got.content.is_empty() || case["expected"].as_array().is_none_or(Vec::is_empty),

@@ -7,8 +7,9 @@ use sluice_policy::reasoning::Opener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{BackendConfig, Config, ReasoningForm, ThinkOpener, ToolParsing};
+use crate::config::{BackendConfig, BadSchema, Config, ReasoningForm, ThinkOpener, ToolParsing};
 use crate::flow::exchange::ExchangeLimits;
+use crate::flow::tool_sets::MustCheck;
 use crate::flow::{self, FlowConfig};
 use crate::simulator::SIMULATED_SUFFIX;
 use crate::supervisor::{ReplicaKey, ReplicaSpec};
@@ -74,6 +75,10 @@ pub fn flow(config: &Config) -> FlowConfig {
         },
         call_bytes: usize_of(limits.held_call_bytes),
         engine_parsing: config.tools.parsing == ToolParsing::Engine,
+        must_check: match config.tools.bad_schema {
+            BadSchema::Pass => MustCheck::Strict,
+            BadSchema::Refuse => MustCheck::All,
+        },
     }
 }
 

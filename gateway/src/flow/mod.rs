@@ -9,6 +9,8 @@ pub mod call;
 pub mod exchange;
 // From what is asked to what is sent.
 pub mod plan;
+// Tools that were read before.
+pub mod tool_sets;
 // Attempts until one replica answers.
 pub mod attempt;
 // Streamed answers.
@@ -39,7 +41,6 @@ use sluice_policy::protocol::ask::{self, AskLimits, Endpoint, Grants};
 use sluice_policy::protocol::fault::{Fault, FaultKind};
 use sluice_policy::reasoning::Opener;
 use sluice_policy::route::session;
-use sluice_policy::tool_call::ToolSet;
 use sluice_policy::turn::ReasoningNames;
 use std::sync::Arc;
 
@@ -50,6 +51,7 @@ use self::exchange::{Exchange, ExchangeLimits};
 use self::plan::Wishes;
 use self::registry::{HangUp, Registered, Registry};
 use self::reply::{Reply, ReplyBody, json};
+use self::tool_sets::{MustCheck, ToolSets};
 use crate::config;
 use crate::keys::{Grant, KeyId};
 use crate::upstream::{Fleet, Replica};
@@ -77,6 +79,8 @@ pub struct FlowConfig {
     pub engine_parsing: bool,
     /// One held call.
     pub call_bytes: usize,
+    /// Which tools are refused if their calls can't be checked.
+    pub must_check: MustCheck,
 }
 
 /// What every request uses.
@@ -89,6 +93,8 @@ pub struct Flow {
     pub registry: Arc<Registry>,
     /// Records and metrics.
     pub books: Books,
+    /// Tools that were read before.
+    pub tool_sets: ToolSets,
 }
 
 impl Flow {
@@ -156,7 +162,7 @@ impl Flow {
             .registry
             .register(&call.id, &key_name, call.head.extensions.get::<HangUp>().cloned());
         let exchange = Exchange {
-            wishes: wishes(&ask, headers, identity, config),
+            wishes: self.wishes(&ask, headers, identity, config)?,
             own_id: ids::request_id(),
             id: call.id,
             progress: account.progress(),
@@ -172,24 +178,30 @@ impl Flow {
         };
         Ok((Arc::new(exchange), registered))
     }
-}
 
-fn wishes(ask: &ask::Ask, headers: &HeaderMap, identity: Option<&KeyId>, config: &FlowConfig) -> Wishes {
-    Wishes {
-        tools: ask
-            .tools
-            .as_ref()
-            .and_then(|raw| ToolSet::parse(raw).ok())
-            .map(|tools| tools.with_call_limit(config.call_bytes))
-            .map(Arc::new),
-        engine_parsing: config.engine_parsing,
-        reasoning: config.reasoning,
-        opener: config.opener,
-        names: identity
-            .and_then(|identity| identity.reasoning)
-            .map_or(config.names, names),
-        show_verdicts: headers.get("x-sluice-verdicts").is_some_and(|value| value == "1"),
-        id_seed: ids::random(),
+    fn wishes(
+        &self,
+        ask: &ask::Ask,
+        headers: &HeaderMap,
+        identity: Option<&KeyId>,
+        config: &FlowConfig,
+    ) -> Result<Wishes, Fault> {
+        let raw = ask.tools.as_ref();
+        let tools = raw.and_then(|raw| self.tool_sets.read(raw, config.call_bytes));
+        if let Some(tools) = &tools {
+            tool_sets::refuse_unchecked(tools, config.must_check)?;
+        }
+        Ok(Wishes {
+            tools,
+            engine_parsing: config.engine_parsing,
+            reasoning: config.reasoning,
+            opener: config.opener,
+            names: identity
+                .and_then(|identity| identity.reasoning)
+                .map_or(config.names, names),
+            show_verdicts: headers.get("x-sluice-verdicts").is_some_and(|value| value == "1"),
+            id_seed: ids::random(),
+        })
     }
 }
 

@@ -79,7 +79,7 @@ pub fn busy_port_message(port: u16, holder: Option<&Holder>, vllm_port: u16) -> 
     } else if holder.is_vllm() {
         format!("start that vLLM anew with --host 127.0.0.1 --port {vllm_port} instead of {port}")
     } else {
-        return format!("{held}\nEnd it, or give Sluice another address in [server] listen.");
+        return format!("{held}\nEnd it, or give Sluice another address: --listen, or [server] listen.");
     };
     format!(
         "{held}\nTwo steps put Sluice in front of it, and no client has to change:\n  1. {move_it}\n  \

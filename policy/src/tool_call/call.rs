@@ -2,10 +2,12 @@
 //!
 //! A block that was recognised enters, one [`Found`] per call leaves. The arguments are spans of what the model wrote, copied
 //! byte for byte; only a flat call, arguments inside a JSON string and the XML dialect are put together anew. Nothing is
-//! invented: without a name that the request declares there is no call.
+//! invented: without a name that the request declares there is no call, and arguments that don't fit the tool's schema, mended or
+//! not, make none either.
 
 use super::block::{Block, Function};
 use super::json::{self, Member, PARTS_LIMIT};
+use super::schema::Judgement;
 use super::tools::{Tool, ToolSet, typed_value};
 use super::verdict::{Kind, Reason, Verdict};
 use std::ops::Range;
@@ -38,6 +40,8 @@ pub(crate) struct Parsed {
     pub(crate) arguments: String,
     /// What was mended so far, in order and each kind once.
     pub(crate) kinds: Vec<Kind>,
+    /// The schema was held against the arguments.
+    pub(crate) checked: bool,
 }
 
 /// Keys that hold the arguments.
@@ -137,9 +141,7 @@ impl<'a> Object<'a> {
         for key in ["name", "function"] {
             let written = self.get(key).filter(|value| value.starts_with('"'));
             if let Some(name) = written.and_then(json::unquote) {
-                let tool = find(&name, tools)?;
-                let arguments = self.arguments(key, tool)?;
-                return Ok(Parsed::of(tool, &name, arguments));
+                return self.of_tool(find(&name, tools)?, &name, key);
             }
         }
         self.keyed_by_name(tools)
@@ -154,16 +156,18 @@ impl<'a> Object<'a> {
         ARGUMENT_KEYS.into_iter().find(|key| self.get(key).is_some())
     }
 
-    /// The arguments of a call whose name is under `name_key`.
-    fn arguments(&self, name_key: &str, tool: &Tool) -> Result<String, Reason> {
+    /// The call of `tool`, whose name is under `name_key` as `written`.
+    fn of_tool(&self, tool: &Tool, written: &str, name_key: &str) -> Result<Parsed, Reason> {
         let Some(key) = self.argument_key() else {
-            return Ok(self.flat(name_key, tool));
+            return Parsed::of(tool, written, self.flat(name_key, tool));
         };
-        match arguments_of(self.get(key).unwrap_or_default()) {
+        let read = arguments_of(self.get(key).unwrap_or_default());
+        let read = read.and_then(|arguments| Parsed::of(tool, written, arguments));
+        if read.is_err() && tool.declared_type(key).is_some() {
             // a flat call whose tool has a parameter of that name
-            Err(_) if tool.declared_type(key).is_some() => Ok(self.flat(name_key, tool)),
-            read => read,
+            return read.or_else(|_| Parsed::of(tool, written, self.flat(name_key, tool)));
         }
+        read
     }
 
     /// The arguments stand beside the name.
@@ -192,7 +196,7 @@ impl<'a> Object<'a> {
             }
             _ => self.text.to_owned(),
         };
-        Ok(Parsed::of(tool, name, arguments))
+        Parsed::of(tool, name, arguments)
     }
 
     /// `{"search": {…}}`.
@@ -206,7 +210,7 @@ impl<'a> Object<'a> {
         };
         let tool = tools.exact(key).ok_or(Reason::NoName)?;
         let arguments = arguments_of(self.text.get(member.value.clone()).unwrap_or_default())?;
-        Ok(Parsed::of(tool, key, arguments))
+        Parsed::of(tool, key, arguments)
     }
 }
 
@@ -238,7 +242,7 @@ fn read_function(raw: &str, function: &Function, tools: &ToolSet) -> Result<Pars
             members.push(format!("{}: {value}", serde_json::Value::from(key.as_str())));
         }
     }
-    Ok(Parsed::of(tool, &function.name, format!("{{{}}}", members.join(", "))))
+    Parsed::of(tool, &function.name, format!("{{{}}}", members.join(", ")))
 }
 
 /// A parameter's value without the line breaks that belong to its tags.
@@ -249,18 +253,27 @@ fn one_line_less(raw: &str, span: Range<usize>) -> &str {
 }
 
 impl Parsed {
-    /// A call of `tool`, which the model called `written`.
-    fn of(tool: &Tool, written: &str, arguments: String) -> Self {
-        let kinds = if tool.name == written {
-            Vec::new()
-        } else {
-            vec![Kind::Name]
-        };
-        Parsed {
+    /// A call of `tool`, which the model called `written`, with its arguments judged.
+    fn of(tool: &Tool, written: &str, arguments: String) -> Result<Self, Reason> {
+        let mut parsed = Parsed {
             name: tool.name.clone(),
             arguments,
-            kinds,
+            kinds: Vec::new(),
+            checked: true,
+        };
+        if tool.name != written {
+            parsed.kinds.push(Kind::Name);
         }
+        match tool.judge(&parsed.arguments) {
+            Judgement::Fits => {}
+            Judgement::Unchecked => parsed.checked = false,
+            Judgement::Mended { arguments, kinds } => {
+                parsed.arguments = arguments;
+                parsed.kinds.extend(kinds);
+            }
+            Judgement::Unfit { at } => return Err(Reason::Unfit { at }),
+        }
+        Ok(parsed)
     }
 
     /// The call, with its text and what was done to it.
@@ -269,10 +282,10 @@ impl Parsed {
         if surplus {
             kinds.push(Kind::Surplus);
         }
-        let verdict = if kinds.is_empty() {
-            Verdict::Passed
-        } else {
-            Verdict::Repaired(kinds)
+        let verdict = match (kinds.is_empty(), self.checked) {
+            (false, _) => Verdict::Repaired(kinds),
+            (true, true) => Verdict::Passed,
+            (true, false) => Verdict::PassedUnchecked,
         };
         Call {
             name: self.name,

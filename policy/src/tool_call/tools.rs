@@ -5,16 +5,20 @@
 //! which names a call may have.
 
 use super::json;
+use super::schema::{BadSchema, Judgement, SCHEMA_BYTES_LIMIT, Schema};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::block::CALL_LIMIT;
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 /// Most tools of one request.
 pub const TOOL_LIMIT: usize = 1024;
 /// Most bytes of a request's `tools`.
 pub const TOOLS_BYTES_LIMIT: usize = 8 << 20;
+/// Most bytes of schemas that are compiled for one request's tools, in order; the rest isn't checked.
+pub const SCHEMAS_BYTES_LIMIT: usize = 2 << 20;
 
 /// Prefixes that models put before a name, dropped silently (B24).
 const KNOWN_PREFIXES: [&str; 2] = ["functions.", "function."];
@@ -27,6 +31,8 @@ pub struct ToolSet {
     /// By name without case, `_` and `-`; `None` where two names fold to the same.
     folded: HashMap<String, Option<usize>>,
     call_limit: Option<usize>,
+    /// Bytes of schemas that may be compiled.
+    schema_bytes: usize,
 }
 
 /// One declared function.
@@ -36,7 +42,19 @@ pub struct Tool {
     pub name: String,
     /// The parameter schema as received; absent if the tool takes none.
     pub parameters: Option<Box<RawValue>>,
+    /// `strict: true`: the client counts on the schema.
+    pub strict: bool,
     types: HashMap<String, DeclaredType>,
+    checks: Checks,
+}
+
+/// What a call's arguments are held against.
+#[derive(Debug)]
+enum Checks {
+    /// No schema: whatever they are, they fit.
+    Nothing,
+    /// Compiled on first use, if it can be.
+    Schema(OnceLock<Result<Box<Schema>, BadSchema>>),
 }
 
 /// What the schema says of one top-level property.
@@ -79,6 +97,8 @@ struct WireTool {
 #[derive(Deserialize)]
 struct WireFunction {
     name: String,
+    #[serde(default)]
+    strict: Option<Box<RawValue>>,
     #[serde(default)]
     parameters: Option<Box<RawValue>>,
 }
@@ -183,10 +203,23 @@ impl ToolSet {
                 .and_modify(|found| *found = None)
                 .or_insert(Some(at));
         }
+        let bytes = function.parameters.as_deref().map_or(0, |raw| raw.get().len());
+        let checks = match &function.parameters {
+            None => Checks::Nothing,
+            Some(_) if bytes > SCHEMA_BYTES_LIMIT || self.schema_bytes + bytes > SCHEMAS_BYTES_LIMIT => {
+                Checks::Schema(OnceLock::from(Err(BadSchema::Large)))
+            }
+            Some(_) => {
+                self.schema_bytes += bytes;
+                Checks::Schema(OnceLock::new())
+            }
+        };
         self.tools.push(Tool {
             name: function.name,
             parameters: function.parameters,
+            strict: function.strict.is_some_and(|strict| strict.get() == "true"),
             types,
+            checks,
         });
     }
 }
@@ -195,6 +228,31 @@ impl Tool {
     /// What the schema says of the top-level property `key`; `None` if it isn't declared.
     pub fn declared_type(&self, key: &str) -> Option<DeclaredType> {
         self.types.get(key).copied()
+    }
+
+    /// Judges the arguments of a call, a strict JSON object, and mends their shape where the schema says how (B24, B25). The
+    /// first call compiles the schema.
+    pub(crate) fn judge(&self, arguments: &str) -> Judgement {
+        match self.schema() {
+            None => Judgement::Fits,
+            Some(Err(_)) => Judgement::Unchecked,
+            Some(Ok(schema)) => schema.judge(arguments),
+        }
+    }
+
+    /// Why calls of it can't be checked, if they can't (B25). Compiles the schema.
+    pub fn unchecked(&self) -> Option<&BadSchema> {
+        self.schema()?.err()
+    }
+
+    /// `None`: there is none, and whatever the arguments are, they fit.
+    fn schema(&self) -> Option<Result<&Schema, &BadSchema>> {
+        let Checks::Schema(compiled) = &self.checks else {
+            return None;
+        };
+        let raw = self.parameters.as_deref()?.get();
+        let compiled = compiled.get_or_init(|| Schema::compile(raw).map(Box::new));
+        Some(compiled.as_deref())
     }
 }
 

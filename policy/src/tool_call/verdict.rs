@@ -35,6 +35,21 @@ pub enum Kind {
     Surplus,
     /// The name was matched by case, `_`/`-` or a known prefix.
     Name,
+    // --- shape (B24), by `schema`
+    /// A string that holds a number became the number.
+    Number,
+    /// A string that says true or false became the boolean.
+    Boolean,
+    /// A number or boolean became a string.
+    Text,
+    /// A single value became an array of one element.
+    Array,
+    /// A string that holds an object, an array or null became what it holds.
+    Unpacked,
+    /// A null was left out where it isn't allowed.
+    Null,
+    /// A string became the option of an enum that it spells but for case and white space.
+    Enum,
 }
 
 impl Kind {
@@ -43,6 +58,13 @@ impl Kind {
         match self {
             Kind::Surplus => "surplus",
             Kind::Name => "name",
+            Kind::Number => "number",
+            Kind::Boolean => "boolean",
+            Kind::Text => "text",
+            Kind::Array => "array",
+            Kind::Unpacked => "unpacked",
+            Kind::Null => "null",
+            Kind::Enum => "enum",
         }
     }
 }
@@ -71,6 +93,12 @@ pub enum Reason {
     /// The arguments are neither an object nor a string that holds one.
     #[error("arguments are not an object")]
     NotAnObject,
+    /// The arguments don't fit the tool's schema.
+    #[error("arguments do not fit the schema")]
+    Unfit {
+        /// JSON pointer of the first value that doesn't. Its keys may be the model's: never logged.
+        at: String,
+    },
     /// More calls, keys or parameters than are told apart (1,024).
     #[error("more parts than the limit of a call")]
     TooMany,

@@ -155,8 +155,10 @@ fn expected_bad(case: &str) -> Option<Expected> {
             ..calls(&[("get_weather", r#"{"city": "Paris", "days": 3}"#)])
         },
         "bad_tag_in_string" => calls(&[("search", r#"{"query": "what does </tool_call> mean"}"#)]),
-        // Well formed; the schema is looked at with the next stage (B24).
-        "bad_wrong_types" => calls(&[("get_weather", r#"{"city": 5, "days": "three"}"#)]),
+        // Five may be a string, but "three" is no number (B24).
+        "bad_wrong_types" => unrepaired(
+            "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": 5, \"days\": \"three\"}}\n</tool_call>",
+        ),
         // Text stays, white space behind it too; behind a call that is shown it is markup.
         "bad_bad_then_good" => Expected {
             content: Some("<tool_call>\n{\"name\": \"search\", \"arguments\": {\"query\": \"x\"\n</tool_call>\n"),

@@ -20,7 +20,7 @@ pub(crate) const BACKEND_KEY: &str = "sk-of-the-replica";
 /// The model that scripted replicas serve.
 pub(crate) const MODEL: &str = "test/model";
 /// Nothing in these tests takes so long unless it hangs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits for `what`, but not for ever.
 pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
