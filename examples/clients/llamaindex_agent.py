@@ -17,7 +17,7 @@ from openai import OpenAI
 
 BASE_URL = os.environ.get("SLUICE_BASE_URL", "http://127.0.0.1:5002/v1")
 KEY = os.environ["VLLM_MEDIUM_API_KEY"]
-BROKEN = os.environ.get("SLUICE_SIM_CALL", "arguments_string")
+BROKEN = os.environ.get("SLUICE_SIM_CALL", "number_as_string")
 QUESTIONS = ["What will the weather be in Paris?", f"Book a table for us there. [[sim call={BROKEN}]]"]
 STEPS = 5
 

@@ -15,7 +15,7 @@ import os
 from agents import Agent, OpenAIChatCompletionsModel, Runner, function_tool, set_tracing_disabled
 from openai import AsyncOpenAI
 
-BROKEN = os.environ.get("SLUICE_SIM_CALL", "arguments_string")
+BROKEN = os.environ.get("SLUICE_SIM_CALL", "number_as_string")
 QUESTIONS = ["What will the weather be in Paris?", f"Book a table for us there. [[sim call={BROKEN}]]"]
 
 # Traces go to OpenAI otherwise.

@@ -15,7 +15,7 @@ const client = new OpenAI({
   apiKey: process.env.VLLM_MEDIUM_API_KEY,
 });
 const model = process.env.SLUICE_MODEL ?? (await client.models.list()).data[0].id;
-const broken = process.env.SLUICE_SIM_CALL ?? "arguments_string";
+const broken = process.env.SLUICE_SIM_CALL ?? "number_as_string";
 const QUESTIONS = ["What will the weather be in Paris?", `Book a table for us there. [[sim call=${broken}]]`];
 const STEPS = 5;
 

@@ -18,7 +18,7 @@ client = OpenAI(
     api_key=os.environ["VLLM_MEDIUM_API_KEY"],
 )
 MODEL = os.environ.get("SLUICE_MODEL") or client.models.list().data[0].id
-BROKEN = os.environ.get("SLUICE_SIM_CALL", "arguments_string")
+BROKEN = os.environ.get("SLUICE_SIM_CALL", "number_as_string")
 QUESTIONS = ["What will the weather be in Paris?", f"Book a table for us there. [[sim call={BROKEN}]]"]
 STEPS = 5
 

@@ -14,7 +14,7 @@ import { z } from "zod";
 
 const baseURL = process.env.SLUICE_BASE_URL ?? "http://127.0.0.1:5002/v1";
 const apiKey = process.env.VLLM_MEDIUM_API_KEY;
-const broken = process.env.SLUICE_SIM_CALL ?? "arguments_string";
+const broken = process.env.SLUICE_SIM_CALL ?? "number_as_string";
 const QUESTIONS = ["What will the weather be in Paris?", `Book a table for us there. [[sim call=${broken}]]`];
 
 async function firstModel() {

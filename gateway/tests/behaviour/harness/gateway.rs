@@ -140,7 +140,7 @@ impl Settings {
 
     async fn try_start(&self) -> Option<Gateway> {
         let folder = tempfile::tempdir().unwrap();
-        let (listen, admin) = (free_address(), free_address());
+        let [listen, admin] = free_addresses();
         let config = folder.path().join("config.toml");
         std::fs::write(&config, self.toml(listen, admin, folder.path())).unwrap();
         let log = folder.path().join("log");
@@ -180,8 +180,10 @@ fn external(url: &str) -> String {
     format!("launcher = \"external\"\nurl = \"{url}\"")
 }
 
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// Bound at the same time: one after the other they may be one and the same.
+fn free_addresses() -> [SocketAddr; 2] {
+    let bound = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    bound.each_ref().map(|listener| listener.local_addr().unwrap())
 }
 
 /// A running gateway; it is ended with its value.
