@@ -4,7 +4,9 @@ use bytes::Bytes;
 use sluice_policy::protocol::sse::{Decoder, EVENT_LIMIT_BYTES, Event};
 use sluice_policy::reasoning::{Opener, Thinking};
 use sluice_policy::tool_call::{Bare, ToolSet};
-use sluice_policy::turn::{AnswerPlan, ReasoningNames, ReasoningPlan, Step, Surface, ToolPlan, Turn};
+use sluice_policy::turn::{
+    AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Release, Step, Surface, ToolPlan, Turn,
+};
 use std::sync::Arc;
 
 use crate::Case;
@@ -57,6 +59,9 @@ pub fn plan() -> AnswerPlan {
         names: ReasoningNames::Both,
         simulated: false,
         id_seed: 7,
+        reasks: 0,
+        on_invalid: OnInvalid::Text,
+        release: Release::Hold,
     }
 }
 

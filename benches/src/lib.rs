@@ -2,12 +2,14 @@
 //!
 //! Each input is made by a seeded generator, so that two runs, and two machines, measure the same bytes. A [`Case`] has its
 //! input prepared and its stages warmed; `run` is what is measured. Read on in `answers.rs` (what a model sends) and
-//! `requests.rs` (what an agent asks). The servers that the end-to-end run needs are in `bin/`, the run itself in `e2e.py`.
+//! `requests.rs` (what an agent asks). `broken` is no measure of time: it breaks calls and counts what repair makes of them. The servers that the end-to-end run needs are in `bin/`, the run itself in `e2e.py`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 // Answers of a model, as chunks of vLLM's stream.
 pub mod answers;
+// Broken calls, and what becomes of them.
+pub mod broken;
 // Requests of an agent.
 pub mod requests;
 // The generator.

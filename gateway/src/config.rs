@@ -23,7 +23,7 @@ pub use self::{
     reasoning::{ReasoningConfig, ReasoningForm, ReasoningNames, ThinkOpener},
     server::{ServerConfig, TlsConfig},
     source::{BackendOverride, Origin, Overrides, Source},
-    tools::{BadSchema, ToolParsing, ToolsConfig},
+    tools::{BadSchema, OnInvalid, ReleaseMode, ToolParsing, ToolsConfig},
     upstream::UpstreamConfig,
     watch::Watch,
 };

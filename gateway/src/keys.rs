@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
-use crate::config::{AuthConfig, ReasoningNames};
+use crate::config::{AuthConfig, ReasoningNames, ReleaseMode};
 
 pub use self::{
     file::{Entry, Grant, KeyFile, KeyFileError, NewKey},
@@ -45,6 +45,8 @@ pub struct KeyId {
     pub grants: Vec<Grant>,
     /// The names under which it gets reasoning (B14); `None` = `[reasoning] names`.
     pub reasoning: Option<ReasoningNames>,
+    /// When its streams show tool calls (B20); `None` = `[tools] release`.
+    pub release: Option<ReleaseMode>,
 }
 
 impl KeyId {
@@ -59,6 +61,7 @@ impl KeyId {
             models: Vec::new(),
             grants: Vec::new(),
             reasoning: None,
+            release: None,
         }
     }
 }
@@ -244,6 +247,7 @@ fn keys_of(file: &KeyFile) -> Vec<Key> {
             models: entry.models.clone(),
             grants: entry.grants.clone(),
             reasoning: entry.reasoning,
+            release: entry.release,
         }),
     };
     file.keys().iter().map(key).collect()

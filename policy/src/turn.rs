@@ -5,29 +5,35 @@
 //! logprobs, token ids, usage and fields of the future stay where vLLM put them. A chunk that needs no change leaves as the
 //! very bytes it came in. A chunk of which everything is held (part of a tag, inside of a call) isn't sent, unless it carries
 //! something else: then it leaves at once with an empty delta. `Turn::whole` sends a non-stream answer through the same
-//! stages as one chunk (B9). Nothing here does I/O or reads a clock.
+//! stages as one chunk (B9). A call that isn't valid is asked again (`again`). Nothing here does I/O or reads a clock.
 //!
 //! White space directly behind a tag (`<think>`, `</think>`, `<tool_call>`, `</tool_call>`) is markup and dropped; before a tag
 //! it was already shown and stays, so that nothing but a partial tag is held. White space at the very start of an answer is
 //! held (bounded) until it is known whether a tag follows, and shown verbatim if text does.
 
+mod again;
 mod body;
+mod broken;
 mod engine_calls;
 mod outlet;
 mod plan;
 mod said;
 mod step;
 mod torn;
+mod transcript;
 mod voice;
+mod whole;
 
 use bytes::Bytes;
 
+use self::again::Continuation;
 use self::body::BodyWriter;
 use self::outlet::Outlet;
-pub use self::plan::{AnswerPlan, ReasoningNames, ReasoningPlan, Surface, ToolPlan};
+pub use self::plan::{AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Release, Surface, ToolPlan};
 use self::said::Said;
-pub use self::step::{AskAgain, Facts, Finish, Frame, Judged, Shows, Step};
+pub use self::step::{AskAgain, Budget, Facts, Finish, Frame, Guide, Judged, Room, Shows, Step};
 use self::voice::Voice;
+pub use self::whole::{Retold, Whole};
 use crate::protocol::chat::{self, CHOICES_LIMIT, Chunk, Edits, Malformed, Span, quote, unquote};
 use crate::protocol::completions;
 use crate::protocol::fault::{Fault, FaultKind};
@@ -39,8 +45,13 @@ use crate::protocol::usage::{self, Usage};
 pub struct Turn {
     plan: AnswerPlan,
     whole: bool,
+    event_limit_bytes: usize,
     decoder: Decoder,
     phase: Phase,
+    /// The upstream is no longer the first one.
+    continuation: Option<Box<Continuation>>,
+    /// What a whole answer says after all.
+    retold: Option<Box<whole::Told>>,
     identity: Option<Identity>,
     voices: Vec<Voice>,
     facts: Facts,
@@ -59,6 +70,8 @@ pub struct Turn {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Open,
+    /// A question was handed out; what still comes of the old upstream is ignored.
+    Asking,
     Done,
     Broken,
 }
@@ -104,8 +117,11 @@ impl Turn {
         Self {
             plan,
             whole: false,
+            event_limit_bytes,
             decoder: Decoder::new(event_limit_bytes),
             phase: Phase::Open,
+            continuation: None,
+            retold: None,
             identity: None,
             voices: Vec::new(),
             facts: Facts::default(),
@@ -132,7 +148,7 @@ impl Turn {
         let decoded = self.decoder.push(upstream, &mut events);
         self.take(&mut events, out);
         self.events = events;
-        self.facts.holds_call = self.voices.iter().any(Voice::holds_call);
+        self.facts.holds_call = self.phase == Phase::Asking || self.voices.iter().any(Voice::holds_call);
         if let Err(error) = decoded {
             self.fail(
                 Fault::new(
@@ -156,48 +172,19 @@ impl Turn {
             self.events = events;
         }
         if self.phase == Phase::Open {
-            self.done(None, out);
+            self.ended(None, out);
         }
         self.outlet.close(out);
+    }
+
+    /// The call that is held has been held for long: with [`Release::Auto`] it is shown as it becomes certain, from its next text on.
+    pub fn hurry(&mut self) {
+        self.voices.iter_mut().for_each(Voice::hurry);
     }
 
     /// What is known of the answer so far.
     pub fn facts(&self) -> &Facts {
         &self.facts
-    }
-
-    /// A non-stream answer through the same stages.
-    ///
-    /// # Errors
-    /// A [`Fault`] of the upstream: an error object, a choice without a finish, a body that can't be read.
-    pub fn whole(plan: AnswerPlan, body: &[u8]) -> Result<(Bytes, Facts), Fault> {
-        let mut turn = Self {
-            whole: true,
-            ..Self::new(plan)
-        };
-        let text = simdutf8::basic::from_utf8(body).map_err(|_| garbled("isn't UTF-8"))?;
-        let mut chunk = Chunk::default();
-        chunk
-            .read(text, "")
-            .map_err(|malformed| garbled(&malformed.to_string()))?;
-        if chunk.error.is_some() {
-            return Err(Fault::from_upstream_event(body));
-        }
-        if chunk.choices.is_empty() || chunk.choices.iter().any(|choice| choice.finish.is_none()) {
-            return Err(broke("The model server's answer ended before it was finished."));
-        }
-        for choice in &chunk.choices {
-            turn.choice(text, choice)
-                .map_err(|malformed| garbled(&malformed.to_string()))?;
-        }
-        if let Some(place) = chunk.usage {
-            turn.usage(text, place)
-                .map_err(|malformed| garbled(&malformed.to_string()))?;
-        }
-        turn.facts.shown = true;
-        let mut answer = Vec::with_capacity(body.len() + turn.edits.len());
-        turn.edits.apply(text, &mut answer);
-        Ok((Bytes::from(answer), turn.facts))
     }
 
     fn take(&mut self, events: &mut Vec<Event>, out: &mut Vec<Step>) {
@@ -210,28 +197,40 @@ impl Turn {
 
     fn event(&mut self, event: &Event, out: &mut Vec<Step>) {
         if event.data == "[DONE]" {
-            return self.done(Some(event), out);
+            return self.ended(Some(event), out);
         }
         let Ok(text) = simdutf8::basic::from_utf8(&event.data) else {
             return self.fail(garbled("isn't UTF-8"), out);
         };
+        if self.continuation.is_some() {
+            return self.continued(text, out);
+        }
+        self.say(text, Some(&event.raw), out);
+    }
+
+    /// One chunk for the client. `raw` is the frame it came in, if it may leave as it came.
+    fn say(&mut self, text: &str, raw: Option<&Bytes>, out: &mut Vec<Step>) {
         let mut chunk = std::mem::take(&mut self.chunk);
         let head = self.identity.as_ref().map_or("", |identity| &identity.head);
         let read = chunk.read(text, head).and_then(|()| self.chunk(text, &chunk));
         match read {
-            _ if chunk.error.is_some() => self.fail(Fault::from_upstream_event(&event.data), out),
+            _ if chunk.error.is_some() => self.fail(Fault::from_upstream_event(text.as_bytes()), out),
             Err(malformed) => self.fail(garbled(&malformed.to_string()), out),
             Ok(None) => {}
+            // What an answer that fails for a broken call says last, isn't said: a finish would look like a clean end.
+            Ok(Some(_)) if self.voices.iter().any(|voice| voice.denied) => {}
             Ok(Some(shows)) => {
                 self.facts.shown = true;
-                if self.edits.is_empty() && event.raw.starts_with(b"data:") {
-                    self.outlet.forward(&event.raw, shows, out);
-                } else {
-                    self.outlet.write(text, &mut self.edits, shows, out);
+                match raw.filter(|raw| self.edits.is_empty() && raw.starts_with(b"data:")) {
+                    Some(raw) => self.outlet.forward(raw, shows, out),
+                    None => self.outlet.write(text, &mut self.edits, shows, out),
                 }
             }
         }
         self.chunk = chunk;
+        if self.phase == Phase::Open {
+            self.ask_or_deny(out);
+        }
     }
 
     /// Judges a chunk and collects its edits. `None` if it isn't sent.
@@ -346,12 +345,27 @@ impl Turn {
         };
         let said = &mut self.said;
         said.clear();
-        voice.hear(text, choice, said)?;
-        let ended = upstream.is_some();
-        if let (Some(upstream), Some(place)) = (upstream, choice.finish) {
+        match &self.retold {
+            Some(told) => voice.hear_all(&told.text, &told.asked_at, said),
+            None => voice.hear(text, choice, said)?,
+        }
+        let mut ended = false;
+        if let (Some(sent), Some(place)) = (upstream, choice.finish) {
+            let upstream = self
+                .retold
+                .as_ref()
+                .map_or_else(|| sent.clone(), |told| told.finish.clone());
             let finish = voice.finish(upstream.clone(), said);
-            self.facts.opener = self.facts.opener.or(voice.learn_opener(&upstream));
-            if finish != upstream {
+            if self.retold.is_none() {
+                self.facts.opener = self.facts.opener.or(voice.learn_opener(&upstream));
+            }
+            ended = finish.is_some();
+            let Some(finish) = finish else {
+                // It goes on: a call is asked again.
+                self.edits.set(place, b"null");
+                return self.chat_body(text, choice, at, false);
+            };
+            if finish != sent {
                 self.edits.replace(place, |token| {
                     quote(finish.as_str(), token);
                     Ok::<_, Malformed>(())
@@ -366,6 +380,14 @@ impl Turn {
                     .cloned(),
             );
         }
+        self.chat_body(text, choice, at, ended)
+    }
+
+    fn chat_body(&mut self, text: &str, choice: &chat::Choice, at: usize, ended: bool) -> Result<Weight, Malformed> {
+        let Some(voice) = self.voices.get_mut(at) else {
+            return Ok(Weight::default());
+        };
+        let said = &mut self.said;
         let token = has_text(text, choice);
         self.shares.add(text, choice, said, self.whole, token);
         let kept = self
@@ -385,7 +407,9 @@ impl Turn {
 
     /// Reads `usage` at `place` for the record, and completes or removes it for the client.
     fn usage(&mut self, text: &str, place: Span) -> Result<(), Malformed> {
-        let mut usage = Usage::read(place.of(text));
+        let told = self.retold.as_ref().and_then(|told| told.usage(place.of(text)));
+        let said = told.as_deref().unwrap_or(place.of(text));
+        let mut usage = Usage::read(said);
         let sends = self.whole || self.plan.include_usage;
         if !sends {
             self.edits.set(place, b"null");
@@ -397,10 +421,11 @@ impl Turn {
             usage.reasoning_tokens = Some(reasoning_tokens);
             usage.estimated = true;
             if sends {
-                self.edits.replace(place, |out| {
-                    usage::with_reasoning(place.of(text), reasoning_tokens, out)
-                })?;
+                self.edits
+                    .replace(place, |out| usage::with_reasoning(said, reasoning_tokens, out))?;
             }
+        } else if let Some(told) = &told {
+            self.edits.set(place, told.as_bytes());
         }
         self.counted = true;
         self.facts.usage = usage;
@@ -444,6 +469,9 @@ impl Turn {
     }
 
     fn fail(&mut self, fault: Fault, out: &mut Vec<Step>) {
+        if self.can_give_up() {
+            return self.give_up(out);
+        }
         if self.phase == Phase::Open {
             self.outlet.flush(out);
             self.phase = Phase::Broken;

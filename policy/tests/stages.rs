@@ -470,18 +470,14 @@ fn what_is_invalid_keeps_its_text_and_says_why() {
     let open = "<tool_call>".len();
     for (body, reason) in [
         (
-            r#"{"name": "now", "arguments": {},}"#,
-            Reason::BadJson { at: open + 32 },
+            r#"{"name": "now", "arguments": {"a": }}"#,
+            Reason::BadJson { at: open + 35 },
         ),
         (
             r#"{"name": "now", "arguments": {"a": 01}}"#,
             Reason::BadJson { at: open + 36 },
         ),
         (r#"{"name": "now"#, Reason::Cut),
-        (
-            r#"{"name": "now", "arguments": {"a": "\<b>"}}"#,
-            Reason::BadJson { at: open + 37 },
-        ),
         (r#"{"arguments": {}}"#, Reason::NoName),
         (
             r#"{"name": "nov", "arguments": {}}"#,
@@ -495,7 +491,7 @@ fn what_is_invalid_keeps_its_text_and_says_why() {
         ),
         ("[]", Reason::NoName),
         ("[1]", Reason::NoName),
-        ("now()", Reason::BadJson { at: open + 3 }),
+        ("now(1)", Reason::BadJson { at: open + 3 }),
     ] {
         let close = if reason == Reason::Cut { "" } else { "</tool_call>" };
         let raw = format!("<tool_call>{body}{close}");
@@ -506,7 +502,7 @@ fn what_is_invalid_keeps_its_text_and_says_why() {
         assert_eq!(same_at_every_split(&setup, &raw, &raw), shown, "{raw}");
     }
     // a string that never ends doesn't swallow what follows its block
-    let source = format!("<tool_call>{{\"name\": \"now}}</tool_call>\n{CALL}\nb");
+    let source = format!("<tool_call>{{\"name\": \"no}}</tool_call>\n{CALL}\nb");
     let shown = same_at_every_split(&setup, &source, &source);
     assert_eq!(shown.len(), 4, "{shown:?}");
     assert_eq!(shown[1..], [text("\n"), now(), text("b")]);

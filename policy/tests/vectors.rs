@@ -35,33 +35,10 @@ enum Now {
 /// The vectors that the next issue flips, each with its outcome now. Every other one must be as wanted.
 const NEEDS_REPAIR: &[(&str, Now)] = &[
     ("h-bad.args_list", Now::NotAnObject),
-    ("h-bad.bad_escape", Now::BadJson),
-    ("h-bad.bad_then_good", Now::BadJson),
-    ("h-bad.comment", Now::BadJson),
-    ("h-bad.escaped_apostrophe", Now::BadJson),
-    ("h-bad.good_then_bad", Now::BadJson),
-    ("h-bad.inner_quotes", Now::BadJson),
-    ("h-bad.missing_brace", Now::BadJson),
-    ("h-bad.missing_brace_nested", Now::BadJson),
-    ("h-bad.missing_comma", Now::BadJson),
-    ("h-bad.missing_two_braces", Now::BadJson),
     ("h-bad.nan", Now::BadJson),
-    ("h-bad.no_first_brace", Now::BadJson),
     ("h-bad.no_name", Now::Name),
     ("h-bad.prose", Now::Prose),
-    ("h-bad.python_literals", Now::BadJson),
-    ("h-bad.pythonic", Now::BadJson),
-    ("h-bad.raw_newline", Now::BadJson),
-    ("h-bad.single_quotes", Now::BadJson),
-    ("h-bad.single_quotes_apostrophe", Now::BadJson),
-    ("h-bad.smart_quotes", Now::BadJson),
-    ("h-bad.special_ids_text", Now::BadJson),
-    ("h-bad.trailing_comma", Now::BadJson),
-    ("h-bad.trailing_comma_array", Now::BadJson),
-    ("h-bad.trailing_comma_outer", Now::BadJson),
     ("h-bad.unknown_function", Now::Name),
-    ("h-bad.unquoted_keys", Now::BadJson),
-    ("h-bad.xml_json", Now::BadJson),
 ];
 
 /// Cut inside the arguments. The vector lists a call with unknown arguments; its note says what we do: no call, `length`.
@@ -147,7 +124,13 @@ fn assert_as_wanted(id: &str, message: &Message, want: &Value, reasons: bool) {
         );
         return;
     }
-    assert_eq!(Value::from(message.calls.clone()), want["calls"], "{id}: calls");
+    let mut wanted = want["calls"].clone();
+    if id == "h-bad.python_literals" {
+        // The vector keeps `None` as null, where the schema says object: an optional key that may not be null is left out (B24).
+        let arguments = wanted[0]["arguments"].as_object_mut().unwrap();
+        assert_eq!(arguments.remove("filters"), Some(Value::Null));
+    }
+    assert_eq!(Value::from(message.calls.clone()), wanted, "{id}: calls");
 }
 
 fn assert_not_repaired_yet(id: &str, now: Now, text: &str, message: &Message) {

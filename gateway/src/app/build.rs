@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{BackendConfig, BadSchema, Config, ReasoningForm, ThinkOpener, ToolParsing};
+use crate::flow::again::AgainLimits;
 use crate::flow::exchange::ExchangeLimits;
 use crate::flow::tool_sets::MustCheck;
 use crate::flow::{self, FlowConfig};
@@ -65,6 +66,11 @@ pub fn flow(config: &Config) -> FlowConfig {
             event_bytes: usize_of(limits.sse_event_bytes),
             load_bound: config.upstream.load_bound,
             answer_bytes: usize_of(limits.body_bytes),
+            release_after: config.tools.release_after,
+            again: AgainLimits {
+                time: config.tools.reask_time,
+                tokens: config.tools.reask_tokens,
+            },
         },
         names: flow::names(config.reasoning.names),
         reasoning: config.reasoning.form == ReasoningForm::Qwen3,
@@ -75,6 +81,10 @@ pub fn flow(config: &Config) -> FlowConfig {
         },
         call_bytes: usize_of(limits.held_call_bytes),
         engine_parsing: config.tools.parsing == ToolParsing::Engine,
+        reasks: config.tools.reask,
+        on_invalid: flow::on_invalid(config.tools.on_invalid),
+        release: config.tools.release,
+        release_bytes: usize_of(config.tools.release_bytes),
         must_check: match config.tools.bad_schema {
             BadSchema::Pass => MustCheck::Strict,
             BadSchema::Refuse => MustCheck::All,

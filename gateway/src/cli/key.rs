@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{CliError, ConfigArgs, output, state_folder};
 use crate::{
-    config::{ReasoningNames, duration},
+    config::{ReasoningNames, ReleaseMode, duration},
     keys::{Entry, Grant, KeyFile, KeyFileError, NewKey},
 };
 
@@ -60,6 +60,10 @@ struct NewArgs {
     #[arg(long, value_enum, value_name = "NAMES")]
     reasoning: Option<ReasoningNames>,
 
+    /// When its streams show tool calls [default: as the configuration says]
+    #[arg(long, value_enum, value_name = "MODE")]
+    release: Option<ReleaseMode>,
+
     /// Print a JSON object
     #[arg(long)]
     json: bool,
@@ -101,6 +105,7 @@ fn new(args: &NewArgs) -> Result<(), CliError> {
         models: args.models.clone(),
         grants: args.grants.clone(),
         reasoning: args.reasoning,
+        release: args.release,
     };
     let path = key_path(&args.config)?;
     let secret = KeyFile::add(&path, &key, Timestamp::now())?;
@@ -156,6 +161,7 @@ fn json_line(key: &Entry, now: Timestamp) -> serde_json::Value {
         "models": key.models,
         "grants": key.grants,
         "reasoning": key.reasoning,
+        "release": key.release,
     })
 }
 

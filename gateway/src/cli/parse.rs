@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use sluice_policy::{
     reasoning::{Opener, Thinking},
     tool_call::{Bare, ToolSet, ToolSetError},
-    turn::{AnswerPlan, ReasoningNames, ReasoningPlan, Surface, ToolPlan},
+    turn::{AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Release, Surface, ToolPlan},
 };
 
 use super::{CliError, output};
@@ -232,6 +232,9 @@ fn plan(args: &ParseArgs, tools: Option<Arc<ToolSet>>, thinking: Thinking) -> An
         names: ReasoningNames::Reasoning,
         simulated: false,
         id_seed: 0,
+        reasks: 0,
+        on_invalid: OnInvalid::Text,
+        release: Release::Hold,
     }
 }
 

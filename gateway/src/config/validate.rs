@@ -16,6 +16,8 @@ const VLLM_IDLE: Duration = Duration::from_secs(5);
 const THREADS_MAX: usize = 1_024;
 /// More attempts than this only delay the error.
 const ATTEMPTS_MAX: u32 = 10;
+/// More calls of one answer than this aren't worth the engine's time.
+const REASK_MAX: u8 = 8;
 /// Deeper bodies are an attack.
 const JSON_DEPTH_MAX: u32 = 1_024;
 
@@ -42,6 +44,7 @@ pub(super) fn check(config: &Config, overrides: &Overrides) -> Vec<Finding> {
     admin(config, &mut findings);
     records(config, &mut findings);
     log(config, &mut findings);
+    tools(config, &mut findings);
     upstream(config, &mut findings);
     profile::check(config, &mut findings);
     backend::check(config, &mut findings);
@@ -179,6 +182,20 @@ fn limits(config: &Config, findings: &mut Findings<'_>) {
             )
             .help("raise buffered_bytes or lower body_bytes");
     }
+}
+
+fn tools(config: &Config, findings: &mut Findings<'_>) {
+    let tools = &config.tools;
+    if tools.reask > REASK_MAX {
+        findings.add("tools.reask", format!("{} is above {REASK_MAX}", tools.reask));
+    }
+    if tools.reask_tokens == 0 {
+        findings
+            .add("tools.reask_tokens", "0 would leave no token for a call")
+            .help("reask = 0 asks no call again");
+    }
+    above_zero(findings, "tools.reask_time", tools.reask_time);
+    above_zero(findings, "tools.release_after", tools.release_after);
 }
 
 fn auth(config: &Config, findings: &mut Findings<'_>) {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::attempt::{Live, Tried};
-use crate::record::{Record, Recorder};
+use crate::record::{Record, Recorder, verdicts};
 use crate::telemetry::{InFlight, Metrics};
 use crate::upstream::{Backend, Replica, Route};
 
@@ -223,6 +223,8 @@ impl Account {
         record.reasoning_tokens = facts.usage.reasoning_tokens;
         record.tokens_estimated = facts.usage.estimated;
         record.tool_calls = facts.tool_calls;
+        record.engine_tokens = facts.engine_tokens;
+        record.verdicts = verdicts::text(&facts.verdicts);
         record.finish = facts.finish.first().map(|finish| finish.as_str().to_owned());
         self.judged.clone_from(&facts.verdicts);
     }
@@ -273,9 +275,19 @@ impl Drop for Account {
                 .observe_gaps(&record.model, &record.replica, self.meter.gaps());
         }
         for judged in &self.judged {
-            self.books
-                .metrics
-                .tool_call(&record.model, &judged.tool, judged.verdict.name());
+            self.books.metrics.tool_call(
+                &record.model,
+                &judged.tool,
+                judged.verdict.name(),
+                judged.verdict.kind(),
+            );
+            tracing::debug!(
+                request = %record.id,
+                tool = %judged.tool,
+                verdict = judged.verdict.name(),
+                kind = judged.verdict.kind(),
+                "tool call"
+            );
         }
         self.books.metrics.observe(&record);
         match self.kept {

@@ -131,6 +131,21 @@ fn given_up(tried: &mut Tried) -> Fault {
 
 async fn once(exchange: &Exchange, choice: &Choice, attempt: u32) -> Result<Live, Fault> {
     let replica = &choice.replica;
+    let body = Segments::new(exchange.upstream_body(replica));
+    send(exchange, replica, exchange.path, exchange.upstream_id(attempt), body).await
+}
+
+/// One request to this replica, until the head of its answer.
+///
+/// # Errors
+/// No answer, or one that isn't 200.
+pub async fn send(
+    exchange: &Exchange,
+    replica: &Arc<Replica>,
+    path: &'static str,
+    id: Option<HeaderValue>,
+    body: Segments,
+) -> Result<Live, Fault> {
     let Some(address) = replica.address() else {
         return Err(Fault::new(
             FaultKind::UpstreamUnreachable,
@@ -138,7 +153,6 @@ async fn once(exchange: &Exchange, choice: &Choice, attempt: u32) -> Result<Live
         ));
     };
     let in_flight = replica.begin();
-    let body = Segments::new(exchange.upstream_body(replica));
     let host = address.host_header();
     let limits = SendLimits {
         connect: exchange.limits.connect,
@@ -146,7 +160,7 @@ async fn once(exchange: &Exchange, choice: &Choice, attempt: u32) -> Result<Live
         idle: exchange.limits.idle,
     };
     let dispatched = Instant::now();
-    let request = || request(exchange, replica, host.clone(), attempt, body.clone());
+    let request = || request(exchange, replica, host.clone(), path, id.clone(), body.clone());
     let mut answer = match client::send(&replica.pool, &address, request, limits).await {
         Ok(answer) => answer,
         Err(error) => {
@@ -211,13 +225,14 @@ fn request(
     exchange: &Exchange,
     replica: &Replica,
     host: HeaderValue,
-    attempt: u32,
+    path: &'static str,
+    id: Option<HeaderValue>,
     body: Segments,
 ) -> Request<Segments> {
     let length = body.len();
     let mut request = Request::new(body);
     *request.method_mut() = exchange.method.clone();
-    *request.uri_mut() = Uri::from_static(exchange.path);
+    *request.uri_mut() = Uri::from_static(path);
     let headers = request.headers_mut();
     headers.insert(HOST, host);
     if let Some(authorization) = &replica.authorization {
@@ -229,7 +244,7 @@ fn request(
     }
     headers.insert(ACCEPT, ANY);
     headers.insert(USER_AGENT, AGENT);
-    if let Some(id) = exchange.upstream_id(attempt) {
+    if let Some(id) = id {
         headers.insert(REQUEST_ID, id);
     }
     for (name, value) in &exchange.forwarded {

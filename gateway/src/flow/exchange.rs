@@ -5,10 +5,12 @@ use http::Method;
 use http::header::{HeaderName, HeaderValue};
 use sluice_policy::protocol::ask::Ask;
 use sluice_policy::route::session::SessionKey;
+use sluice_policy::turn::{AskAgain, Guide};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::account::Progress;
+use super::again::AgainLimits;
 use super::call::Buffered;
 use super::plan::{self, Wishes};
 use super::registry::Permit;
@@ -37,6 +39,10 @@ pub struct ExchangeLimits {
     pub load_bound: f64,
     /// An answer that is held whole.
     pub answer_bytes: usize,
+    /// A call that is held for longer is shown as it becomes certain, where that is wanted.
+    pub release_after: Duration,
+    /// A call that is asked again.
+    pub again: AgainLimits,
 }
 
 /// See the module.
@@ -79,6 +85,15 @@ impl Exchange {
     /// The body as this replica should get it.
     pub fn upstream_body(&self, replica: &Replica) -> Vec<Bytes> {
         plan::upstream_body(&self.ask, &self.wishes, replica)
+    }
+
+    /// The id of a question. vLLM logs it beside that of the attempt, which it begins with.
+    pub fn again_id(&self, question: &AskAgain) -> Option<HeaderValue> {
+        let part = match question.guide {
+            Guide::Call { .. } => "call",
+            Guide::Free => "rest",
+        };
+        HeaderValue::from_str(&format!("{}-{part}-{}", self.own_id, question.number)).ok()
     }
 
     /// Each attempt has an id of its own: some versions of vLLM refuse an id that still runs.

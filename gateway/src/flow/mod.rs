@@ -15,6 +15,8 @@ pub mod tool_sets;
 pub mod attempt;
 // Streamed answers.
 pub mod relay;
+// The same replica once more, for a call that isn't valid.
+pub mod again;
 // Whole answers.
 pub mod whole;
 // Answers that pass as they are.
@@ -41,7 +43,7 @@ use sluice_policy::protocol::ask::{self, AskLimits, Endpoint, Grants};
 use sluice_policy::protocol::fault::{Fault, FaultKind};
 use sluice_policy::reasoning::Opener;
 use sluice_policy::route::session;
-use sluice_policy::turn::ReasoningNames;
+use sluice_policy::turn::{OnInvalid, ReasoningNames, Release};
 use std::sync::Arc;
 
 use self::account::{Account, Books};
@@ -77,6 +79,14 @@ pub struct FlowConfig {
     pub opener: Option<Opener>,
     /// All parsing is left to vLLM.
     pub engine_parsing: bool,
+    /// Calls of one answer that are asked again.
+    pub reasks: u8,
+    /// What becomes of a call that isn't valid.
+    pub on_invalid: OnInvalid,
+    /// When a call is shown.
+    pub release: config::ReleaseMode,
+    /// How much of one is held then.
+    pub release_bytes: usize,
     /// One held call.
     pub call_bytes: usize,
     /// Which tools are refused if their calls can't be checked.
@@ -194,6 +204,9 @@ impl Flow {
         Ok(Wishes {
             tools,
             engine_parsing: config.engine_parsing,
+            reasks: config.reasks,
+            on_invalid: config.on_invalid,
+            release: release(headers, identity, config)?,
             reasoning: config.reasoning,
             opener: config.opener,
             names: identity
@@ -225,6 +238,37 @@ pub fn names(configured: config::ReasoningNames) -> ReasoningNames {
         config::ReasoningNames::Reasoning => ReasoningNames::Reasoning,
         config::ReasoningNames::ReasoningContent => ReasoningNames::ReasoningContent,
         config::ReasoningNames::Inline => ReasoningNames::Inline,
+    }
+}
+
+/// When calls are shown: as the request's header says, else the key, else the configuration (B20).
+fn release(headers: &HeaderMap, identity: Option<&KeyId>, config: &FlowConfig) -> Result<Release, Fault> {
+    const HEADER: &str = "x-sluice-tools";
+    let mode = match headers.get(HEADER).map(HeaderValue::as_bytes) {
+        None => identity.and_then(|identity| identity.release).unwrap_or(config.release),
+        Some(b"hold") => config::ReleaseMode::Hold,
+        Some(b"certain") => config::ReleaseMode::Certain,
+        Some(b"auto") => config::ReleaseMode::Auto,
+        Some(_) => {
+            let message = format!("The header {HEADER} is hold, certain or auto.");
+            return Err(Fault::bad_request(HEADER, message));
+        }
+    };
+    Ok(match mode {
+        config::ReleaseMode::Hold => Release::Hold,
+        config::ReleaseMode::Certain => Release::Certain,
+        config::ReleaseMode::Auto => Release::Auto {
+            held_bytes: config.release_bytes,
+        },
+    })
+}
+
+/// The configured fate of invalid calls as the stages know it.
+pub fn on_invalid(configured: config::OnInvalid) -> OnInvalid {
+    match configured {
+        config::OnInvalid::Text => OnInvalid::Text,
+        config::OnInvalid::Pass => OnInvalid::Pass,
+        config::OnInvalid::Error => OnInvalid::Error,
     }
 }
 

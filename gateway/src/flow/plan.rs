@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use sluice_policy::protocol::ask::{Ask, Edit, Endpoint, ToolChoice};
 use sluice_policy::reasoning::{Opener, Thinking};
 use sluice_policy::tool_call::{Bare, ToolSet};
-use sluice_policy::turn::{AnswerPlan, ReasoningNames, ReasoningPlan, Surface, ToolPlan, Turn};
+use sluice_policy::turn::{AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Release, Surface, ToolPlan, Turn};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -27,6 +27,12 @@ pub struct Wishes {
     pub tools: Option<Arc<ToolSet>>,
     /// All parsing is left to vLLM by configuration.
     pub engine_parsing: bool,
+    /// Calls of one answer that are asked again.
+    pub reasks: u8,
+    /// What becomes of a call that isn't valid.
+    pub on_invalid: OnInvalid,
+    /// When calls are shown.
+    pub release: Release,
     /// How reasoning is found.
     pub reasoning: bool,
     /// Who opens think blocks, where the configuration says so.
@@ -108,7 +114,15 @@ pub fn answer(ask: &Ask, wishes: &Wishes, replica: &Replica) -> AnswerPlan {
         names: wishes.names,
         simulated: replica.simulated,
         id_seed: wishes.id_seed,
+        reasks: if goes_on(ask) { wishes.reasks } else { 0 },
+        on_invalid: wishes.on_invalid,
+        release: wishes.release,
     }
+}
+
+/// The answer can be continued through `/v1/completions`: one choice, of plain text, that no grammar of the client's rules.
+fn goes_on(ask: &Ask) -> bool {
+    ask.n == 1 && !ask.logprobs && !ask.images && !ask.response_format
 }
 
 /// The stages of a streamed answer of this replica, before its first byte.
@@ -132,6 +146,9 @@ pub fn unknown(wishes: &Wishes) -> AnswerPlan {
         names: wishes.names,
         simulated: false,
         id_seed: wishes.id_seed,
+        reasks: 0,
+        on_invalid: wishes.on_invalid,
+        release: wishes.release,
     }
 }
 
@@ -181,6 +198,16 @@ const WHITE_SPACE: u32 = 32;
 
 /// A grammar (xgrammar's structural tag) whose only texts are calls of the wanted functions, in the model's own notation.
 fn grammar(ask: &Ask) -> Option<Vec<u8>> {
+    let one = matches!(ask.tool_choice, ToolChoice::Named(_)) || !ask.parallel_tool_calls;
+    calls(ask, None, "<tool_call>\n", one).map(String::into_bytes)
+}
+
+/// The same for one call whose opening tag has been written: of `tool`, or of any wanted one.
+pub fn call_grammar(ask: &Ask, tool: Option<&str>) -> Option<String> {
+    calls(ask, tool, "", true)
+}
+
+fn calls(ask: &Ask, tool: Option<&str>, opener: &str, one: bool) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Tool<'a> {
         #[serde(borrow)]
@@ -196,10 +223,11 @@ fn grammar(ask: &Ask) -> Option<Vec<u8>> {
     let json = |text: String| serde_json::Value::from(text).to_string();
     let tags: Vec<String> = tools
         .iter()
+        .filter(|Tool { function }| tool.is_none_or(|tool| tool == function.name))
         .filter(|tool| !matches!(&ask.tool_choice, ToolChoice::Named(name) if *name != tool.function.name))
         .map(|tool| {
             let name = json(tool.function.name.clone());
-            let begin = json(format!("<tool_call>\n{{\"name\": {name}, \"arguments\": "));
+            let begin = json(format!("{opener}{{\"name\": {name}, \"arguments\": "));
             let schema = tool.function.parameters.map_or("{\"type\":\"object\"}", RawValue::get);
             let end = json("}\n</tool_call>".to_owned());
             format!(
@@ -211,13 +239,12 @@ fn grammar(ask: &Ask) -> Option<Vec<u8>> {
     if tags.is_empty() {
         return None;
     }
-    let one = matches!(ask.tool_choice, ToolChoice::Named(_)) || !ask.parallel_tool_calls;
     let tags = tags.join(",");
     let format = format!(
         "{{\"type\":\"structural_tag\",\"format\":{{\"type\":\"tags_with_separator\",\"tags\":[{tags}],\
          \"separator\":\"\\n\",\"at_least_one\":true,\"stop_after_first\":{one}}}}}"
     );
-    Some(format!("{{\"structural_tag\":{}}}", json(format)).into_bytes())
+    Some(format!("{{\"structural_tag\":{}}}", json(format)))
 }
 
 #[cfg(test)]
@@ -241,6 +268,9 @@ mod tests {
         Wishes {
             tools: ask.tools.as_ref().map(|raw| Arc::new(ToolSet::parse(raw).unwrap())),
             engine_parsing,
+            reasks: 1,
+            on_invalid: OnInvalid::Text,
+            release: Release::Hold,
             reasoning: true,
             opener: None,
             names: ReasoningNames::Both,

@@ -12,13 +12,17 @@
 //! | `Streaming` | `[DONE]` after a finish | `Over`, the connection is read to its end |
 //! | `Streaming` | reset, early end, error event, stall; nothing shown | `Trying` the next |
 //! | `Streaming` | the same; something shown | error event, `Over` |
+//! | `Streaming` | a call isn't valid (B26) | `Asking` the same replica |
+//! | `Asking` | it goes on | `Streaming` |
+//! | `Asking`, `Streaming` its call | failed, or too late | what was said before (B27), `Over` |
+//! | `Asking` what follows the call | failed | error event, `Over` |
 //! | any | cancelled, drained | error event, `Over` |
 //! | any | dropped | the record says `cancelled` |
 
 use bytes::{Bytes, BytesMut};
 use sluice_policy::protocol::fault::{Fault, FaultKind};
 use sluice_policy::protocol::sse::KEEP_ALIVE;
-use sluice_policy::turn::{Shows, Step, Turn};
+use sluice_policy::turn::{AskAgain, Guide, Shows, Step, Turn};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -27,6 +31,7 @@ use std::time::{Duration, Instant};
 use tokio::time::{Sleep, sleep_until};
 
 use super::account::Account;
+use super::again::{Asker, Begun, Unasked};
 use super::attempt::{self, Live, Tried};
 use super::exchange::Exchange;
 use super::plan;
@@ -39,9 +44,13 @@ const MERGE_BYTES: usize = 64 * 1024;
 /// Attempts that are under way.
 pub type Trying = Pin<Box<dyn Future<Output = (Tried, Result<Live, Fault>)> + Send>>;
 
+/// A question that is under way.
+type Asking = Pin<Box<dyn Future<Output = (Asker, Result<Begun, Unasked>)> + Send>>;
+
 enum State {
     Trying(Trying),
     Streaming(Box<Live>, Tried),
+    Asking(Asking, Tried),
     Over,
 }
 
@@ -53,6 +62,12 @@ pub struct Relay {
     turn: Turn,
     steps: Vec<Step>,
     account: Account,
+    /// Since when a call is held.
+    held_since: Option<Instant>,
+    /// Kept from question to question.
+    asker: Option<Asker>,
+    /// When a call that is asked again must be there.
+    call_by: Option<Instant>,
     /// A data line has been handed over: from now on nobody else can answer.
     begun: bool,
     /// When something was last sent to the client, and when something last came from upstream.
@@ -97,6 +112,9 @@ impl Relay {
             turn,
             steps: Vec::new(),
             account,
+            held_since: None,
+            asker: None,
+            call_by: None,
             begun: false,
             sent: now,
             heard: now,
@@ -154,10 +172,18 @@ impl Relay {
                     Poll::Ready(())
                 }
             },
+            State::Asking(asking, _) => match asking.as_mut().poll(cx) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready((asker, begun)) => {
+                    self.asked(asker, begun, cx, out);
+                    Poll::Ready(())
+                }
+            },
             State::Streaming(live, _) => match live.answer.poll_data(cx) {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(Some(Ok(bytes))) => {
                     self.heard = Instant::now();
+                    self.hurry();
                     self.turn.push(bytes, &mut self.steps);
                     self.carry_out(cx, out);
                     Poll::Ready(())
@@ -177,10 +203,18 @@ impl Relay {
                         ),
                         error => attempt::fault_of(&error),
                     };
-                    self.broke(fault, out);
+                    self.broke(fault, cx, out);
                     Poll::Ready(())
                 }
             },
+        }
+    }
+
+    /// A call that is held for too long is shown from the next bytes on (B20).
+    fn hurry(&mut self) {
+        let after = self.exchange.limits.release_after;
+        if self.held_since.is_some_and(|since| self.heard >= since + after) {
+            self.turn.hurry();
         }
     }
 
@@ -193,6 +227,10 @@ impl Relay {
 
     fn carry_out(&mut self, cx: &mut Context<'_>, out: &mut Outgoing) {
         self.account.heard(self.heard, self.turn.facts());
+        self.held_since = self
+            .held_since
+            .or(Some(self.heard))
+            .filter(|_| self.turn.facts().holds_call);
         let mut steps = std::mem::take(&mut self.steps);
         for step in steps.drain(..) {
             match step {
@@ -214,15 +252,11 @@ impl Relay {
                     return;
                 }
                 Step::Fault(fault) => {
-                    self.broke(fault, out);
+                    self.broke(fault, cx, out);
                     return;
                 }
-                // Not produced yet; an answer must not hang on it.
-                Step::AskAgain(_) => {
-                    self.fail(
-                        &Fault::new(FaultKind::Internal, "This answer can't be asked again."),
-                        out,
-                    );
+                Step::AskAgain(question) => {
+                    self.ask_again(question, cx);
                     return;
                 }
             }
@@ -231,9 +265,52 @@ impl Relay {
         self.steps = steps;
     }
 
-    /// The upstream broke: another replica, as long as nothing has been shown.
-    fn broke(&mut self, fault: Fault, out: &mut Outgoing) {
-        if self.begun {
+    /// The upstream is left, and its replica asked to go on.
+    fn ask_again(&mut self, question: AskAgain, cx: &mut Context<'_>) {
+        let State::Streaming(live, tried) = std::mem::replace(&mut self.state, State::Over) else {
+            return;
+        };
+        let replica = live.in_flight.replica().clone();
+        match question.guide {
+            // The engine is to stop.
+            Guide::Call { .. } => drop(live),
+            Guide::Free => live.answer.finish_in_background(cx),
+        }
+        let asker = self.asker.take();
+        let asker = asker.unwrap_or_else(|| Asker::new(self.exchange.clone(), replica));
+        self.call_by = None;
+        self.state = State::Asking(Box::pin(asker.ask(question)), tried);
+    }
+
+    fn asked(&mut self, asker: Asker, begun: Result<Begun, Unasked>, cx: &mut Context<'_>, out: &mut Outgoing) {
+        let State::Asking(_, tried) = std::mem::replace(&mut self.state, State::Over) else {
+            return;
+        };
+        self.heard = Instant::now();
+        match begun {
+            Ok(begun) => {
+                self.call_by = self.turn.can_give_up().then(|| asker.deadline());
+                self.asker = Some(asker);
+                self.turn.again(begun.budget, begun.prompt_tokens);
+                self.state = State::Streaming(Box::new(begun.live), tried);
+            }
+            Err(Unasked::NoRoom) => {
+                self.turn.cut_short(&mut self.steps);
+                self.carry_out(cx, out);
+            }
+            Err(Unasked::Failed(fault)) => self.broke(fault, cx, out),
+        }
+    }
+
+    /// The upstream broke: what was said before a question, or another replica, as long as nothing has been shown.
+    fn broke(&mut self, fault: Fault, cx: &mut Context<'_>, out: &mut Outgoing) {
+        if self.turn.can_give_up() {
+            self.state = State::Over;
+            self.turn.give_up(&mut self.steps);
+            self.carry_out(cx, out);
+            return;
+        }
+        if self.begun || !matches!(self.state, State::Streaming(..)) || fault.kind == FaultKind::CallInvalid {
             self.fail(&fault, out);
             return;
         }
@@ -268,13 +345,25 @@ impl Relay {
             if matches!(self.state, State::Streaming(..)) && now >= self.heard + silence {
                 let message = format!("The replica sent nothing for {silence:?}.");
                 let mut out = Outgoing::default();
-                self.broke(Fault::new(FaultKind::UpstreamStalled, message), &mut out);
+                self.broke(Fault::new(FaultKind::UpstreamStalled, message), cx, &mut out);
                 if self.is_over() {
                     return Poll::Ready(self.hand_over(out));
                 }
                 // A new attempt has begun and must be polled.
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
+            }
+            if self.call_by.is_some_and(|by| now >= by) {
+                self.call_by = None;
+                if self.turn.can_give_up() {
+                    let mut out = Outgoing::default();
+                    let fault = Fault::new(
+                        FaultKind::UpstreamTimeout,
+                        "The call that was asked again took too long.",
+                    );
+                    self.broke(fault, cx, &mut out);
+                    return Poll::Ready(self.hand_over(out));
+                }
             }
             if !limits.keep_alive.is_zero() && now >= self.sent + limits.keep_alive {
                 let mut out = Outgoing::default();
@@ -300,7 +389,7 @@ impl Relay {
         let keep_alive = self.exchange.limits.keep_alive;
         let stalled = matches!(self.state, State::Streaming(..)).then(|| self.heard + silence);
         let comment = (!keep_alive.is_zero()).then(|| self.sent + keep_alive);
-        stalled.into_iter().chain(comment).min()
+        stalled.into_iter().chain(comment).chain(self.call_by).min()
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 /// Weight of all that is remembered, in bytes.
 const BYTES_LIMIT: u64 = 64 << 20;
-/// Bytes in memory for a byte of raw tools, once all schemas are compiled (measured: 20 to 40).
+/// Bytes in memory for a byte of raw tools, once all schemas are compiled: an estimate, not measured.
 const BYTES_FOR_ONE: usize = 32;
 /// Forgotten after this long without a request.
 const IDLE: Duration = Duration::from_secs(2 * 60 * 60);

@@ -1,15 +1,17 @@
-//! A non-stream answer: the same attempts and stages, held whole. A failed one is asked anew, since nothing was shown.
+//! A non-stream answer: the same attempts and stages, held whole. A failed one is asked anew, since nothing was shown; a call
+//! of it that isn't valid is asked again (B26).
 
 use bytes::Bytes;
-use sluice_policy::protocol::fault::{Fault, FaultKind, Side};
-use sluice_policy::turn::{Facts, Turn};
+use sluice_policy::protocol::fault::{Fault, FaultKind};
+use sluice_policy::turn::{Budget, Facts, Turn, Whole};
 use std::sync::Arc;
 
+use super::again::{Asker, Begun, Unasked};
 use super::attempt::{self, Tried};
 use super::exchange::Exchange;
 use super::plan;
 use super::registry::Entry;
-use crate::upstream::InFlight;
+use crate::upstream::{InFlight, Replica};
 
 /// The message of the first replica that gives a whole one.
 ///
@@ -39,11 +41,14 @@ pub async fn answer(
         };
         let fault = match body {
             Ok(Ok(body)) => {
-                let stages = plan::answer(&exchange.ask, &exchange.wishes, live.in_flight.replica());
-                match Turn::whole(stages, &body) {
+                let told = tokio::select! {
+                    stop = entry.stopped() => return (tried, Err(stop.fault())),
+                    told = tell(exchange, live.in_flight.replica(), &body) => told,
+                };
+                match told {
                     Ok((message, facts)) => return (tried, Ok((message, facts, live.in_flight))),
                     // A message that is no whole one (B10) is the replica's failure; what it says of the request isn't.
-                    Err(fault) if fault.kind.side() == Side::Upstream => fault,
+                    Err(fault) if fault.kind.retryable() => fault,
                     Err(fault) => return (tried, Err(fault)),
                 }
             }
@@ -57,5 +62,46 @@ pub async fn answer(
             ),
         };
         tried = tried.after(fault);
+    }
+}
+
+/// The message of this body, calls asked again if need be.
+async fn tell(exchange: &Arc<Exchange>, replica: &Arc<Replica>, body: &Bytes) -> Result<(Bytes, Facts), Fault> {
+    let mut whole = Turn::whole_or_ask(plan::answer(&exchange.ask, &exchange.wishes, replica), body)?;
+    let mut kept = None;
+    loop {
+        let (question, retold) = match whole {
+            Whole::Answer(message, facts) => return Ok((message, facts)),
+            Whole::AskAgain(question, retold) => (question, retold),
+        };
+        let asker = kept
+            .take()
+            .unwrap_or_else(|| Asker::new(exchange.clone(), replica.clone()));
+        let (asker, begun) = asker.ask(question).await;
+        kept = Some(asker);
+        let answer = match begun {
+            Ok(begun) => collect(exchange, begun).await.map_err(Unasked::Failed),
+            Err(unasked) => Err(unasked),
+        };
+        whole = match answer {
+            Ok((answer, budget, prompt_tokens)) => retold.heard(&answer, budget, prompt_tokens)?,
+            Err(Unasked::NoRoom) => retold.cut_short()?,
+            Err(Unasked::Failed(_)) if retold.can_give_up() => retold.give_up()?,
+            Err(Unasked::Failed(fault)) => return Err(fault),
+        };
+    }
+}
+
+async fn collect(exchange: &Exchange, mut begun: Begun) -> Result<(Bytes, Budget, u64), Fault> {
+    let limits = &exchange.limits;
+    // The head came with the body, within the question's own time.
+    let body = tokio::time::timeout(limits.stall, begun.live.answer.collect(limits.answer_bytes)).await;
+    match body {
+        Ok(Ok(body)) => Ok((body, begun.budget, begun.prompt_tokens)),
+        Ok(Err(error)) => Err(attempt::fault_of(&error)),
+        Err(_) => Err(Fault::new(
+            FaultKind::UpstreamStalled,
+            "The replica's answer did not end in time.",
+        )),
     }
 }

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Digest, Secret};
-use crate::config::{ConfigError, ReasoningNames, read_table};
+use crate::config::{ConfigError, ReasoningNames, ReleaseMode, read_table};
 
 /// The largest key file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -60,6 +60,9 @@ pub struct Entry {
     /// The names under which it gets reasoning. Absent = `[reasoning] names`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reasoning: Option<ReasoningNames>,
+    /// When its streams show tool calls. Absent = `[tools] release`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<ReleaseMode>,
 }
 
 /// An instant inside an `Option`, where `with` can't reach.
@@ -99,6 +102,8 @@ pub struct NewKey {
     pub grants: Vec<Grant>,
     /// The names under which it gets reasoning; `None` = as the configuration says.
     pub reasoning: Option<ReasoningNames>,
+    /// When its streams show tool calls; `None` = as the configuration says.
+    pub release: Option<ReleaseMode>,
 }
 
 /// Why the key file can't be used or changed.
@@ -299,6 +304,7 @@ impl KeyFile {
             models: new.models.clone(),
             grants: new.grants.clone(),
             reasoning: new.reasoning,
+            release: new.release,
         });
         Ok(secret)
     }

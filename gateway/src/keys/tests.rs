@@ -129,6 +129,7 @@ fn a_key_carries_its_models_and_grants() {
         models: vec!["small".to_owned()],
         grants: vec![Grant::RemoteMedia],
         reasoning: Some(ReasoningNames::Inline),
+        release: Some(ReleaseMode::Certain),
         ..new_key("limited")
     };
     let (ring, secrets) = ring(folder.path(), &[limited, new_key("free")]);
@@ -138,10 +139,11 @@ fn a_key_carries_its_models_and_grants() {
     assert!(id.may_use("small") && !id.may_use("large"));
     assert_eq!(id.grants, [Grant::RemoteMedia]);
     assert_eq!(id.reasoning, Some(ReasoningNames::Inline));
+    assert_eq!(id.release, Some(ReleaseMode::Certain));
     let KeyVerdict::Accepted(id) = ring.check(Some(&authorization(&secrets[1])), now()) else {
         panic!("refused")
     };
-    assert!(id.may_use("large") && id.grants.is_empty());
+    assert!(id.may_use("large") && id.grants.is_empty() && id.release.is_none());
 }
 
 #[test]

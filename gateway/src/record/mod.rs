@@ -10,6 +10,7 @@ pub mod query;
 mod retention;
 mod schema;
 mod stats;
+pub mod verdicts;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -96,6 +97,10 @@ pub struct Record<S = &'static str> {
     pub cancelled: bool,
     /// The answer came from a simulated replica.
     pub simulated: bool,
+    /// Completion tokens of all attempts together, where a call was asked again; `completion_tokens` are what the client got.
+    pub engine_tokens: Option<u64>,
+    /// What became of the tool calls, as a JSON array of `{"tool","verdict","kinds"}`; `None` without any.
+    pub verdicts: Option<String>,
 }
 
 impl<S> Record<S> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::query::{Group, OTHER_MODELS, Range, Row, Spread, Stats};
+use super::verdicts::ToolCount;
 
 /// Widths of the table's columns; 100 with the spaces between them.
 const TABLE: [Column; 11] = [
@@ -126,6 +127,15 @@ pub fn json_line(row: &Row) -> String {
         ("error_side", json!(row.error_side)),
         ("cancelled", json!(row.cancelled)),
         ("simulated", json!(row.simulated)),
+        ("engine_tokens", json!(row.engine_tokens)),
+        (
+            "verdicts",
+            json!(
+                row.verdicts
+                    .as_deref()
+                    .and_then(|text| serde_json::from_str::<Value>(text).ok())
+            ),
+        ),
     ];
     object(fields).to_string()
 }
@@ -156,6 +166,45 @@ pub fn stats_json(stats: &Stats) -> String {
         ("until", end(stats.range.until)),
         ("total", group_json(&stats.total)),
         ("models", Value::Object(models)),
+    ])
+    .to_string()
+}
+
+/// What became of the calls of each tool, the most frequent first.
+pub fn tools(since: Range, counts: &[ToolCount]) -> String {
+    let mut text = format!("{}\n\n", range(since));
+    let _ = writeln!(
+        text,
+        "{:<22} {:<24} {:<16} {:<24} {:>10}",
+        "model", "tool", "verdict", "kinds", "calls"
+    );
+    for row in counts {
+        let _ = writeln!(
+            text,
+            "{:<22} {:<24} {:<16} {:<24} {:>10}",
+            fit(&row.model, 22),
+            fit(&row.tool, 24),
+            fit(&row.verdict, 16),
+            fit(&row.kinds.join(","), 24),
+            row.calls
+        );
+    }
+    text
+}
+
+/// The same as one JSON object without a line end.
+pub fn tools_json(since: Range, counts: &[ToolCount]) -> String {
+    let end = |at: Option<jiff::Timestamp>| json!(at.map(|at| at.to_string()));
+    let calls: Vec<_> = counts
+        .iter()
+        .map(|row| {
+            json!({"model": row.model, "tool": row.tool, "verdict": row.verdict, "kinds": row.kinds, "calls": row.calls})
+        })
+        .collect();
+    object([
+        ("since", end(since.since)),
+        ("until", end(since.until)),
+        ("tool_calls", json!(calls)),
     ])
     .to_string()
 }

@@ -43,10 +43,13 @@ pub(super) const MIGRATIONS: &[&str] = &["
         cancelled INTEGER NOT NULL, simulated INTEGER NOT NULL
     ) STRICT;
     CREATE INDEX requests_by_start ON requests (started_us);
+", "
+    ALTER TABLE requests ADD COLUMN engine_tokens INTEGER;
+    ALTER TABLE requests ADD COLUMN verdicts TEXT;
 "];
 
 /// The columns in the order in which [`bind`] and [`read`] take them.
-pub(super) const COLUMNS: [&str; 36] = [
+pub(super) const COLUMNS: [&str; 38] = [
     "id",
     "started_us",
     "key_name",
@@ -83,6 +86,8 @@ pub(super) const COLUMNS: [&str; 36] = [
     "error_side",
     "cancelled",
     "simulated",
+    "engine_tokens",
+    "verdicts",
 ];
 
 /// Opens the file for writing: made with mode 0600 if missing, WAL, schema up to date.
@@ -184,6 +189,13 @@ pub(super) fn insert_sql() -> String {
     format!("INSERT INTO requests ({}) VALUES ({marks})", COLUMNS.join(", "))
 }
 
+/// Whether this file has the column: an older one may not.
+pub(super) fn has_column(db: &Connection, name: &str) -> rusqlite::Result<bool> {
+    let sql = "SELECT count(*) FROM pragma_table_info('requests') WHERE name = ?";
+    db.query_row(sql, [name], |row| row.get::<_, i64>(0))
+        .map(|count| count > 0)
+}
+
 /// The select list for [`read`]; what an older file lacks reads as NULL.
 pub(super) fn select_list(db: &Connection) -> rusqlite::Result<String> {
     let mut info = db.prepare("SELECT name FROM pragma_table_info('requests')")?;
@@ -239,7 +251,10 @@ pub(super) fn bind<S: AsRef<str>>(statement: &mut Statement<'_>, r: &Record<S>) 
     to.maybe_text(r.error.as_deref())?;
     to.maybe_text(r.error_side.as_ref().map(S::as_ref))?;
     to.put(r.cancelled)?;
-    to.put(r.simulated)
+    to.put(r.simulated)?;
+    to.count(r.engine_tokens)?;
+    // Bounded where it is made: a clipped one would be no JSON.
+    to.put(r.verdicts.as_deref())
 }
 
 /// Reads a row that was selected with [`select_list`].
@@ -282,6 +297,8 @@ pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Record<String>> {
         error_side: from.get()?,
         cancelled: from.or_default()?,
         simulated: from.or_default()?,
+        engine_tokens: from.count()?,
+        verdicts: from.get()?,
     })
 }
 

@@ -59,6 +59,8 @@ pub(super) fn full(number: u64) -> Record {
         error_side: Some("upstream"),
         cancelled: true,
         simulated: true,
+        engine_tokens: Some(400),
+        verdicts: Some(r#"[{"tool":"now","verdict":"repaired","kinds":["number","null"]}]"#.to_owned()),
     }
 }
 
@@ -114,6 +116,8 @@ fn as_row(record: Record) -> query::Row {
         error: record.error,
         cancelled: record.cancelled,
         simulated: record.simulated,
+        engine_tokens: record.engine_tokens,
+        verdicts: record.verdicts,
     }
 }
 

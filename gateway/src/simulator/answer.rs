@@ -53,7 +53,9 @@ pub(super) fn compose(ask: &Ask, config: &SimConfig) -> Vec<Script> {
 }
 
 fn text(ask: &Ask, config: &SimConfig, prompt: Option<&str>, dice: u64) -> String {
-    if let Some(text) = &ask.knobs.text {
+    let begun = prompt.filter(|_| ask.surface == Surface::Completions).and_then(begun);
+    // A marker of the conversation is about its answer, not about what follows the start of one.
+    if let Some(text) = ask.knobs.text.as_ref().filter(|_| begun.is_none_or(str::is_empty)) {
         return text.clone();
     }
     match &ask.form {
@@ -66,7 +68,9 @@ fn text(ask: &Ask, config: &SimConfig, prompt: Option<&str>, dice: u64) -> Strin
     let budget = wanted.saturating_sub(1) as usize;
     match ask.surface {
         Surface::Chat => chat(ask, config, budget, dice),
-        Surface::Completions => filled(opening(prompt.unwrap_or_default()), TEXT, budget, dice),
+        // A model stops behind its calls.
+        Surface::Completions if begun.is_some_and(|begun| begun.ends_with("</tool_call>")) => String::new(),
+        Surface::Completions => filled(opening(begun), TEXT, budget, dice),
     }
 }
 
@@ -78,9 +82,13 @@ fn length(ask: &Ask, config: &SimConfig, dice: u64) -> u32 {
     if ask.ignore_eos { ask.max_tokens + 1 } else { wanted }
 }
 
+/// What a prompt holds of an answer already; none if it isn't a rendered conversation.
+fn begun(prompt: &str) -> Option<&str> {
+    prompt.rsplit_once("<|im_start|>assistant\n").map(|(_, begun)| begun)
+}
+
 /// How a completion begins: a fresh one with the mark, one that goes on with an answer without it.
-fn opening(prompt: &str) -> String {
-    let begun = prompt.rsplit_once("<|im_start|>assistant\n").map(|(_, begun)| begun);
+fn opening(begun: Option<&str>) -> String {
     match begun {
         Some(begun) if begun.contains("<think>") && !begun.contains("</think>") => format!("\n</think>\n\n{MARK}"),
         Some(begun) if begun.contains(MARK) => String::new(),

@@ -121,9 +121,9 @@ impl Metrics {
         }
     }
 
-    /// Counts one tool call by what became of it. `verdict` is a closed set: `passed`, `repaired`, `reasked`, `refused`
-    /// with their kinds.
-    pub fn tool_call(&self, model: &str, tool: &str, verdict: &'static str) {
+    /// Counts one tool call by what became of it: closed sets both, `verdict` (`passed`, `repaired`, `reasked`, `refused`) and `kind`
+    /// (what was repaired, why it was refused, `several`, `none`).
+    pub fn tool_call(&self, model: &str, tool: &str, verdict: &'static str, kind: &'static str) {
         let state = &*self.inner.state;
         let tool = Arc::<str>::clone(&state.tools.get(tool, |name| Arc::from(name.unwrap_or(OTHER))));
         state.instruments.tool_calls.add(
@@ -132,6 +132,7 @@ impl Metrics {
                 KeyValue::new("model", Arc::clone(&state.model(model).name)),
                 KeyValue::new("tool", tool),
                 KeyValue::new("verdict", verdict),
+                KeyValue::new("kind", kind),
             ],
         );
     }

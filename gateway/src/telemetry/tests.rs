@@ -246,7 +246,7 @@ fn a_request_is_counted_under_its_labels() {
     ];
     metrics.observe_gaps("qwen3", "sim-a", gaps);
     metrics.observe_gaps("qwen3", "", [(Duration::from_millis(14), 0)]);
-    metrics.tool_call("qwen3", "get_weather", "passed");
+    metrics.tool_call("qwen3", "get_weather", "repaired", "number");
     let scraped = parse(&metrics.render());
 
     let requests = |status, outcome, model| {
@@ -340,7 +340,12 @@ fn a_request_is_counted_under_its_labels() {
         None,
         "a client that leaves is no error"
     );
-    let call = [("model", "qwen3"), ("tool", "get_weather"), ("verdict", "passed")];
+    let call = [
+        ("model", "qwen3"),
+        ("tool", "get_weather"),
+        ("verdict", "repaired"),
+        ("kind", "number"),
+    ];
     assert_eq!(value(&scraped, "sluice_tool_calls_total", &call), Some(1.0));
     assert_eq!(
         value(&scraped, "sluice_build_info", &[("version", env!("CARGO_PKG_VERSION"))]),
@@ -432,7 +437,7 @@ fn labels_are_bounded_and_escaped() {
             ..record()
         });
         metrics.observe_gaps(&name, &name, [(Duration::from_millis(10), 1)]);
-        metrics.tool_call("qwen3", &name, "passed");
+        metrics.tool_call("qwen3", &name, "passed", "none");
         metrics.replica_up(&name, true);
         drop(metrics.in_flight(&name));
     }

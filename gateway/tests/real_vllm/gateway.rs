@@ -186,6 +186,31 @@ impl Gateway {
         }
     }
 
+    /// A key that may send what is refused by default, taken up by the running gateway.
+    pub(crate) fn key_with(&self, grant: &str) -> String {
+        let made = sluice(&self.home, "key new")
+            .args(["--name", "granted", "--grant", grant])
+            .output()
+            .expect("sluice key new");
+        let said = String::from_utf8_lossy(&made.stderr);
+        assert!(made.status.success(), "{said}");
+        let key = std::str::from_utf8(&made.stdout).expect("text").trim().to_owned();
+        let begun = Instant::now();
+        let models = || Call {
+            key: Some(&key),
+            ..self.get("/v1/models")
+        };
+        while !models().whole().is_ok_and(|answer| answer.status == 200) {
+            assert!(
+                begun.elapsed() < READY,
+                "the key isn't known after {READY:?}:\n{}",
+                self.log()
+            );
+            thread::sleep(Duration::from_millis(50));
+        }
+        key
+    }
+
     /// All rows, one JSON object a line.
     fn records(&self) -> Vec<Value> {
         let listed = sluice(&self.home, "requests")
@@ -252,7 +277,7 @@ impl Drop for Gateway {
 fn sluice(home: &TempDir, subcommand: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
     command
-        .arg(subcommand)
+        .args(subcommand.split(' '))
         .arg("--config")
         .arg(home.path().join("config.toml"));
     command

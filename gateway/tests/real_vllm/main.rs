@@ -35,6 +35,8 @@ mod leaving;
 mod parallel;
 /// One row for each request.
 mod records;
+/// Calls that aren't valid, asked again.
+mod reask;
 /// With and without vLLM's parsers, streamed and whole: one message.
 mod same_message;
 /// OpenAI's Python SDK and the Python example.

@@ -45,9 +45,9 @@ pub(crate) struct Parsed {
 }
 
 /// Keys that hold the arguments.
-const ARGUMENT_KEYS: [&str; 4] = ["arguments", "parameters", "args", "input"];
+pub(crate) const ARGUMENT_KEYS: [&str; 4] = ["arguments", "parameters", "args", "input"];
 /// Keys beside name and arguments that carry nothing.
-const IDLE_KEYS: [&str; 2] = ["id", "type"];
+pub(crate) const IDLE_KEYS: [&str; 2] = ["id", "type"];
 
 /// Reads the calls of a complete block; `raw` begins where the block does.
 pub(crate) fn read(raw: &str, block: &Block, tools: &ToolSet) -> Vec<Found> {
@@ -254,7 +254,7 @@ fn one_line_less(raw: &str, span: Range<usize>) -> &str {
 
 impl Parsed {
     /// A call of `tool`, which the model called `written`, with its arguments judged.
-    fn of(tool: &Tool, written: &str, arguments: String) -> Result<Self, Reason> {
+    pub(crate) fn of(tool: &Tool, written: &str, arguments: String) -> Result<Self, Reason> {
         let mut parsed = Parsed {
             name: tool.name.clone(),
             arguments,

@@ -10,6 +10,7 @@
 mod block;
 mod call;
 pub(crate) mod json;
+mod repair;
 mod scan;
 mod schema;
 pub(crate) mod tag;

@@ -12,6 +12,7 @@
 use super::block::{Block, End};
 use super::call::{self, Call, Found};
 use super::json::{Json, Progress, space};
+use super::repair::{self, Ending, Mended};
 use super::tag::{Tag, floor};
 use super::tools::ToolSet;
 use super::verdict::Reason;
@@ -120,6 +121,11 @@ impl Scanner {
         self.held.len()
     }
 
+    /// The text of the call that is open, from its tag on; none inside what may be a bare one.
+    pub(crate) fn open_call(&self) -> Option<&str> {
+        self.watch.in_call().then_some(&*self.held)
+    }
+
     /// Inside a call, or what may be a bare one (for the time that calls are held, `tool_hold`).
     pub fn in_call(&self) -> bool {
         self.watch.in_call() || matches!(self.state, State::Json { .. } | State::JsonDone { .. })
@@ -162,7 +168,15 @@ impl Scanner {
             return;
         }
         match self.watch.finish() {
-            Some((block, end)) => self.end_call(rest, &block, end, out),
+            Some((block, End::Bad { at, back: Some(back) })) => {
+                // the block ended before: what stands behind it is read once more
+                let (call, behind) = rest.split_at_checked(back).unwrap_or((rest, ""));
+                self.end_call(call, &block, End::Bad { at, back: Some(back) }, Ending::Closed, out);
+                let kept = self.run(behind, 0, out);
+                self.held.push_str(behind.get(kept..).unwrap_or_default());
+                return self.finish(out);
+            }
+            Some((block, end)) => self.end_call(rest, &block, end, Ending::Open, out),
             None => show(rest, out),
         }
         self.looked = 0;
@@ -385,7 +399,8 @@ impl Scanner {
                     if let End::Bad { back: Some(back), .. } = end {
                         *at = from + back;
                     }
-                    self.end_call(text.get(from..*at).unwrap_or_default(), &block, end, out);
+                    let raw = text.get(from..*at).unwrap_or_default();
+                    self.end_call(raw, &block, end, Ending::Closed, out);
                     from = *at;
                 }
                 Sight::CallClose(len) if self.behind_call && from == *at => {
@@ -406,17 +421,23 @@ impl Scanner {
     }
 
     /// A block ended with this text: calls, what is none, and prose.
-    fn end_call(&mut self, raw: &str, block: &Block, end: End, out: &mut Vec<Piece>) {
-        let invalid = |reason| Piece::Invalid {
-            raw: raw.to_owned(),
-            reason,
-        };
-        match end {
+    fn end_call(&mut self, raw: &str, block: &Block, end: End, ending: Ending, out: &mut Vec<Piece>) {
+        let reason = match end {
             End::NotACall => return self.show(Some(raw), out),
-            End::Closed | End::Reopened | End::Finished => self.calls(raw, block, &end, out),
-            End::Cut => out.push(invalid(Reason::Cut)),
-            End::Bad { at, .. } => out.push(invalid(Reason::BadJson { at })),
-            End::TooLong => out.push(invalid(Reason::TooLong)),
+            End::Closed | End::Reopened | End::Finished => is_torn(raw, block).then_some(Reason::BadJson {
+                at: block.surplus.unwrap_or_default(),
+            }),
+            End::Cut => Some(Reason::Cut),
+            End::Bad { at, .. } => Some(Reason::BadJson { at }),
+            End::TooLong => Some(Reason::TooLong),
+        };
+        match reason {
+            None => self.calls(raw, block, &end, out),
+            Some(Reason::TooLong) => out.push(invalid(raw, Reason::TooLong)),
+            Some(reason) => match repair::repair(raw, ending, block.named.as_deref(), &self.tools) {
+                Some(mended) => show_mended(raw, mended, out),
+                None => out.push(invalid(raw, reason)),
+            },
         }
         // what is shown as text keeps the white space behind it
         let called = matches!(out.last(), Some(Piece::Call(_)));
@@ -444,6 +465,48 @@ impl Scanner {
         }
         show(raw.get(behind..).unwrap_or_default(), out);
     }
+}
+
+fn invalid(raw: &str, reason: Reason) -> Piece {
+    Piece::Invalid {
+        raw: raw.to_owned(),
+        reason,
+    }
+}
+
+fn show_mended(raw: &str, mended: Vec<Mended>, out: &mut Vec<Piece>) {
+    let mut start = 0;
+    for Mended { end, parsed } in mended {
+        let own = raw.get(start..end).unwrap_or_default().to_owned();
+        start = end;
+        out.push(Piece::Call(parsed.into_call(own, false)));
+    }
+}
+
+/// The calls are strict JSON, but were closed too early: members follow them, or stand beside their arguments while closers
+/// are left over.
+fn is_torn(raw: &str, block: &Block) -> bool {
+    let Some(rest) = block.surplus.and_then(|at| raw.get(at..)) else {
+        return false;
+    };
+    let behind = rest.trim_start_matches(|c| matches!(c, '}' | ']' | ',') || space(c));
+    if behind.starts_with(':') || starts_with_key(behind) {
+        return true;
+    }
+    let closers = behind.len() < rest.len();
+    closers
+        && !block
+            .values
+            .iter()
+            .all(|span| raw.get(span.clone()).is_some_and(repair::calls_only))
+}
+
+/// A quoted word and a colon.
+fn starts_with_key(text: &str) -> bool {
+    let Some(Ok((_, behind))) = leading_string(text) else {
+        return false;
+    };
+    behind.trim_start_matches(space).starts_with(':')
 }
 
 enum Next {

@@ -26,6 +26,26 @@ impl Verdict {
             Verdict::Refused(_) => "refused",
         }
     }
+
+    /// Its kinds by their labels: what was repaired, or why it was refused.
+    pub fn kinds(&self) -> impl Iterator<Item = &'static str> {
+        let (repaired, refused) = match self {
+            Verdict::Repaired(kinds) => (kinds.as_slice(), None),
+            Verdict::Refused(reason) => (&[][..], Some(reason.name())),
+            Verdict::Passed | Verdict::PassedUnchecked | Verdict::Reasked(_) => (&[][..], None),
+        };
+        repaired.iter().map(|kind| kind.name()).chain(refused)
+    }
+
+    /// The one label `kind` of metrics: `several` where there are more, `none` where there is none.
+    pub fn kind(&self) -> &'static str {
+        let mut kinds = self.kinds();
+        match (kinds.next(), kinds.next()) {
+            (None, _) => "none",
+            (Some(kind), None) => kind,
+            (Some(_), Some(_)) => "several",
+        }
+    }
 }
 
 /// One edit of a repair: a closed set, the label `kind` of records and metrics.
@@ -50,9 +70,54 @@ pub enum Kind {
     Null,
     /// A string became the option of an enum that it spells but for case and white space.
     Enum,
+    // repair of syntax (B23)
+    /// Missing closers were added.
+    Closer,
+    /// A missing opening brace or bracket was added.
+    Opener,
+    /// A structural character too many was left out.
+    Dropped,
+    /// One structural character stood for another.
+    Replaced,
+    /// A structural character had changed places with its quote.
+    Swapped,
+    /// A missing comma was added.
+    Comma,
+    /// A missing colon was added.
+    Colon,
+    /// A missing quote was added.
+    Quote,
+    /// Other quotes than JSON's.
+    Quotes,
+    /// Keys without quotes.
+    Key,
+    /// Literals of Python.
+    Literal,
+    /// Comments were left out.
+    Comment,
+    /// Trailing commas were left out.
+    TrailingComma,
+    /// Raw line breaks and control characters in strings were escaped.
+    Control,
+    /// Escapes that JSON doesn't know.
+    Escape,
+    /// Quotes inside a string were escaped.
+    InnerQuotes,
+    /// A markdown fence was left out.
+    Fence,
+    /// A call written as code.
+    Code,
+    /// A call written as marked-up text.
+    Markup,
 }
 
 impl Kind {
+    /// An edit of shape, not of syntax.
+    pub(crate) fn is_shape(self) -> bool {
+        use Kind::{Array, Boolean, Enum, Null, Number, Text, Unpacked};
+        matches!(self, Number | Boolean | Text | Array | Unpacked | Null | Enum)
+    }
+
     /// Label of records and metrics.
     pub fn name(self) -> &'static str {
         match self {
@@ -65,6 +130,25 @@ impl Kind {
             Kind::Unpacked => "unpacked",
             Kind::Null => "null",
             Kind::Enum => "enum",
+            Kind::Closer => "closer",
+            Kind::Opener => "opener",
+            Kind::Dropped => "dropped",
+            Kind::Replaced => "replaced",
+            Kind::Swapped => "swapped",
+            Kind::Comma => "comma",
+            Kind::Colon => "colon",
+            Kind::Quote => "quote",
+            Kind::Quotes => "quotes",
+            Kind::Key => "key",
+            Kind::Literal => "literal",
+            Kind::Comment => "comment",
+            Kind::TrailingComma => "trailing_comma",
+            Kind::Control => "control",
+            Kind::Escape => "escape",
+            Kind::InnerQuotes => "inner_quotes",
+            Kind::Fence => "fence",
+            Kind::Code => "code",
+            Kind::Markup => "markup",
         }
     }
 }
@@ -105,4 +189,20 @@ pub enum Reason {
     /// Longer than the limit of a held call.
     #[error("longer than the limit of a held call")]
     TooLong,
+}
+
+impl Reason {
+    /// Label of records and metrics: a closed set.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Reason::BadJson { .. } => "bad_json",
+            Reason::Cut => "cut",
+            Reason::NoName => "no_name",
+            Reason::UnknownTool { .. } => "unknown_tool",
+            Reason::NotAnObject => "not_an_object",
+            Reason::Unfit { .. } => "unfit",
+            Reason::TooMany => "too_many",
+            Reason::TooLong => "too_long",
+        }
+    }
 }

@@ -190,10 +190,7 @@ fn word(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Passed => "passed".to_owned(),
         Verdict::PassedUnchecked => "passed(unchecked)".to_owned(),
-        Verdict::Repaired(kinds) => {
-            let kinds: Vec<_> = kinds.iter().map(|kind| format!("{kind:?}").to_lowercase()).collect();
-            format!("repaired({})", kinds.join(","))
-        }
+        Verdict::Repaired(_) => format!("repaired({})", verdict.kinds().collect::<Vec<_>>().join(",")),
         Verdict::Reasked(times) => format!("reasked({times})"),
         Verdict::Refused(reason) => format!("refused({reason})"),
     }

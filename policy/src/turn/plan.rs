@@ -28,6 +28,39 @@ pub struct AnswerPlan {
     pub simulated: bool,
     /// Call ids are made of it: another for each answer.
     pub id_seed: u64,
+    /// How many times a call of this answer that isn't valid is asked again (B26). For an answer of one choice only.
+    pub reasks: u8,
+    /// What the client gets of a call that still isn't valid (B27).
+    pub on_invalid: OnInvalid,
+    /// When a call is shown (B20). A whole answer is always held.
+    pub release: Release,
+}
+
+/// When a call is shown (B20). The arguments are the same bytes either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Release {
+    /// When it is whole and valid.
+    #[default]
+    Hold,
+    /// As its bytes become certain: no repair can change them any more.
+    Certain,
+    /// Held up to so many bytes of its text, or until [`Turn::hurry`](super::Turn::hurry); then as `Certain`.
+    Auto {
+        /// Bytes, tags included.
+        held_bytes: usize,
+    },
+}
+
+/// What becomes of a call that isn't valid and was never shown (B27).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnInvalid {
+    /// Its raw text is content.
+    #[default]
+    Text,
+    /// A call as the model wrote it, if it is JSON with a name and arguments; else text.
+    Pass,
+    /// The answer fails.
+    Error,
 }
 
 /// The shape of the answer.

@@ -33,7 +33,17 @@ impl Said {
         &mut self.calls
     }
 
-    /// A whole call as one element; `index` only in a stream.
+    /// More arguments of a call whose beginning was shown.
+    pub(super) fn more_arguments(&mut self, index: u32, arguments: &str) {
+        let out = self.next_call();
+        out.extend_from_slice(b"{\"index\":");
+        out.extend_from_slice(index.to_string().as_bytes());
+        out.extend_from_slice(b",\"function\":{\"arguments\":");
+        quote(arguments, out);
+        out.extend_from_slice(b"}}");
+    }
+
+    /// A call as one element, whole or its beginning; `index` only in a stream.
     pub(super) fn add_call(&mut self, index: Option<u32>, id: &str, name: &str, arguments: &str) {
         let out = self.next_call();
         out.push(b'{');

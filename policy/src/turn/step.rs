@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::protocol::fault::Fault;
 use crate::protocol::usage::Usage;
 use crate::reasoning::Opener;
-use crate::tool_call::{Call, Verdict};
+use crate::tool_call::Verdict;
 
 /// What is to be done next.
 #[derive(Debug)]
@@ -16,17 +16,83 @@ pub enum Step {
     Fault(Fault),
     /// `[DONE]` has been emitted, all is well. Nothing follows.
     Done,
-    /// Ask the model again from the last certain byte. Not produced before re-asking exists.
+    /// Drop the upstream and ask the same replica to go on (B26): then [`Turn::again`](super::Turn::again), or
+    /// [`Turn::give_up`](super::Turn::give_up). Nothing follows before that.
     AskAgain(AskAgain),
 }
 
-/// A call that is to be asked again, with its raw text.
-#[derive(Debug)]
+/// What the model is to go on from.
+#[derive(Clone, PartialEq, Eq)]
 pub struct AskAgain {
-    /// The choice it belongs to.
-    pub choice: u32,
-    /// The call as it came.
-    pub call: Call,
+    /// The answer so far as the model wrote it, tags included, up to the last certain byte. The prompt comes before it.
+    pub so_far: String,
+    /// What may follow.
+    pub guide: Guide,
+    /// Counts the questions of one answer, from 1 on.
+    pub number: u32,
+}
+
+/// What may follow the text so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Guide {
+    /// One call up to its closing tag, whose opening tag and line end `so_far` ends with: of this function, or of any.
+    Call {
+        /// A declared name, if it is certain.
+        tool: Option<String>,
+    },
+    /// Anything.
+    Free,
+}
+
+/// Without the text: answers never reach a log by a stray `{:?}`.
+impl std::fmt::Debug for AskAgain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AskAgain")
+            .field("so_far_bytes", &self.so_far.len())
+            .field("guide", &self.guide)
+            .field("number", &self.number)
+            .finish()
+    }
+}
+
+/// What is known when an answer is to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// The client's `max_tokens`.
+    pub wanted_tokens: Option<u64>,
+    /// Tokens that fit behind prompt and text so far.
+    pub context_tokens: u64,
+    /// Tokens of the text so far.
+    pub said_tokens: u64,
+    /// Most tokens of a guided call.
+    pub call_tokens: u64,
+}
+
+/// How far a continuation may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Its `max_tokens`, at least 1.
+    pub tokens: u64,
+    /// Where they end the client's own limit or the context ends: an answer cut there ends as `length`.
+    pub ends_answer: bool,
+}
+
+impl AskAgain {
+    /// The tokens of the continuation; `None` if nothing is left.
+    pub fn budget(&self, room: &Room) -> Option<Budget> {
+        let wanted = room
+            .wanted_tokens
+            .map_or(u64::MAX, |tokens| tokens.saturating_sub(room.said_tokens));
+        let left = wanted.min(room.context_tokens);
+        let limit = match self.guide {
+            Guide::Call { .. } => room.call_tokens.max(1),
+            Guide::Free => u64::MAX,
+        };
+        (left > 0).then_some(Budget {
+            tokens: left.min(limit),
+            ends_answer: left <= limit,
+        })
+    }
 }
 
 /// One or more complete SSE frames.
@@ -116,6 +182,8 @@ pub struct Facts {
     pub verdicts: Vec<Judged>,
     /// Who opens think blocks, if the answer showed it: for the plan of the model's next answer.
     pub opener: Option<Opener>,
+    /// Completion tokens of all attempts together, where a call was asked again: what the engine worked, not what the client got.
+    pub engine_tokens: Option<u64>,
     /// A call was held back at the end of the last push: time that passes so is `tool_hold`, not a slow engine.
     pub holds_call: bool,
     /// A role was received.

@@ -25,6 +25,9 @@ fn plan() -> AnswerPlan {
         names: ReasoningNames::Both,
         simulated: false,
         id_seed: 1,
+        reasks: 0,
+        on_invalid: OnInvalid::Text,
+        release: Release::Hold,
     }
 }
 

@@ -54,7 +54,7 @@ impl Torn {
     }
 
     /// The text as it came.
-    pub(super) fn text(self) -> String {
-        self.text
+    pub(super) fn text(&self) -> &str {
+        &self.text
     }
 }

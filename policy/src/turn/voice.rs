@@ -3,17 +3,23 @@
 //! If vLLM has split the reasoning off already (B16), its split is undone and made anew: text of its reasoning field enters the
 //! splitter as the inside of a block, and its content behind a `</think>` that is put back. So one splitter judges white
 //! space, second blocks and tags that leaked into either field, whichever way the text came. vLLM 0.32 also ends the reasoning
-//! at a `<tool_call>` inside the block, and its content doesn't say so: see `torn`.
+//! at a `<tool_call>` inside the block, and its content doesn't say so: see `torn`. Broken calls are `again`'s.
+
+mod again;
+mod certain;
+mod release;
 
 use std::sync::Arc;
 
+use self::again::Again;
 use super::engine_calls::{EngineCalls, Numbering};
 use super::said::{Said, call_id};
 use super::torn::Torn;
-use super::{AnswerPlan, Finish, Judged, ReasoningNames, ReasoningPlan, ToolPlan};
+use super::transcript::Transcript;
+use super::{AnswerPlan, Finish, Judged, OnInvalid, ReasoningNames, ReasoningPlan, Release, ToolPlan};
 use crate::protocol::chat::{self, Malformed, unquote};
 use crate::reasoning::{Channel, Opener, Part, Splitter, Thinking};
-use crate::tool_call::{Call, Piece, Reason, Scanner, ToolSet, Verdict};
+use crate::tool_call::{Bare, Call, Piece, Scanner, ToolSet, Verdict};
 
 /// One choice of an answer.
 #[derive(Debug)]
@@ -48,6 +54,29 @@ pub(super) struct Voice {
     inline_open: bool,
     /// Content whose place isn't known yet: `source` is still `Reasoning`.
     torn: Option<Box<Torn>>,
+    /// What the model wrote; only where a call may be asked again.
+    transcript: Option<Transcript>,
+    again: Again,
+    reasks_left: u8,
+    /// Questions so far.
+    asked: u32,
+    /// Where in the transcript the calls begin that were asked again.
+    asked_at: Vec<usize>,
+    /// How many of these came back valid.
+    answered: usize,
+    /// Nothing more is asked: what was set aside is to be given out.
+    gives_up: bool,
+    on_invalid: OnInvalid,
+    /// A call wasn't valid, and the answer is to fail for it.
+    pub(super) denied: bool,
+    bare: Bare,
+    release: Release,
+    /// What of the open call is certain, and its index if something of it was shown.
+    open: Option<Box<release::Open>>,
+    /// The open call isn't held any longer.
+    hurries: bool,
+    /// The first text came in vLLM's reasoning field.
+    split_upstream: bool,
     parts: Vec<Part>,
     pieces: Vec<Piece>,
 }
@@ -70,10 +99,14 @@ const VERDICTS_LIMIT: usize = 256;
 
 impl Voice {
     pub(super) fn new(index: u32, plan: &AnswerPlan, whole: bool) -> Self {
-        let (scanner, tools) = match &plan.tools {
-            ToolPlan::Scan { tools, bare } => (Some(Scanner::new(Arc::clone(tools), *bare)), Some(Arc::clone(tools))),
-            ToolPlan::Off | ToolPlan::Engine => (None, None),
+        let (scanner, tools, bare) = match &plan.tools {
+            ToolPlan::Scan { tools, bare } => {
+                let scanner = Scanner::new(Arc::clone(tools), *bare);
+                (Some(scanner), Some(Arc::clone(tools)), *bare)
+            }
+            ToolPlan::Off | ToolPlan::Engine => (None, None, Bare::Text),
         };
+        let reasks_left = if scanner.is_some() { plan.reasks } else { 0 };
         Self {
             index,
             introduced: false,
@@ -96,6 +129,20 @@ impl Voice {
             inline: plan.names == ReasoningNames::Inline,
             inline_open: false,
             torn: None,
+            transcript: (reasks_left > 0).then(Transcript::default),
+            again: Again::Idle,
+            reasks_left,
+            asked: 0,
+            asked_at: Vec::new(),
+            answered: 0,
+            gives_up: false,
+            on_invalid: plan.on_invalid,
+            denied: false,
+            bare,
+            release: if whole { Release::Hold } else { plan.release },
+            open: None,
+            hurries: false,
+            split_upstream: false,
             parts: Vec::new(),
             pieces: Vec::new(),
         }
@@ -114,7 +161,8 @@ impl Voice {
 
     /// A call is held back now.
     pub(super) fn holds_call(&self) -> bool {
-        self.torn.is_some() || self.scanner.as_ref().is_some_and(Scanner::in_call)
+        let holds = self.torn.is_some() || self.awaits_call() || self.scanner.as_ref().is_some_and(Scanner::in_call);
+        holds && !self.shows_open()
     }
 
     /// It is a message, not a row of deltas.
@@ -136,7 +184,9 @@ impl Voice {
                 self.hear_content(&content, said);
             }
         }
-        if let Some(array) = choice.tool_calls {
+        if let Some(array) = choice.tool_calls.filter(|array| array.of(text) != "[]") {
+            // What vLLM took out of the text isn't known.
+            self.spoil_transcript();
             let mut numbering = Numbering {
                 shown: &mut self.calls_shown,
                 limit: self.call_limit,
@@ -152,18 +202,42 @@ impl Voice {
         Ok(())
     }
 
+    /// Takes the whole text that the model wrote, tags included.
+    pub(super) fn hear_all(&mut self, text: &str, asked_at: &[usize], said: &mut Said) {
+        if !asked_at.is_empty() {
+            self.transcript.get_or_insert_default();
+        }
+        self.asked = asked_at.len() as u32;
+        self.asked_at.extend_from_slice(asked_at);
+        self.reasks_left = self.reasks_left.saturating_sub(asked_at.len().min(255) as u8);
+        self.hear_content(text, said);
+    }
+
     /// The upstream says that the choice is at its end: what is held leaves, and the finish that the client gets is known.
-    pub(super) fn finish(&mut self, upstream: Finish, said: &mut Said) -> Finish {
-        self.mend_as_split(said);
-        if let Some(splitter) = &mut self.splitter {
-            splitter.finish(&mut self.parts);
-        }
-        self.sort_parts(said);
-        if let Some(scanner) = &mut self.scanner {
-            scanner.finish(&mut self.pieces);
-        }
+    /// `None` if a call is to be asked again first: then it isn't the end.
+    pub(super) fn finish(&mut self, upstream: Finish, said: &mut Said) -> Option<Finish> {
         let cut = upstream == Finish::Length;
-        self.sort_pieces(cut, said);
+        if self.aside().is_some() && !self.gives_up {
+            return None;
+        }
+        if !self.put_back(cut, said) {
+            self.mend_as_split(said);
+            if let Some(splitter) = &mut self.splitter {
+                splitter.finish(&mut self.parts);
+            }
+            self.sort_parts(said);
+            if self.aside().is_some() {
+                return None;
+            }
+            if let Some(scanner) = &mut self.scanner {
+                scanner.finish(&mut self.pieces);
+            }
+            self.sort_pieces(cut, said);
+            if let Some(aside) = self.aside() {
+                aside.ended = true;
+                return None;
+            }
+        }
         if let Some(tools) = self.tools.as_ref().filter(|_| !cut && !self.whole) {
             self.engine.complete(tools, said);
         }
@@ -172,16 +246,39 @@ impl Voice {
             upstream => upstream,
         };
         self.finish = Some(finish.clone());
-        finish
+        Some(finish)
+    }
+
+    fn spoil_transcript(&mut self) {
+        if let Some(transcript) = &mut self.transcript {
+            transcript.spoil();
+        }
+    }
+
+    fn wrote(&mut self, text: &str) {
+        if let Some(transcript) = &mut self.transcript {
+            transcript.heard(text);
+        }
+    }
+
+    fn left(&mut self, text: &str) -> Option<usize> {
+        self.transcript.as_mut()?.judged(text)
     }
 
     fn hear_reasoning(&mut self, text: &str, said: &mut Said) {
-        if self.thinking.is_none() {
+        let Some((_, opener)) = self.thinking else {
+            self.spoil_transcript();
             return self.reason(text, said);
-        }
+        };
         self.mend_as_split(said);
         match self.source {
-            Source::Fresh => self.splitter = Some(Splitter::new(Thinking::On, Opener::Prompt, self.tools.clone())),
+            Source::Fresh => {
+                self.splitter = Some(Splitter::new(Thinking::On, Opener::Prompt, self.tools.clone()));
+                self.split_upstream = true;
+                if opener != Opener::Prompt {
+                    self.wrote("<think>");
+                }
+            }
             Source::OneField | Source::Content => self.split("<think>", said),
             Source::Reasoning { .. } => {}
         }
@@ -196,6 +293,7 @@ impl Voice {
 
     fn hear_content(&mut self, text: &str, said: &mut Said) {
         let Some((thinking, opener)) = self.thinking else {
+            self.wrote(text);
             return self.say(text, said);
         };
         if self.torn.is_some() {
@@ -234,6 +332,7 @@ impl Voice {
             return;
         }
         if let Some(torn) = self.torn.take() {
+            self.wrote(torn.text());
             let (splitter, parts) = torn.block_closed();
             self.splitter = Some(splitter);
             self.parts.extend(parts);
@@ -250,10 +349,11 @@ impl Voice {
             splitter.expect_stray();
         }
         self.source = Source::Content;
-        self.split(&torn.text(), said);
+        self.split(torn.text(), said);
     }
 
     fn split(&mut self, text: &str, said: &mut Said) {
+        self.wrote(text);
         let Some(splitter) = &mut self.splitter else { return };
         match splitter.pass(text) {
             Some(Channel::Reasoning) => self.reason(text, said),
@@ -268,9 +368,10 @@ impl Voice {
     fn sort_parts(&mut self, said: &mut Said) {
         let mut parts = std::mem::take(&mut self.parts);
         for part in parts.drain(..) {
-            match part {
-                Part::Reasoning(text) => self.reason(&text, said),
-                Part::Content(text) => self.say(&text, said),
+            match (part, self.aside()) {
+                (part, Some(aside)) => aside.parts.push(part),
+                (Part::Reasoning(text), None) => self.reason(&text, said),
+                (Part::Content(text), None) => self.say(&text, said),
             }
         }
         self.parts = parts;
@@ -280,16 +381,19 @@ impl Voice {
     fn say(&mut self, text: &str, said: &mut Said) {
         let passes = self.scanner.as_mut().is_none_or(|scanner| scanner.pass(text));
         if passes {
+            self.left(text);
             return self.tell(text, said);
         }
         if let Some(scanner) = &mut self.scanner {
             scanner.push(text, &mut self.pieces);
         }
         self.sort_pieces(false, said);
+        self.release_certain(said);
     }
 
     /// Reasoning on its way to the client.
     fn reason(&mut self, text: &str, said: &mut Said) {
+        self.left(text);
         said.reasoned_bytes += text.len();
         if !self.inline {
             return said.reasoning.push_str(text);
@@ -315,15 +419,37 @@ impl Voice {
     fn sort_pieces(&mut self, cut: bool, said: &mut Said) {
         let mut pieces = std::mem::take(&mut self.pieces);
         for piece in pieces.drain(..) {
+            if let Some(aside) = self.aside() {
+                aside.pieces.push(piece);
+                continue;
+            }
+            if !self.admits(&piece) {
+                continue;
+            }
             match piece {
-                Piece::Text(text) => self.tell(&text, said),
-                Piece::Call(call) => self.show_call(call, said),
-                Piece::Invalid { raw, reason } => {
-                    // Cut off by length: half a call helps nobody, the finish says what happened (B28).
-                    if !(cut && reason == Reason::Cut) {
-                        self.tell(&raw, said);
+                Piece::Text(text) => {
+                    self.open = None;
+                    self.left(&text);
+                    self.tell(&text, said);
+                }
+                Piece::Call(mut call) => {
+                    let at = self.left(&call.raw);
+                    if at.is_some_and(|at| self.asked_at.contains(&at)) {
+                        self.answered += 1;
+                        call.verdict = Verdict::Reasked(1);
                     }
-                    self.judge(String::new(), Verdict::Refused(reason));
+                    self.show_call(call, said);
+                }
+                Piece::Invalid { raw, reason } => {
+                    let at = self.left(&raw);
+                    if self.shows_open() {
+                        self.break_open(reason);
+                        continue;
+                    }
+                    self.open = None;
+                    if !self.wants_again(&raw, &reason, at, cut) {
+                        self.refuse(&raw, reason, cut, said);
+                    }
                 }
             }
         }
@@ -331,6 +457,10 @@ impl Voice {
     }
 
     fn show_call(&mut self, call: Call, said: &mut Said) {
+        if self.shows_open() {
+            return self.complete_open(call, said);
+        }
+        self.open = None;
         if self.calls_shown >= self.call_limit {
             return;
         }

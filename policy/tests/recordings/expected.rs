@@ -38,7 +38,7 @@ fn says(reasoning: Option<&'static str>, content: Option<&'static str>) -> Expec
     }
 }
 
-/// A call whose repair comes with the next stage (B23, B24): until then its text is content (B27).
+/// A call that can't be repaired: its text is content (B27).
 fn unrepaired(raw: &'static str) -> Expected {
     says(WHY, Some(raw))
 }
@@ -159,36 +159,14 @@ fn expected_bad(case: &str) -> Option<Expected> {
         "bad_wrong_types" => unrepaired(
             "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": 5, \"days\": \"three\"}}\n</tool_call>",
         ),
-        // Text stays, white space behind it too; behind a call that is shown it is markup.
-        "bad_bad_then_good" => Expected {
-            content: Some("<tool_call>\n{\"name\": \"search\", \"arguments\": {\"query\": \"x\"\n</tool_call>\n"),
-            ..calls(&[PARIS_CELSIUS])
-        },
-        "bad_good_then_bad" => Expected {
-            content: Some("<tool_call>\n{\"name\": \"search\", \"arguments\": {\"query\": \"x\"\n</tool_call>"),
-            ..calls(&[PARIS_CELSIUS])
-        },
-        "bad_bad_escape" => unrepaired(
-            "<tool_call>\n{\"name\": \"search\", \"arguments\": {\"query\": \"C:\\Users\\x\"}}\n</tool_call>",
-        ),
-        "bad_missing_brace" => {
-            unrepaired("<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}\n</tool_call>")
-        }
-        "bad_python_literals" => unrepaired(
-            "<tool_call>\n{'name': 'search', 'arguments': {'query': 'x', 'exact': True, 'limit': None}}\n</tool_call>",
-        ),
-        "bad_python_literals_dq" => unrepaired(
-            "<tool_call>\n{\"name\": \"search\", \"arguments\": {\"query\": \"x\", \"exact\": True, \"limit\": None}}\n</tool_call>",
-        ),
-        "bad_raw_newline_in_string" => unrepaired(
-            "<tool_call>\n{\"name\": \"search\", \"arguments\": {\"query\": \"line one\nline two\"}}\n</tool_call>",
-        ),
-        "bad_single_quotes" => {
-            unrepaired("<tool_call>\n{'name': 'get_weather', 'arguments': {'city': 'Paris'}}\n</tool_call>")
-        }
-        "bad_trailing_comma" => {
-            unrepaired("<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\",},}\n</tool_call>")
-        }
+        // Repaired (B23).
+        "bad_bad_then_good" => calls(&[("search", r#"{"query": "x"}"#), PARIS_CELSIUS]),
+        "bad_good_then_bad" => calls(&[PARIS_CELSIUS, ("search", r#"{"query": "x"}"#)]),
+        "bad_bad_escape" => calls(&[("search", r#"{"query": "C:\\Users\\x"}"#)]),
+        "bad_missing_brace" | "bad_single_quotes" | "bad_trailing_comma" => calls(&[PARIS]),
+        // null for an optional key is left out (B24)
+        "bad_python_literals" | "bad_python_literals_dq" => calls(&[("search", r#"{"query": "x", "exact": true}"#)]),
+        "bad_raw_newline_in_string" => calls(&[("search", r#"{"query": "line one\nline two"}"#)]),
         // Not repairable without inventing something: text for good (B27).
         "bad_empty" => unrepaired("<tool_call>\n</tool_call>"),
         "bad_no_name" => unrepaired("<tool_call>\n{\"arguments\": {\"city\": \"Paris\"}}\n</tool_call>"),

@@ -7,7 +7,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use sluice_policy::reasoning::{Opener, Thinking};
 use sluice_policy::tool_call::{Bare, ToolSet};
-use sluice_policy::turn::{AnswerPlan, ReasoningNames, ReasoningPlan, Step, Surface, ToolPlan, Turn};
+use sluice_policy::turn::{
+    AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Release, Step, Surface, ToolPlan, Turn,
+};
 
 use crate::client::{Heard, listen, read};
 use crate::tape::shared;
@@ -31,6 +33,9 @@ pub(crate) fn plan(tools: &Value, opener: Opener, names: ReasoningNames) -> Answ
         names,
         simulated: false,
         id_seed: 7,
+        reasks: 0,
+        on_invalid: OnInvalid::Text,
+        release: Release::Hold,
     }
 }
 

@@ -110,6 +110,8 @@ pub enum FaultKind {
     UpstreamTimeout,
     /// Something that vLLM doesn't say: an oversized event, a body that isn't JSON.
     UpstreamGarbled,
+    /// A tool call that isn't valid, where the configuration lets the answer fail for it (B27).
+    CallInvalid,
     /// The replica died and this kind of answer can't go on elsewhere (B31).
     NotContinuable,
     /// In flight at two engine deaths: never sent again (B31).
@@ -258,7 +260,12 @@ impl FaultKind {
             HeadersTooLarge => 431,
             Cancelled | ClientGone => 499,
             Internal | Poison => 500,
-            UpstreamMisconfigured | UpstreamUnreachable | UpstreamBroke | UpstreamGarbled | NotContinuable => 502,
+            UpstreamMisconfigured
+            | UpstreamUnreachable
+            | UpstreamBroke
+            | UpstreamGarbled
+            | CallInvalid
+            | NotContinuable => 502,
             UpstreamFailed(status @ (500 | 502 | 503 | 504)) => status,
             UpstreamFailed(_) => 502,
             Capacity | BuffersFull | Draining | NoReplica => 503,
@@ -321,6 +328,7 @@ impl FaultKind {
             UpstreamStalled => "upstream_stalled",
             UpstreamTimeout => "upstream_timeout",
             UpstreamGarbled => "upstream_garbled",
+            CallInvalid => "invalid_tool_call",
             NotContinuable => "not_continuable",
             Poison => "poison",
             Internal => "internal_error",
@@ -348,7 +356,7 @@ impl FaultKind {
         match self {
             Capacity | BuffersFull | Draining | NoReplica | UpstreamMisconfigured | Internal => Side::Internal,
             UpstreamUnreachable | UpstreamFailed(_) | UpstreamBroke | UpstreamStalled | UpstreamTimeout
-            | UpstreamGarbled | NotContinuable | Poison => Side::Upstream,
+            | UpstreamGarbled | CallInvalid | NotContinuable | Poison => Side::Upstream,
             _ => Side::Downstream,
         }
     }
@@ -401,7 +409,7 @@ pub(crate) mod tests {
     }
 
     /// Every kind: the compiler holds this list complete through the match of `name`, this test through its length.
-    const ALL: [FaultKind; 35] = {
+    const ALL: [FaultKind; 36] = {
         use FaultKind::*;
         [
             KeyMissing,
@@ -436,6 +444,7 @@ pub(crate) mod tests {
             UpstreamStalled,
             UpstreamTimeout,
             UpstreamGarbled,
+            CallInvalid,
             NotContinuable,
             Poison,
             Internal,

@@ -1,0 +1,445 @@
+//! Where a string or a key begins and ends when its quotes can't be trusted.
+//!
+//! A quote ends a string if what follows it is what may follow a value *here*: a comma and a key that the object declares, an
+//! element, closers to the very end. Other quotes are text, unless nothing else fits.
+
+use super::cost::{EDIT, ENDS, HABIT, INNER, LOOKS_LIKE_END, ODD};
+use super::reader::KEY_LIMIT;
+use super::search::{Edit, Expect, Id, Op, Search};
+use super::shape::Declared;
+use super::text::{Quote, ends_strangely};
+use crate::tool_call::verdict::Kind;
+
+/// What the end of a string says of a tag inside it.
+const TAG: &str = "tool_call";
+
+impl Search<'_> {
+    /// A string value whose quote stands at `at`.
+    pub(super) fn string(&mut self, id: Id, at: usize, quote: Quote) -> Option<Id> {
+        let node = self.node(id);
+        let from = at + quote.len();
+        let end = quote.find(self.text, from);
+        self.spend(end.unwrap_or(self.bytes.len()).saturating_sub(from));
+        match end {
+            Some(to) if self.ends_value(node.frame, to + quote.len()) => {
+                let child = self.text_node(id, from, to, quote, Edit::NONE);
+                if quote == Quote::Double {
+                    return child;
+                }
+                if let Some(child) = child {
+                    self.wait(child);
+                }
+                None
+            }
+            end => {
+                if let Some(to) = end
+                    && let Some(child) = self.text_node(id, from, to, quote, Edit::NONE)
+                {
+                    self.wait(child);
+                }
+                // a quote too many before the string, or in the wrong place before a bracket
+                let doubled = end == Some(from) || matches!(self.byte(from), Some(b'{' | b'['));
+                if doubled {
+                    let edit = Edit::of(Kind::Dropped, EDIT);
+                    self.later(id, from, node.expect, node.frame, Op::Drop, edit);
+                }
+                self.later_ends(id, from, quote, 0);
+                self.unclosed(id, from, quote);
+                self.suspect(id);
+                None
+            }
+        }
+    }
+
+    fn text_node(&mut self, id: Id, from: usize, to: usize, quote: Quote, edit: Edit) -> Option<Id> {
+        let node = self.node(id);
+        let edit = match edit.kind {
+            None if quote != Quote::Double => Edit::habit(Kind::Quotes, HABIT),
+            _ => edit,
+        };
+        let expect = self.behind(node.frame);
+        let op = Op::Text { quote, from, to };
+        self.make(id, to + quote.len(), expect, node.frame, op, edit)
+    }
+
+    /// The string goes on past quotes that don't end it, up to one that does; `skipped` ends were taken for text already.
+    fn later_ends(&mut self, id: Id, from: usize, quote: Quote, mut skipped: u16) {
+        let frame = self.node(id).frame;
+        let mut found = 0;
+        let mut at = from;
+        let (mut inner, mut escaped) = (0usize, 0usize);
+        while let Some(to) = quote.find(self.text, at) {
+            escaped += self.text.get(at..to).map_or(0, |text| text.matches("\\\"").count());
+            self.spend(to - at + quote.len());
+            let behind = to + quote.len();
+            if inner > 0 && self.ends_value(frame, behind) {
+                let odd = quote == Quote::Double && (inner + escaped) % 2 == 1;
+                let edit = Edit::of(Kind::InnerQuotes, INNER + if odd { ODD } else { 0 }).and(skipped * LOOKS_LIKE_END);
+                if let Some(child) = self.text_node(id, from, to, quote, edit) {
+                    self.wait(child);
+                }
+                skipped += 1;
+                found += 1;
+                if found >= ENDS {
+                    return;
+                }
+            }
+            // a declared key in quotes, and a colon: more likely the structure than the text
+            let word = self.text.get(at..to).unwrap_or_default();
+            let key = inner > 0 && word.len() <= KEY_LIMIT && self.byte(self.skip_space(behind)) == Some(b':');
+            if key && self.declares(frame, word) {
+                skipped += 1;
+            }
+            inner += 1;
+            at = behind;
+        }
+    }
+
+    /// The innermost open object declares this key, and hasn't it yet.
+    fn declares(&self, frame: Id, key: &str) -> bool {
+        let mut open = self.frame(frame);
+        while !open.object && open.parent != 0 {
+            open = self.frame(open.parent);
+        }
+        self.knows(&open, key) == Declared::Yes
+    }
+
+    /// Other ends of a string whose first quote looked like its end.
+    pub(super) fn other_ends(&mut self, id: Id, at: usize, quote: Quote) {
+        let node = self.node(id);
+        let from = at + quote.len();
+        let Some(to) = quote.find(self.text, from) else { return };
+        self.spend(to - from);
+        if !self.ends_value(node.frame, to + quote.len()) {
+            // its other ends wait already, but for the end that changed places
+            self.swapped_end(id, from, to, quote);
+            return;
+        }
+        self.later_ends(id, from, quote, 1);
+        self.swapped_end(id, from, to, quote);
+    }
+
+    /// The last character and the quote behind it changed places.
+    fn swapped_end(&mut self, id: Id, from: usize, to: usize, quote: Quote) {
+        let node = self.node(id);
+        let text = self.text.get(from..to).unwrap_or_default();
+        if !ends_strangely(text) || quote != Quote::Double {
+            return;
+        }
+        let Some(last) = text.bytes().last() else { return };
+        let op = Op::Text {
+            quote,
+            from,
+            to: to - 1,
+        };
+        let edit = Edit::of(Kind::Swapped, EDIT);
+        let Some(child) = self.make(id, to + 1, self.behind(node.frame), node.frame, op, edit) else {
+            return;
+        };
+        let frame = self.frame(node.frame);
+        match last {
+            b',' => {
+                let member = if frame.object { Expect::Key } else { Expect::Value };
+                self.later(child, to + 1, member, node.frame, Op::Put(b','), Edit::NONE);
+            }
+            b'}' | b']' if (last == b'}') == frame.object => {
+                if let Some(closed) = self.close(child, to, Op::Put(last), Edit::NONE) {
+                    self.wait(closed);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The closing quote is missing: it stood before the comma and closers that lead to the next quote, or before the closers
+    /// that end the text, if they are exactly those that are open.
+    fn unclosed(&mut self, id: Id, from: usize, quote: Quote) {
+        let node = self.node(id);
+        let next = quote.find(self.text, from);
+        let region = self
+            .text
+            .get(from..next.unwrap_or(self.bytes.len()))
+            .unwrap_or_default();
+        let tail = |text: &str, set: &[char]| {
+            text.trim_end_matches(|c: char| c.is_ascii_whitespace() || set.contains(&c))
+                .len()
+        };
+        let len = match next {
+            Some(_) => {
+                let before = tail(region, &['{', '[']);
+                let head = region.get(..before).unwrap_or_default();
+                let Some(head) = head.strip_suffix(',') else { return };
+                tail(head, &['}', ']'])
+            }
+            None => {
+                let len = tail(region, &['}', ']', '`']);
+                let closers = region
+                    .get(len..)
+                    .unwrap_or_default()
+                    .bytes()
+                    .filter(|byte| matches!(byte, b'}' | b']'));
+                if closers.count() != self.depth(node.frame) {
+                    return;
+                }
+                len
+            }
+        };
+        let text = region.get(..len).unwrap_or_default();
+        let doubtful = text.ends_with(['{', '[', ':', ',', '\'', '\\']) || text.contains(TAG);
+        if doubtful || !self.ends_value(node.frame, from + len) {
+            return;
+        }
+        let op = Op::Text {
+            quote,
+            from,
+            to: from + len,
+        };
+        let edit = Edit::of(Kind::Quote, EDIT);
+        self.later(id, from + len, self.behind(node.frame), node.frame, op, edit);
+    }
+
+    /// The opening quote is missing.
+    pub(super) fn unopened(&mut self, id: Id, at: usize) {
+        let node = self.node(id);
+        let doubtful = matches!(
+            self.byte(at),
+            Some(b'{' | b'[' | b'}' | b']' | b',' | b':' | b'\\' | b'"' | b'\'' | b'<')
+        );
+        // more white space than the one blank of the notation may be the string's own
+        if doubtful || at - node.at > 1 {
+            return;
+        }
+        let quote = Quote::Double;
+        let Some(to) = quote.find(self.text, at) else { return };
+        self.spend(to - at);
+        let text = self.text.get(at..to).unwrap_or_default();
+        if self.ends_value(node.frame, to + 1)
+            && !text.contains(TAG)
+            && !text.ends_with([',', ':', '{', '['])
+            && !text.contains(": ")
+        {
+            let op = Op::Text { quote, from: at, to };
+            let edit = Edit::of(Kind::Quote, EDIT);
+            self.later(id, to + 1, self.behind(node.frame), node.frame, op, edit);
+        }
+    }
+
+    /// A key, or what stands in its place.
+    pub(super) fn key_at(&mut self, id: Id, at: usize, byte: u8) -> Option<Id> {
+        let node = self.node(id);
+        match byte {
+            b'}' if node.expect == Expect::FirstKey => return self.close(id, at, Op::Read, Edit::NONE),
+            b'}' => {
+                let edit = Edit::habit(Kind::TrailingComma, super::cost::IDLE);
+                self.later(id, at, Expect::Next, node.frame, Op::Uncomma, edit);
+                return self.fail(id);
+            }
+            b',' | b':' | b'{' | b'[' => {
+                let edit = Edit::of(Kind::Dropped, EDIT);
+                self.later(id, at + 1, node.expect, node.frame, Op::Drop, edit);
+                return self.fail(id);
+            }
+            b']' => return self.fail(id),
+            _ => {}
+        }
+        if let Some((quote, _)) = Quote::opens(self.rest(at)) {
+            return self.quoted_key(id, at, quote);
+        }
+        let rest = self.rest(at);
+        let len = rest
+            .bytes()
+            .position(|byte| !(byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-' | b'$')))
+            .unwrap_or(rest.len());
+        self.spend(len);
+        if len > 0 && self.byte(self.skip_space(at + len)) == Some(b':') {
+            self.key_node(id, at, at + len, at + len, Quote::Double, Edit::habit(Kind::Key, HABIT));
+        }
+        // the first quote is missing
+        let near = super::super::tag::floor(rest, KEY_LIMIT);
+        if let Some(end) = near.find(['"', '{', '}', '[', ']', ',', ':'])
+            && near.as_bytes().get(end) == Some(&b'"')
+            && self.byte(self.skip_space(at + end + 1)) == Some(b':')
+            && at - node.at <= 1
+        {
+            self.key_node(
+                id,
+                at,
+                at + end,
+                at + end + 1,
+                Quote::Double,
+                Edit::of(Kind::Quote, EDIT),
+            );
+        }
+        self.fail(id)
+    }
+
+    fn quoted_key(&mut self, id: Id, at: usize, quote: Quote) -> Option<Id> {
+        let node = self.node(id);
+        let frame = self.frame(node.frame);
+        let from = at + quote.len();
+        let end = quote.find(self.text, from);
+        self.spend(end.unwrap_or(self.bytes.len()).saturating_sub(from).min(KEY_LIMIT));
+        let habit = match quote {
+            Quote::Double => Edit::NONE,
+            _ => Edit::habit(Kind::Quotes, HABIT),
+        };
+        if let Some(to) = end {
+            let behind = to + quote.len();
+            let key = self.text.get(from..to).unwrap_or_default();
+            let colon = self.byte(self.skip_space(behind)) == Some(b':');
+            if colon && quote == Quote::Double && self.strangeness(&frame, key) == 0 {
+                let inner = self.with_key(node.frame, from..to);
+                let op = Op::Text { quote, from, to };
+                return self.make(id, behind, Expect::Colon, inner, op, habit);
+            }
+            if key.len() <= KEY_LIMIT || colon {
+                self.key_node(id, from, to, behind, quote, habit);
+            }
+            if to == from {
+                let edit = Edit::of(Kind::Dropped, EDIT);
+                self.later(id, from, node.expect, node.frame, Op::Drop, edit);
+            }
+            // the colon and the quote before it changed places
+            if key.ends_with(':') {
+                let inner = self.with_key(node.frame, from..to - 1);
+                let op = Op::Text {
+                    quote,
+                    from,
+                    to: to - 1,
+                };
+                let strange = self.strangeness(&frame, key.trim_end_matches(':'));
+                let edit = Edit::of(Kind::Swapped, EDIT + strange);
+                if let Some(child) = self.make(id, behind, Expect::Colon, inner, op, edit) {
+                    self.later(child, behind, Expect::Value, inner, Op::Put(b':'), Edit::NONE);
+                }
+            }
+        }
+        // the second quote is missing
+        let region = self.text.get(from..end.unwrap_or(self.bytes.len())).unwrap_or_default();
+        let near = super::super::tag::floor(region, KEY_LIMIT);
+        if let Some(colon) = near.find(':') {
+            let key = near.get(..colon).unwrap_or_default().trim_end();
+            let known = self.knows(&frame, key);
+            if !key.is_empty()
+                && !key.contains(['{', '}', '[', ']', ','])
+                && (known == Declared::Yes || !key.contains(' '))
+            {
+                self.key_node(
+                    id,
+                    from,
+                    from + key.len(),
+                    from + key.len(),
+                    quote,
+                    Edit::of(Kind::Quote, EDIT),
+                );
+            }
+        }
+        self.fail(id)
+    }
+
+    /// A key whose text is `from..to`, read up to `behind`.
+    fn key_node(&mut self, id: Id, from: usize, to: usize, behind: usize, quote: Quote, edit: Edit) {
+        let node = self.node(id);
+        let key = self.text.get(from..to).unwrap_or_default();
+        let strange = self.strangeness(&self.frame(node.frame), key);
+        let inner = self.with_key(node.frame, from..to);
+        let op = Op::Text { quote, from, to };
+        // what is strange costs each time, a habit only once
+        let Some(child) = self.make(id, behind, Expect::Colon, inner, op, edit) else {
+            return;
+        };
+        if strange == 0 {
+            self.wait(child);
+        } else {
+            self.dearer(child, strange);
+        }
+    }
+
+    fn depth(&self, frame: Id) -> usize {
+        let mut count = 0;
+        let mut at = frame;
+        while at != 0 {
+            count += 1;
+            at = self.frame(at).parent;
+        }
+        count
+    }
+
+    /// Nothing but closers from here to the end.
+    pub(super) fn only_closers(&self, at: usize) -> bool {
+        self.rest(at).bytes().all(|byte| {
+            matches!(
+                byte,
+                b'}' | b']' | b',' | b';' | b' ' | b'\t' | b'\n' | b'\r' | b'"' | b'\'' | b'`'
+            )
+        })
+    }
+
+    /// What stands at `at` is what may follow a value of this frame.
+    pub(super) fn ends_value(&self, frame: Id, at: usize) -> bool {
+        let mut at = self.skip_space(at);
+        let mut frame = frame;
+        loop {
+            match self.byte(at) {
+                None => return true,
+                Some(b'}' | b']') if frame == 0 => {}
+                Some(byte @ (b'}' | b']')) => {
+                    let open = self.frame(frame);
+                    if open.object == (byte == b'}') || self.only_closers(at) {
+                        frame = open.parent;
+                    }
+                }
+                Some(b',') => return self.begins_member(frame, self.skip_space(at + 1)),
+                Some(b'{') => return frame == 0,
+                Some(b'`') => return self.rest(at).trim_matches('`').trim().is_empty(),
+                Some(b'/') => return matches!(self.byte(at + 1), Some(b'/' | b'*')),
+                _ => return false,
+            }
+            at = self.skip_space(at + 1);
+        }
+    }
+
+    /// What stands at `at` is a member of this frame, or nothing (a trailing comma).
+    fn begins_member(&self, frame: Id, at: usize) -> bool {
+        let open = self.frame(frame);
+        match self.byte(at) {
+            None => return false,
+            Some(b'}' | b']') => return frame != 0 && self.ends_value(frame, at),
+            Some(b'/') => return matches!(self.byte(at + 1), Some(b'/' | b'*')),
+            Some(b'{' | b'[') if frame == 0 => return true,
+            _ => {}
+        }
+        if frame != 0 && !open.object {
+            return matches!(
+                self.byte(at),
+                Some(b'"' | b'\'' | b'{' | b'[' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n' | b'T' | b'F' | b'N')
+            );
+        }
+        let (key, quoted) = match Quote::opens(self.rest(at)) {
+            Some((quote, len)) => {
+                let from = at + len;
+                let near = super::super::tag::floor(self.rest(from), KEY_LIMIT * 2);
+                let Some(to) = quote.find(near, 0) else { return false };
+                let behind = self.skip_space(from + to + quote.len());
+                let key = near.get(..to).unwrap_or_default();
+                let colon = self.byte(behind) == Some(b':') || key.ends_with(':');
+                match near.find(':') {
+                    _ if colon => (key.trim_end_matches(':'), true),
+                    // a key with a quote missing
+                    Some(colon) if colon < to => (near.get(..colon).unwrap_or_default(), false),
+                    _ => (key, false),
+                }
+            }
+            None => {
+                let rest = super::super::tag::floor(self.rest(at), KEY_LIMIT);
+                let Some(end) = rest.find([':', '"']) else { return false };
+                (rest.get(..end).unwrap_or_default().trim_end(), false)
+            }
+        };
+        match self.knows(&open, key) {
+            Declared::Yes => true,
+            Declared::No => false,
+            Declared::Open => quoted,
+        }
+    }
+}

@@ -1,0 +1,316 @@
+use super::*;
+use crate::tool_call::{Bare, Piece, Scanner, Verdict};
+use std::sync::Arc;
+
+fn tools() -> Arc<ToolSet> {
+    let raw = br#"[
+        {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "required": ["city"], "properties": {
+            "city": {"type": "string"}, "unit": {"type": "string"}, "days": {"type": "integer"}}}}},
+        {"type": "function", "function": {"name": "search", "parameters": {"type": "object", "required": ["query"], "properties": {
+            "query": {"type": "string"}, "limit": {"type": "integer"}, "exact": {"type": "boolean"}, "filters": {"type": "object"}}}}},
+        {"type": "function", "function": {"name": "write_file", "parameters": {"type": "object", "required": ["path", "content"],
+            "properties": {"path": {"type": "string"}, "content": {"type": "string"}, "mode": {"type": "string"}}}}},
+        {"type": "function", "function": {"name": "plot", "parameters": {"type": "object", "required": ["points"], "properties": {
+            "points": {"type": "array", "items": {"type": "number"}}, "labels": {"type": "array", "items": {"type": "string"}},
+            "axis": {"type": "object", "properties": {"from": {"type": "number"}, "to": {"type": "number"}}}}}}},
+        {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}]"#;
+    Arc::new(ToolSet::parse(raw).unwrap())
+}
+
+/// The calls of a block with this inside, as `name arguments`, or `-` for each that is none.
+fn calls(inside: &str) -> Vec<String> {
+    scan(&format!("<tool_call>\n{inside}\n</tool_call>"))
+}
+
+fn scan(text: &str) -> Vec<String> {
+    let mut scanner = Scanner::new(tools(), Bare::Calls);
+    let mut pieces = Vec::new();
+    scanner.push(text, &mut pieces);
+    scanner.finish(&mut pieces);
+    let shown = pieces.into_iter().map(|piece| match piece {
+        Piece::Call(call) => {
+            serde_json::from_str::<Value>(&call.arguments).unwrap();
+            format!("{} {}", call.name, call.arguments)
+        }
+        Piece::Invalid { .. } => "-".to_owned(),
+        Piece::Text(text) => format!("text {text:?}"),
+    });
+    shown.collect()
+}
+
+fn kinds(inside: &str) -> Vec<&'static str> {
+    let mut scanner = Scanner::new(tools(), Bare::Calls);
+    let mut pieces = Vec::new();
+    scanner.push(&format!("<tool_call>\n{inside}\n</tool_call>"), &mut pieces);
+    scanner.finish(&mut pieces);
+    match pieces.pop() {
+        Some(Piece::Call(call)) => match call.verdict {
+            Verdict::Repaired(kinds) => kinds.into_iter().map(crate::tool_call::Kind::name).collect(),
+            _ => Vec::new(),
+        },
+        _ => vec!["none"],
+    }
+}
+
+const PARIS: &str = r#"get_weather {"city": "Paris", "unit": "celsius"}"#;
+
+/// One edit each, of every kind, gives the call as it was meant, byte for byte but for the edit.
+#[test]
+fn one_edit_is_mended() {
+    for (broken, kind) in [
+        (
+            r#"{"name": "get_weather", "arguments": {"city": "Paris", "unit": "celsius"}"#,
+            "closer",
+        ),
+        (
+            r#"{"name": "get_weather", "arguments": {"city": "Paris", "unit": "celsius""#,
+            "closer",
+        ),
+        (
+            r#""name": "get_weather", "arguments": {"city": "Paris", "unit": "celsius"}}"#,
+            "opener",
+        ),
+        (
+            r#"{"name": "get_weather", "arguments": "city": "Paris", "unit": "celsius"}}"#,
+            "opener",
+        ),
+        (
+            r#"{{"name": "get_weather", "arguments": {"city": "Paris", "unit": "celsius"}}"#,
+            "dropped",
+        ),
+        (
+            r#"{"name": "get_weather", "arguments": {{"city": "Paris", "unit": "celsius"}}"#,
+            "dropped",
+        ),
+        (
+            r#"{"name": "get_weather", "arguments": {"city": "Paris",, "unit": "celsius"}}"#,
+            "dropped",
+        ),
+        (
+            r#"{"name": "get_weather",  "arguments":: {"city": "Paris", "unit": "celsius"}}"#,
+            "dropped",
+        ),
+        (
+            r#"{""name": "get_weather", "arguments": {"city": "Paris", "unit": "celsius"}}"#,
+            "dropped",
+        ),
+        (
+            r#"{"name"": "get_weather", "arguments": {"city": "Paris", "unit": "celsius"}}"#,
+            "dropped",
+        ),
+        (
+            r#"{"name": "get_weather", "arguments": {"city": ""Paris", "unit": "celsius"}}"#,
+            "dropped",
+        ),
+        (
+            r#"{"name": "get_weather", "arguments": {"city": "Paris", "unit": "celsius""}}"#,
+            "dropped",
+        ),
+        (
+            r#"{"name": "get_weather" "arguments": {"city": "Paris", "unit": "celsius"}}"#,
+            "comma",
+        ),
+        (
+            r#"{"name": "get_weather", "arguments": {"city": "Paris" "unit": "celsius"}}"#,
+            "comma",
+        ),
+        (
+            r#"{"name": "get_weather", "arguments" {"city": "Paris", "unit": "celsius"}}"#,
+            "colon",
+        ),
+        (
+            r#"{"name" "get_weather", "arguments": {"city": "Paris", "unit": "celsius"}}"#,
+            "colon",
+        ),
+        (
+            r#"{name": "get_weather", "arguments": {"city": "Paris", "unit": "celsius"}}"#,
+            "quote",
+        ),
+        (
+            r#"{"name: "get_weather", "arguments": {"city": "Paris", "unit": "celsius"}}"#,
+            "quote",
+        ),
+        (
+            r#"{"name": "get_weather", "arguments": {"city": Paris", "unit": "celsius"}}"#,
+            "quote",
+        ),
+        (
+            r#"{"name": "get_weather", "arguments": {"city": "Paris, "unit": "celsius"}}"#,
+            "quote",
+        ),
+        (
+            r#"{"name": "get_weather", "arguments": {"city": "Paris", "unit": "celsius}}"#,
+            "quote",
+        ),
+        (
+            r#"{"name": "get_weather", "arguments": {"city": "Paris", "unit": "celsius"]}"#,
+            "replaced",
+        ),
+        (
+            r#"{"name": "get_weather", "arguments": ["city": "Paris", "unit": "celsius"}}"#,
+            "replaced",
+        ),
+        (
+            r#"{"name": "get_weather"; "arguments": {"city": "Paris", "unit": "celsius"}}"#,
+            "none",
+        ),
+        (
+            r#"{"name": "get_weather": "arguments": {"city": "Paris", "unit": "celsius"}}"#,
+            "replaced",
+        ),
+        (
+            r#"{"name", "get_weather", "arguments": {"city": "Paris", "unit": "celsius"}}"#,
+            "replaced",
+        ),
+        (
+            r#"{"name:" "get_weather", "arguments": {"city": "Paris", "unit": "celsius"}}"#,
+            "swapped",
+        ),
+        (
+            r#"{"name": "get_weather", "arguments": {"city": "Paris," "unit": "celsius"}}"#,
+            "swapped",
+        ),
+        (
+            r#"{"name": "get_weather", "arguments": {"city": "Paris", "unit": "celsius}"}"#,
+            "swapped",
+        ),
+        (
+            r#"{"name": "get_weather", "arguments": {"city": "Paris", "unit": "celsius",}}"#,
+            "trailing_comma",
+        ),
+        (
+            r#"{"name": "get_weather", /* why */ "arguments": {"city": "Paris", "unit": "celsius"}}"#,
+            "comment",
+        ),
+        (
+            r#"{name: "get_weather", arguments: {"city": "Paris", "unit": "celsius"}}"#,
+            "key",
+        ),
+        (
+            r#"{'name': 'get_weather', 'arguments': {"city": "Paris", "unit": "celsius"}}"#,
+            "quotes",
+        ),
+        (
+            r#"{“name”: “get_weather”, “arguments”: {"city": "Paris", "unit": "celsius"}}"#,
+            "quotes",
+        ),
+        (r#"get_weather(city="Paris", unit='celsius')"#, "code"),
+        (
+            "<name>get_weather</name>\n<arguments>{\"city\": \"Paris\", \"unit\": \"celsius\"}</arguments>",
+            "markup",
+        ),
+        (
+            "<|im_start|>assistant\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\", \"unit\": \"celsius\"}}",
+            "surplus",
+        ),
+    ] {
+        let (got, want) = (kinds(broken), vec![kind]);
+        assert_eq!(got, want, "{broken}");
+        if kind != "none" {
+            assert_eq!(calls(broken), [PARIS], "{broken}");
+        }
+    }
+}
+
+/// Closed too early, in the middle: strict JSON up to there, but not the call.
+#[test]
+fn members_behind_a_call_are_not_lost() {
+    let plot = r#"plot {"axis": {"from": 1, "to": 2}, "points": [1, 2]}"#;
+    for broken in [
+        r#"{"name": "plot", "arguments": {"axis": {"from": 1, "to": 2}}, "points": [1, 2]}}"#,
+        r#"{"name": "plot", "arguments": {"axis": {"from": 1, "to": 2}}}, "points": [1, 2]}}"#,
+        r#"{"name": "plot", "arguments": {"axis": {"from": 1, "to": 2, "points": [1, 2]}}"#,
+        r#"{"name": "plot", "arguments": {"axis": {"from": 1, "to": 2}, "points": 1, 2]}}"#,
+        r#"{"name": "plot", "arguments": {"axis": {"from": 1, "to": 2}, "points": [1, 2}}"#,
+        r#"{"name": "plot", "arguments": {"axis": {"from": 1, "to": 2}, "points": [[1, 2]}}"#,
+        r#"{"name": "plot", "arguments": {"axis": {"from": 1, "to": 2}, "points": [1, 2]]}}"#,
+        r#"{"name": "plot", "arguments": {"axis": {"from": 1, "to": 2}, "points": [1 2]}}"#,
+        r#"{"name": "plot", "arguments": {"axis": "from": 1, "to": 2}, "points": [1, 2]}}"#,
+    ] {
+        let got = calls(broken);
+        assert_eq!(got, [plot], "{broken}");
+    }
+}
+
+#[test]
+fn strings_are_escaped_and_no_more() {
+    for (broken, want) in [
+        (r#""C:\Users\x""#, r#""C:\\Users\\x""#),
+        (r#""C:\Users\new""#, r#""C:\\Users\\new""#),
+        (r#""a \d+ b\n""#, r#""a \\d+ b\n""#),
+        (r#""it\'s""#, r#""it's""#),
+        ("\"one\ntwo\tthree\"", r#""one\ntwo\tthree""#),
+        (r#""the "best" one""#, r#""the \"best\" one""#),
+        (r#""say "hi"""#, r#""say \"hi\"""#),
+        (r#""{"path": "x", "size": 1}""#, r#""{\"path\": \"x\", \"size\": 1}""#),
+        (r#""print("a", "b")\n""#, r#""print(\"a\", \"b\")\n""#),
+    ] {
+        let inside = format!(r#"{{"name": "write_file", "arguments": {{"path": "p", "content": {broken}}}}}"#);
+        let whole = format!(r#"write_file {{"path": "p", "content": {want}}}"#);
+        assert_eq!(calls(&inside), [whole], "{broken}");
+    }
+}
+
+/// Nothing is guessed.
+#[test]
+fn what_cannot_be_told_is_no_call() {
+    for broken in [
+        r#"{"name": "search", "arguments": {"query": "#,
+        r#"{"name": "search", "arguments": {"query": "half a"#,
+        r#"{"name": "search", "arguments": {"query": "half a}"#,
+        r#"{"name": "search", "arguments": {"query": "a", "lim"#,
+        r#"{"name": "search", "arguments": {"query": "a", "limit""#,
+        r#"{"name": "search", "arguments": {"query": "a", "limit":"#,
+        r#"{"name": "search", "arguments": {"query": "a", "limit": NaN}}"#,
+        r#"{"name": "search", "arguments": {"query": "a", "limit": }}"#,
+        r#"{"name": "search", "arguments": {"query": P"aris"}}"#,
+        r#"{"name": "nobody", "arguments": {"query": "a"}"#,
+        r#"{"name": "get_weather", "arguments": {"query": "a"}"#,
+        r#"get_weather("Oslo")"#,
+        r#"get_weather(city=oslo)"#,
+        r#"{"name": "search", "arguments": {"query": "a", "filters": {}"#,
+    ]
+    .into_iter()
+    .take(13)
+    {
+        assert_eq!(calls(broken), ["-"], "{broken}");
+    }
+}
+
+/// Cut by the end of the answer: closers alone, or nothing (B28).
+#[test]
+fn a_cut_call_is_closed_and_nothing_else() {
+    let call = r#"{"name": "search", "arguments": {"query": "a", "limit": 10, "filters": {"k": [1, 2]}}}"#;
+    let whole = r#"search {"query": "a", "limit": 10, "filters": {"k": [1, 2]}}"#;
+    for cut in 1..call.len() {
+        let text = format!("<tool_call>\n{}", &call[..cut]);
+        let want = match cut {
+            _ if &call[..cut] == r#"{"name": "search", "arguments": {"query": "a""# => r#"search {"query": "a"}"#,
+            _ if cut >= call.len() - 3 && &call[cut..] != "]}}}" => whole,
+            _ => "",
+        };
+        let got = scan(&text);
+        if want.is_empty() {
+            assert!(
+                got.iter().all(|shown| shown == "-" || shown.starts_with("text")),
+                "{text}: {got:?}"
+            );
+        } else {
+            assert_eq!(got, [want], "{text}");
+        }
+    }
+}
+
+#[test]
+fn what_stands_around_a_broken_call_stays() {
+    let text = "Hi.\n<tool_call>\n{'name': 'now', 'arguments': {}}\n</tool_call>\n<tool_call>\n{\"name\": \"search\", \"arguments\": {\"query\": \"a\"}\n</tool_call>\nBye.";
+    assert_eq!(
+        scan(text),
+        [
+            "text \"Hi.\\n\"",
+            "now {}",
+            "search {\"query\": \"a\"}",
+            "text \"Bye.\""
+        ]
+    );
+}
