@@ -80,6 +80,43 @@ need_python_sdk() {
     export SLUICE_PYTHON=$TOOLS/venv/bin/python
 }
 
+# What the clients of examples/ need, in folders of their own: SDKs want each other's dependencies in versions that clash.
+CLIENTS=$TOOLS/clients
+
+need_clients() {
+    venv
+    # pip takes minutes for these lists, uv seconds.
+    "$TOOLS/venv/bin/uv" --version > /dev/null 2>&1 \
+        || "$TOOLS/venv/bin/python" -m pip install -q --disable-pip-version-check uv==0.13.9
+    python_clients python requirements.txt
+    python_clients llamaindex requirements-llamaindex.txt
+    need_node
+    local list=examples/clients/package.json
+    if ! cmp -s "$list" "$CLIENTS/node/installed.json"; then
+        say "install the Node clients of examples/clients"
+        mkdir -p "$CLIENTS/node"
+        cp "$list" "$CLIENTS/node/package.json"
+        npm install --prefix "$CLIENTS/node" --silent --no-audit --no-fund --no-package-lock
+        cp "$list" "$CLIENTS/node/installed.json"
+    fi
+}
+
+# python_clients ENVIRONMENT LIST: a virtual environment with all of the list, which is complete.
+python_clients() {
+    local where=$CLIENTS/$1 list=examples/clients/$2
+    if cmp -s "$list" "$where/installed.txt"; then return; fi
+    say "install the Python clients of $list"
+    "$TOOLS/venv/bin/uv" venv -q --clear --python "$TOOLS/venv/bin/python" "$where"
+    "$TOOLS/venv/bin/uv" pip install -q --python "$where/bin/python" --no-deps -r "$list"
+    cp "$list" "$where/installed.txt"
+}
+
+need_node() {
+    packages_for 'node --version && npm --version' nodejs npm
+    node -e 'process.exit(process.versions.node.split(".")[0] < 20 ? 1 : 0)' \
+        || stop "node $(node --version) is too old for the Node clients: they want 20 or newer."
+}
+
 # The fixtures that several test rooms read: a folder beside the checkout, never part of it.
 need_shared() {
     export SLUICE_SHARED=${SLUICE_SHARED:-$(dirname "$PWD")/shared}

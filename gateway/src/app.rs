@@ -26,23 +26,25 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_rustls::TlsAcceptor;
 use tower::ServiceBuilder;
 
 use self::beside::{Beside, Start};
 use self::drain::Drain;
-use crate::config::{Config, ConfigError, Live, Source, TlsConfig};
+use crate::config::{Config, ConfigError, Live, Source};
 use crate::downstream::cors::Cors;
 use crate::downstream::endpoints::Endpoints;
 use crate::downstream::layers::admit::Admit;
 use crate::downstream::layers::auth::Auth;
 use crate::downstream::layers::body::{BodyLimits, ReadBody};
+use crate::downstream::layers::gate::Gate;
 use crate::downstream::layers::guard::Guard;
 use crate::downstream::layers::trace::{HeadLimits, Trace};
 use crate::downstream::listener::{ConnectionLimits, Listener, Serve};
+use crate::downstream::tls::{Certificate, TlsError};
 use crate::flow::Flow;
-use crate::flow::account::{Books, Refusals};
+use crate::flow::account::Books;
 use crate::flow::call::Buffers;
+use crate::flow::refusal::Refusals;
 use crate::flow::registry::Registry;
 use crate::flow::tool_sets::ToolSets;
 use crate::keys::{KeyFileError, KeyRing};
@@ -97,8 +99,8 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// Certificate and key.
-    #[error("TLS: {0}")]
-    Tls(String),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 /// Serves until told to end. Returns only if it can't start: the drain ends the process.
@@ -111,12 +113,15 @@ pub fn run(source: Source, config: Config) -> Result<(), StartError> {
     make_private(&state_folder)?;
     is_free(config.server.listen)?;
     let admin = config.admin.enabled.then(|| bind(config.admin.listen)).transpose()?;
-    let tls = config
+    let certificate = config
         .server
         .tls
         .enabled
-        .then(|| acceptor(&config.server.tls, config.server.http2))
+        .then(|| Certificate::read(&config.server.tls))
         .transpose()?;
+    let tls = certificate
+        .as_ref()
+        .map(|certificate| certificate.acceptor(config.server.http2));
     let opened = KeyRing::open(&config.auth, &state_folder, env)?;
     let books = Books {
         recorder: if config.records.enabled {
@@ -166,17 +171,20 @@ pub fn run(source: Source, config: Config) -> Result<(), StartError> {
     let server_conf = server_conf(&config);
     let listen = config.server.listen;
     let live = Arc::new(Live::new(source, config));
+    let refusals = Refusals::new(flow.books.clone());
     let app = Listener::new(
-        service(&live, &flow, &keys, &draining),
+        service(&live, &flow, &keys, &refusals, &draining),
         tls,
         connection_limits(&live),
         connections,
+        refusals,
     );
     let beside = Beside {
         live,
         flow,
         draining,
         keys,
+        certificate,
         start: Mutex::new(Some(start)),
         drain: Mutex::new(Some(drain)),
         admin: Mutex::new(admin),
@@ -227,7 +235,13 @@ impl ShutdownSignalWatch for Signals {
 }
 
 /// The layers around the endpoints.
-fn service(live: &Arc<Live>, flow: &Arc<Flow>, keys: &Arc<KeyRing>, draining: &Arc<AtomicBool>) -> impl Serve {
+fn service(
+    live: &Arc<Live>,
+    flow: &Arc<Flow>,
+    keys: &Arc<KeyRing>,
+    refusals: &Refusals,
+    draining: &Arc<AtomicBool>,
+) -> impl Serve {
     let (head, cors, body) = (live.clone(), live.clone(), live.clone());
     ServiceBuilder::new()
         .layer(Trace {
@@ -239,13 +253,13 @@ fn service(live: &Arc<Live>, flow: &Arc<Flow>, keys: &Arc<KeyRing>, draining: &A
                 }
             }),
             cors: Arc::new(move || Arc::new(Cors::new(&cors.get().server.cors_origins))),
-            refusals: Refusals(flow.books.clone()),
+            refusals: refusals.clone(),
         })
         .layer(Guard)
-        .layer(Auth { keys: keys.clone() })
-        .layer(Admit {
+        .layer(Gate(Auth { keys: keys.clone() }))
+        .layer(Gate(Admit {
             registry: flow.registry.clone(),
-        })
+        }))
         .layer(ReadBody {
             buffers: Buffers::new(live.get().limits.buffered()),
             limits: Arc::new(move || {
@@ -330,24 +344,4 @@ fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
         }
         _ => StartError::Listen { address, source },
     })
-}
-
-fn acceptor(config: &TlsConfig, http2: bool) -> Result<TlsAcceptor, StartError> {
-    use rustls::pki_types::pem::PemObject;
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-    let wrong = |path: &Path, error: &dyn std::fmt::Display| StartError::Tls(format!("{}: {error}", path.display()));
-    let chain = CertificateDer::pem_file_iter(&config.cert)
-        .and_then(|certificates| certificates.collect::<Result<Vec<_>, _>>())
-        .map_err(|error| wrong(&config.cert, &error))?;
-    let key = PrivateKeyDer::from_pem_file(&config.key).map_err(|error| wrong(&config.key, &error))?;
-    let mut tls = rustls::ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(|error| wrong(&config.cert, &error))?;
-    tls.alpn_protocols = if http2 {
-        vec![b"h2".to_vec(), b"http/1.1".to_vec()]
-    } else {
-        vec![b"http/1.1".to_vec()]
-    };
-    Ok(TlsAcceptor::from(Arc::new(tls)))
 }

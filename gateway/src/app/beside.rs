@@ -4,6 +4,7 @@
 use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,11 +18,12 @@ use crate::admin::{self, AdminState};
 use crate::config::live::on_hangup;
 use crate::config::{Live, Watch};
 use crate::downstream::endpoints;
+use crate::downstream::tls::Certificate;
 use crate::flow::Flow;
 use crate::keys::KeyRing;
 use crate::supervisor::{self, ReplicaSpec, ReplicaState, Settings, StartSimulation, Supervisor};
-use crate::upstream::replica::{Address, Readiness};
-use crate::upstream::{Backend, Replica, probe};
+use crate::upstream::replica::Readiness;
+use crate::upstream::{Address, Backend, Replica, probe};
 
 /// Where `vllm serve` listens if nothing is said.
 const USUAL_VLLM: &str = "127.0.0.1:8000";
@@ -42,6 +44,8 @@ pub struct Beside {
     pub draining: Arc<AtomicBool>,
     /// The accepted keys.
     pub keys: Arc<KeyRing>,
+    /// The clients' listener's, if it speaks TLS.
+    pub certificate: Option<Arc<Certificate>>,
     /// For the supervisor; taken once.
     pub start: Mutex<Option<Start>>,
     /// For the end; taken once.
@@ -134,14 +138,20 @@ impl Beside {
         }
     }
 
-    /// The file and the keys, on change and on SIGHUP.
+    /// The file, the keys and the certificate, on change and on SIGHUP.
     fn reload_on_change(&self) -> Option<Watch> {
         let reload = {
             let (live, flow, keys) = (self.live.clone(), self.flow.clone(), self.keys.clone());
+            let certificate = self.certificate.clone();
             move || {
                 live.reload();
                 if let Err(error) = keys.reload() {
                     tracing::error!(%error, "the keys stay as they were");
+                }
+                match certificate.as_ref().map(|certificate| certificate.reload()) {
+                    Some(Ok(true)) => tracing::info!("new connections get the new certificate"),
+                    Some(Err(error)) => tracing::error!(%error, "the certificate stays as it was"),
+                    Some(Ok(false)) | None => {}
                 }
                 let config = live.get();
                 flow.config.store(Arc::new(build::flow(&config)));
@@ -152,9 +162,14 @@ impl Beside {
             .live
             .source()
             .file()
-            .map(std::path::Path::to_path_buf)
+            .map(Path::to_path_buf)
             .into_iter()
-            .chain([self.keys.path().to_path_buf()]);
+            .chain([self.keys.path().to_path_buf()])
+            .chain(
+                self.certificate
+                    .iter()
+                    .flat_map(|certificate| certificate.files().map(Path::to_path_buf)),
+            );
         let hangup = reload.clone();
         tokio::spawn(async move {
             if let Err(error) = on_hangup(hangup).await {
@@ -206,11 +221,10 @@ async fn follow(
         let state = states.borrow_and_update().clone();
         match &state {
             ReplicaState::Ready { url, models, .. } => {
-                let address = Address::from_url(url);
-                if address.is_none() {
-                    tracing::error!(replica = %replica.name, url, "not a URL that requests can be sent to");
-                }
-                replica.moved_to(address);
+                let address = Address::from_url(url).inspect_err(
+                    |error| tracing::error!(replica = %replica.name, url, %error, "requests can't be sent there"),
+                );
+                replica.moved_to(address.ok());
                 learn(&backend, &replica, models).await;
                 let before = replica.set_readiness(Readiness::Ready);
                 if before != Readiness::Ready {

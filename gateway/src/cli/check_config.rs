@@ -7,7 +7,8 @@ use crate::config::{Config, Overrides};
 
 /// Check a configuration file
 ///
-/// Says everything that is wrong with it, with line, key and remedy, and changes nothing.
+/// Says what is wrong with it, with line, key and remedy, and changes nothing. A file that can't be read as it stands (syntax, an
+/// unknown key, a value of the wrong kind) is told at its first fault, what can't work together all at once.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -92,7 +92,8 @@ impl ServerConfig {
 pub struct TlsConfig {
     /// Default false. Needs a restart.
     pub enabled: bool,
-    /// PEM file with the certificate chain, the server's own first.
+    /// PEM file with the certificate chain, the server's own first. Another path needs a restart; a renewed file is taken over at
+    /// a reload.
     pub cert: PathBuf,
     /// PEM file with the private key (PKCS#8, PKCS#1 or SEC1). Danger: readable for the gateway's user only.
     pub key: PathBuf,

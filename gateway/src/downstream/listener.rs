@@ -21,13 +21,15 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 use tower::Service;
 
 use super::transport::Transport;
 use crate::flow::gate::Gated;
+use crate::flow::ids;
+use crate::flow::refusal::Refusals;
 use crate::flow::registry::HangUp;
 use crate::flow::reply::Reply;
 
@@ -86,21 +88,24 @@ pub struct Listener<S> {
     tls: Option<TlsAcceptor>,
     limits: Arc<dyn Fn() -> ConnectionLimits + Send + Sync>,
     open: Arc<AtomicUsize>,
+    refusals: Refusals,
 }
 
 impl<S: Serve> Listener<S> {
-    /// `open` counts connections; the drain waits for it.
+    /// `open` counts connections; the drain waits for it. `refusals` are of requests that no service gets to see.
     pub fn new(
         service: S,
         tls: Option<TlsAcceptor>,
         limits: Arc<dyn Fn() -> ConnectionLimits + Send + Sync>,
         open: Arc<AtomicUsize>,
+        refusals: Refusals,
     ) -> Self {
         Listener {
             service,
             tls,
             limits,
             open,
+            refusals,
         }
     }
 
@@ -130,7 +135,11 @@ impl<S: Serve> Listener<S> {
         limits: ConnectionLimits,
         shutdown: &ShutdownWatch,
     ) {
-        let Ok(Ok(stream)) = tokio::time::timeout(limits.header_time, acceptor.accept(stream)).await else {
+        let accepted = tokio::select! {
+            accepted = tokio::time::timeout(limits.header_time, acceptor.accept(stream)) => accepted,
+            () = draining(shutdown) => return,
+        };
+        let Ok(Ok(stream)) = accepted else {
             return; // not TLS, no common version, or too slow: nobody to tell
         };
         let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
@@ -178,11 +187,24 @@ impl<S: Serve> Listener<S> {
                 (&mut connection).await
             }
         };
-        if let Err(error) = outcome
-            && error.is_timeout()
-        {
-            say_head_timeout(connection.into_parts().io.into_inner(), limits).await;
+        let Err(error) = outcome else { return };
+        let transport = connection.into_parts().io.into_inner();
+        if error.is_timeout() {
+            // A connection that was only idle began no request.
+            if transport.is_unanswered() {
+                let fault = head_timeout(limits);
+                self.refused(&fault);
+                say_timeout(transport, &fault).await;
+            }
+        } else if error.is_parse() && !transport.is_unanswered() {
+            // hyper has answered it.
+            self.refused(&unread(&error));
         }
+    }
+
+    /// A head that is no request: it has no id and no route.
+    fn refused(&self, fault: &Fault) {
+        self.refusals.refused(&ids::request_id(), Instant::now(), None, fault);
     }
 
     async fn h2<T>(&self, transport: Transport<T>, peer: Peer, limits: ConnectionLimits, shutdown: &ShutdownWatch)
@@ -272,19 +294,29 @@ async fn sniff(stream: &mut Stream) -> std::io::Result<(Bytes, bool)> {
     }
 }
 
-/// A head that did not arrive in time, where the client had begun one.
-async fn say_head_timeout<T>(mut transport: Transport<T>, limits: ConnectionLimits)
-where
-    T: AsyncRead + AsyncWrite + Unpin,
-{
-    if !transport.is_unanswered() {
-        return;
-    }
+/// A head that did not arrive in time.
+fn head_timeout(limits: ConnectionLimits) -> Fault {
     let message = format!(
         "The request's head did not arrive in time (limit header_time, {:?}).",
         limits.header_time
     );
-    let body = Fault::new(FaultKind::BodyTimeout, message).body(ErrorShape::OpenAi);
+    Fault::new(FaultKind::BodyTimeout, message)
+}
+
+/// What hyper answers by itself, with an empty body: a head far beyond the limits, or none that is HTTP.
+fn unread(error: &hyper::Error) -> Fault {
+    if error.is_parse_too_large() {
+        return Fault::new(FaultKind::HeadersTooLarge, "The request's head is far too large.");
+    }
+    Fault::new(FaultKind::BadRequest, "This is no HTTP request.")
+}
+
+/// The last answer of a connection.
+async fn say_timeout<T>(mut transport: Transport<T>, fault: &Fault)
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let body = fault.body(ErrorShape::OpenAi);
     let head = format!(
         "HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
         body.len()

@@ -5,6 +5,8 @@
 
 // One connection.
 pub mod listener;
+// Its TLS.
+pub mod tls;
 // The client's byte stream.
 pub mod transport;
 // Request policy.

@@ -5,12 +5,10 @@
 
 use jiff::Timestamp;
 use sluice_policy::meter::Meter;
-use sluice_policy::protocol::ask::Endpoint;
 use sluice_policy::protocol::fault::{Fault, FaultKind};
 use sluice_policy::route::session::SessionKey;
 use sluice_policy::turn::{Facts, Judged};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::attempt::{Live, Tried};
@@ -57,6 +55,7 @@ pub struct Account {
     judged: Vec<Judged>,
     /// Only a first attempt says how fast an engine is.
     first_attempt: bool,
+    kept: Kept,
     /// The gauge of running requests.
     _in_flight: Option<InFlight>,
 }
@@ -68,10 +67,18 @@ enum End {
     Failed,
 }
 
+/// Whether a record becomes a row. The metrics count it either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    /// A row, if the writer's queue has room.
+    Row,
+    /// Counted as shed.
+    Shed,
+}
+
 impl Account {
-    /// Of a request that a backend was found for.
-    pub fn open(books: Books, claim: &Claim, id: &str, accepted: Instant, endpoint: &Endpoint, key_name: &str) -> Self {
-        claim.0.taken.store(true, Ordering::Relaxed);
+    /// Of a request: nothing is known yet of what becomes of it.
+    pub fn open(books: Books, id: &str, accepted: Instant, endpoint: &'static str, key_name: &str) -> Self {
         let started = Timestamp::now()
             .checked_sub(accepted.elapsed())
             .unwrap_or(Timestamp::UNIX_EPOCH);
@@ -79,7 +86,7 @@ impl Account {
             id: id.to_owned(),
             started,
             key_name: key_name.to_owned(),
-            endpoint: endpoint.as_str(),
+            endpoint,
             ..Record::default()
         };
         Account {
@@ -92,8 +99,14 @@ impl Account {
             has_token: false,
             judged: Vec::new(),
             first_attempt: false,
+            kept: Kept::Row,
             _in_flight: None,
         }
+    }
+
+    /// Its record is counted, and not written.
+    pub fn shed(&mut self) {
+        self.kept = Kept::Shed;
     }
 
     /// For whoever makes the attempts.
@@ -277,84 +290,9 @@ impl Drop for Account {
             );
         }
         self.books.metrics.observe(&record);
-        self.books.recorder.submit(record);
-    }
-}
-
-/// Records of requests that end before the flow has them.
-#[derive(Clone)]
-pub struct Refusals(pub Books);
-
-impl Refusals {
-    /// One for each request; the flow claims it with [`Account::open`].
-    pub fn expect(&self, id: &Arc<str>, accepted: Instant, endpoint: &Endpoint) -> (Refusal, Claim) {
-        let claim = Claim::default();
-        let refusal = Refusal {
-            books: self.0.clone(),
-            id: id.clone(),
-            accepted,
-            endpoint: endpoint.clone(),
-            claim: claim.clone(),
-        };
-        (refusal, claim)
-    }
-}
-
-/// Taken by whoever accounts for the request.
-#[derive(Clone, Default)]
-pub struct Claim(Arc<Claimed>);
-
-#[derive(Default)]
-struct Claimed {
-    taken: AtomicBool,
-    key_name: OnceLock<Arc<str>>,
-}
-
-impl Claim {
-    /// Whose key it is, as soon as that is known: also what is refused later has a name.
-    pub fn of_key(&self, name: &Arc<str>) {
-        let _ = self.0.key_name.set(name.clone());
-    }
-}
-
-/// A request that nobody has claimed yet. Dropped unclaimed, it was cancelled: the client left on the way.
-pub struct Refusal {
-    books: Books,
-    id: Arc<str>,
-    accepted: Instant,
-    endpoint: Endpoint,
-    claim: Claim,
-}
-
-impl Refusal {
-    /// Answered without the flow: no record.
-    pub fn answered(self) {
-        self.claim.0.taken.store(true, Ordering::Relaxed);
-    }
-
-    /// Refused: a record, unless the flow made one.
-    pub fn refused(self, fault: &Fault) {
-        if !self.claim.0.taken.load(Ordering::Relaxed) {
-            self.account().refused(fault);
-        }
-    }
-
-    fn account(&self) -> Account {
-        Account::open(
-            self.books.clone(),
-            &self.claim,
-            &self.id,
-            self.accepted,
-            &self.endpoint,
-            self.claim.0.key_name.get().map_or("", |name| name),
-        )
-    }
-}
-
-impl Drop for Refusal {
-    fn drop(&mut self) {
-        if !self.claim.0.taken.load(Ordering::Relaxed) {
-            drop(self.account());
+        match self.kept {
+            Kept::Row => self.books.recorder.submit(record),
+            Kept::Shed => self.books.recorder.shed(),
         }
     }
 }

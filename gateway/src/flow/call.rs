@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use super::account::Claim;
+use super::refusal::Claim;
 use super::registry::Permit;
 use crate::keys::KeyId;
 

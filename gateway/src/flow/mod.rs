@@ -27,6 +27,8 @@ pub mod gate;
 pub mod reply;
 // What one request will have been.
 pub mod account;
+// The same of what ends before the flow has it.
+pub mod refusal;
 // What runs in this process.
 pub mod registry;
 // Ids of requests.
@@ -115,13 +117,13 @@ impl Flow {
     pub async fn run(self: &Arc<Self>, call: Call<Bytes>) -> Result<Reply, Fault> {
         let config = self.config.load();
         let key_name = call.key_name();
+        call.claim.take();
         // A box: it has a kilobyte, and goes through all of the futures below.
         let mut account = Box::new(Account::open(
             self.books.clone(),
-            &call.claim,
             &call.id,
             call.accepted,
-            &call.endpoint,
+            call.endpoint.as_str(),
             &key_name,
         ));
         account.asked(false, call.body.len());

@@ -57,7 +57,7 @@ impl Secret {
         let key = &self.0;
         format!(
             "\nThere was no key, so one was made. It is shown this once; only its hash is kept:\n\n    {key}\n\nTry it:\n\n    \
-             curl {scheme}://{host}/v1/chat/completions \\\n      -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\\n      \
+             curl -N {scheme}://{host}/v1/chat/completions \\\n      -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\\n      \
              -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Say hello\"}}],\"stream\":true}}'\n"
         )
     }

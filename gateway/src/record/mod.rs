@@ -282,6 +282,13 @@ impl Recorder {
         }
     }
 
+    /// Counts a row that its maker decided not to keep.
+    pub fn shed(&self) {
+        if let Some(writer) = &self.writer {
+            writer.shed();
+        }
+    }
+
     /// Waits until everything that was submitted before is on disk, at most `limit`; `false` if it isn't by then. Blocks
     /// the thread: call it from `spawn_blocking`, or when the runtime is gone.
     pub fn flush(&self, limit: Duration) -> bool {
@@ -313,7 +320,8 @@ impl std::fmt::Debug for Recorder {
 pub struct Counts {
     /// Rows on disk.
     pub written: u64,
-    /// Rows that were not kept: the queue was full, or the database could not take them before the end.
+    /// Rows that were not kept: the queue was full, the database could not take them before the end, or too many came from
+    /// requests without a key.
     pub shed: u64,
     /// Rows in the queue now.
     pub queued: u64,

@@ -59,13 +59,18 @@ impl Writer {
         Ok(Self { shared, path })
     }
 
+    /// Counts a row that is not kept.
+    pub(super) fn shed(&self) {
+        self.shared.shed.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) fn submit(&self, record: Record) {
         // Boxed outside the lock: the queue moves pointers, and costs nothing while it is empty.
         let row = Box::new(record);
         let mut queue = self.shared.lock();
         if queue.rows.len() >= self.shared.queue_rows || queue.ended {
             drop(queue);
-            self.shared.shed.fetch_add(1, Ordering::Relaxed);
+            self.shed();
             return;
         }
         queue.rows.push_back(row);

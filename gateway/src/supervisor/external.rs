@@ -4,8 +4,9 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::probe::{self, Found, ProbeError, Target};
+use super::probe::{self, Found, ProbeError};
 use super::{ExternalConfig, ReplicaSpec, ReplicaState, Wanted};
+use crate::upstream::Address;
 
 /// A ready replica is called unreachable after so many failed looks in a row. An answer that is only slow is none: the front end
 /// of a busy engine may need seconds, and whether an engine hangs is judged by its progress, elsewhere.
@@ -18,8 +19,8 @@ pub(super) async fn watch(
     mut wants: watch::Receiver<Wanted>,
     tell: watch::Sender<ReplicaState>,
 ) {
-    let target = match Target::parse(&config.url) {
-        Ok(target) => target,
+    let address = match Address::from_url(&config.url) {
+        Ok(address) => address,
         Err(error) => {
             tracing::error!(replica = spec.name, %error, "this replica can't be used");
             tell.send_replace(ReplicaState::Unreachable {
@@ -50,10 +51,10 @@ pub(super) async fn watch(
                 tokio::select! {
                     biased;
                     changed = wants.changed() => if changed.is_err() { return },
-                    seen = probe::look(&target, &spec.model, spec.key.value()) => {
+                    seen = probe::look(&address, &spec.model, spec.key.value()) => {
                         let slow = matches!(seen, Err(ProbeError::Slow(_)));
                         failed = match &seen { Ok(_) => 0, Err(_) if slow => failed, Err(_) => failed + 1 };
-                        judge(&spec.name, &target, seen, failed, &tell);
+                        judge(&spec.name, &address, seen, failed, &tell);
                         tokio::select! { _ = wants.wait_for(|wanted| *wanted != Wanted::Run) => {} () = sleep(pause) => {} }
                     }
                 }
@@ -65,7 +66,7 @@ pub(super) async fn watch(
 /// One look's consequence. A first failure of a ready replica changes nothing yet.
 fn judge(
     name: &str,
-    target: &Target,
+    address: &Address,
     seen: Result<Found, ProbeError>,
     failed: u32,
     tell: &watch::Sender<ReplicaState>,
@@ -75,7 +76,7 @@ fn judge(
         (ReplicaState::Ready { version, models, .. }, Ok(found))
             if version == found.version && models == found.models => {}
         (_, Ok(found)) => {
-            let url = target.url();
+            let url = address.url();
             tracing::info!(replica = name, url, version = found.version, models = ?found.models, "replica is ready");
             tell.send_replace(ReplicaState::Ready {
                 since: Timestamp::now(),
@@ -130,7 +131,7 @@ mod tests {
 
     #[test]
     fn one_failed_look_of_three_changes_nothing() {
-        let target = Target::loopback(8000);
+        let address = Address::loopback(8000);
         let (tell, state) = watch::channel(ReplicaState::Starting {
             since: Timestamp::UNIX_EPOCH,
         });
@@ -138,7 +139,7 @@ mod tests {
             looks
                 .into_iter()
                 .map(|(seen, failed)| {
-                    judge("a", &target, seen, failed, &tell);
+                    judge("a", &address, seen, failed, &tell);
                     state.borrow().name()
                 })
                 .collect()
@@ -159,12 +160,12 @@ mod tests {
 
     #[test]
     fn one_that_never_came_is_unreachable_with_the_reason() {
-        let target = Target::loopback(8000);
+        let address = Address::loopback(8000);
         let (tell, state) = watch::channel(ReplicaState::Starting {
             since: Timestamp::UNIX_EPOCH,
         });
         for failed in 1..=3 {
-            judge("a", &target, gone(), failed, &tell);
+            judge("a", &address, gone(), failed, &tell);
         }
         let ReplicaState::Unreachable { why, .. } = state.borrow().clone() else {
             panic!("{state:?}")

@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-use super::probe::{self, Target};
+use super::probe;
 use super::procfs;
+use crate::upstream::Address;
 
 /// The process that listens on a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +79,7 @@ pub fn busy_port_message(port: u16, holder: Option<&Holder>, vllm_port: u16) -> 
     } else if holder.is_vllm() {
         format!("start that vLLM anew with --host 127.0.0.1 --port {vllm_port} instead of {port}")
     } else {
-        return format!("{held}\nEnd it, or give Sluice another address in [server] listen.");
+        return format!("{held}\nEnd it, or give Sluice another address: --listen, or [server] listen.");
     };
     format!(
         "{held}\nTwo steps put Sluice in front of it, and no client has to change:\n  1. {move_it}\n  \
@@ -89,9 +90,9 @@ pub fn busy_port_message(port: u16, holder: Option<&Holder>, vllm_port: u16) -> 
 /// The version of a vLLM that answers at `address` (`host:port`); none if nobody does, or something else. Takes 5 s at most for
 /// each of two looks, and a few milliseconds where nobody listens.
 pub async fn vllm_at(address: &str) -> Option<String> {
-    let target = Target::parse(&format!("http://{address}")).ok()?;
-    let version = probe::version(&target).await?;
-    probe::health(&target).await.then_some(version)
+    let address = Address::from_url(&format!("http://{address}")).ok()?;
+    let version = probe::version(&address).await?;
+    probe::health(&address).await.then_some(version)
 }
 
 /// The one line that uses a vLLM that [`vllm_at`] found.

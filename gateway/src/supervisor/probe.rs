@@ -6,13 +6,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Request;
 use http::header::{AUTHORIZATION, CONNECTION, HOST, HeaderValue};
-use http::{Request, Uri};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use crate::upstream::Address;
 
 /// Of one answer.
 const BODY_BYTES_MAX: usize = 64 << 10;
@@ -21,21 +22,9 @@ const VERSION_CHARS_MAX: usize = 40;
 /// Of one look, from connecting to the answer's end. A busy engine's front end may need seconds for `/health`.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where a vLLM listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Target {
-    host: String,
-    port: u16,
-    /// What stands between the authority and a route, such as `/vllm`; mostly empty.
-    prefix: String,
-}
-
 /// Why a look found nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ProbeError {
-    /// The URL can't be used.
-    #[error("{0:?} is no URL of the form http://host:port")]
-    Url(String),
     /// Nobody listens, or the connection broke.
     #[error("{path}: {problem}")]
     Connection { path: &'static str, problem: String },
@@ -69,57 +58,10 @@ pub(super) struct Found {
     pub(super) models: Vec<String>,
 }
 
-impl Target {
-    pub(super) fn parse(url: &str) -> Result<Target, ProbeError> {
-        let wrong = || ProbeError::Url(url.to_owned());
-        let uri: Uri = url.parse().map_err(|_| wrong())?;
-        if uri.scheme_str() != Some("http") || uri.query().is_some() {
-            return Err(wrong());
-        }
-        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(wrong)?;
-        // Uri leaves a port that is no number unnoticed
-        let port = match uri
-            .authority()
-            .and_then(|authority| authority.as_str().strip_prefix(host))
-        {
-            Some("") => 80,
-            Some(rest) => rest
-                .strip_prefix(':')
-                .and_then(|port| port.parse().ok())
-                .ok_or_else(wrong)?,
-            None => return Err(wrong()), // a user name stands before it
-        };
-        let prefix = uri.path().trim_end_matches('/').to_owned();
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        Ok(Target { host, port, prefix })
-    }
-
-    pub(super) fn loopback(port: u16) -> Target {
-        Target {
-            host: "127.0.0.1".to_owned(),
-            port,
-            prefix: String::new(),
-        }
-    }
-
-    /// The URL without a path of its own, as the rest of the gateway uses it.
-    pub(super) fn url(&self) -> String {
-        format!("http://{}{}", self.authority(), self.prefix)
-    }
-
-    fn authority(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
-    }
-}
-
-/// Looks once whether a vLLM is ready at `target` and lists `model` (any, if empty).
-pub(super) async fn look(target: &Target, model: &str, key: Option<&str>) -> Result<Found, ProbeError> {
-    expect_ok(target, "/health", None).await?;
-    let models = ids(&expect_ok(target, "/v1/models", key).await?)?;
+/// Looks once whether a vLLM is ready at `address` and lists `model` (any, if empty).
+pub(super) async fn look(address: &Address, model: &str, key: Option<&str>) -> Result<Found, ProbeError> {
+    expect_ok(address, "/health", None).await?;
+    let models = ids(&expect_ok(address, "/v1/models", key).await?)?;
     if !model.is_empty() && !models.iter().any(|id| id == model) {
         let found = if models.is_empty() {
             "nothing".to_owned()
@@ -132,19 +74,19 @@ pub(super) async fn look(target: &Target, model: &str, key: Option<&str>) -> Res
         });
     }
     Ok(Found {
-        version: version(target).await,
+        version: version(address).await,
         models,
     })
 }
 
 /// What `/version` says, if it is a vLLM's answer. (Another Sluice gives its name too.)
-pub(super) async fn version(target: &Target) -> Option<String> {
+pub(super) async fn version(address: &Address) -> Option<String> {
     #[derive(Deserialize)]
     struct Version {
         version: String,
         name: Option<String>,
     }
-    let body = expect_ok(target, "/version", None).await.ok()?;
+    let body = expect_ok(address, "/version", None).await.ok()?;
     let said = serde_json::from_slice::<Version>(&body)
         .ok()
         .filter(|said| said.name.is_none())?;
@@ -152,8 +94,8 @@ pub(super) async fn version(target: &Target) -> Option<String> {
 }
 
 /// Whether `/health` says 200.
-pub(super) async fn health(target: &Target) -> bool {
-    expect_ok(target, "/health", None).await.is_ok()
+pub(super) async fn health(address: &Address) -> bool {
+    expect_ok(address, "/health", None).await.is_ok()
 }
 
 fn ids(body: &[u8]) -> Result<Vec<String>, ProbeError> {
@@ -169,8 +111,8 @@ fn ids(body: &[u8]) -> Result<Vec<String>, ProbeError> {
     Ok(models.data.into_iter().map(|model| model.id).collect())
 }
 
-async fn expect_ok(target: &Target, path: &'static str, key: Option<&str>) -> Result<Bytes, ProbeError> {
-    match timeout(LOOK_TIMEOUT, get(target, path, key)).await {
+async fn expect_ok(address: &Address, path: &'static str, key: Option<&str>) -> Result<Bytes, ProbeError> {
+    match timeout(LOOK_TIMEOUT, get(address, path, key)).await {
         Ok(Ok((200, body))) => Ok(body),
         Ok(Ok((status, _))) => Err(ProbeError::Status { path, status }),
         Ok(Err(problem)) => Err(ProbeError::Connection { path, problem }),
@@ -179,15 +121,13 @@ async fn expect_ok(target: &Target, path: &'static str, key: Option<&str>) -> Re
 }
 
 /// One GET. The connection lives as long as this future: dropped, it is closed.
-async fn get(target: &Target, path: &str, key: Option<&str>) -> Result<(u16, Bytes), String> {
-    let stream = TcpStream::connect((target.host.as_str(), target.port))
-        .await
-        .map_err(|error| error.to_string())?;
+async fn get(address: &Address, path: &str, key: Option<&str>) -> Result<(u16, Bytes), String> {
+    let stream = address.connect().await.map_err(|error| error.to_string())?;
     let (mut client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| error.to_string())?;
-    let mut request = Request::get(format!("{}{path}", target.prefix))
-        .header(HOST, target.authority())
+    let mut request = Request::get(path)
+        .header(HOST, address.host_header())
         .header(CONNECTION, "close");
     if let Some(key) = key {
         let mut value = HeaderValue::from_str(&format!("Bearer {key}"))
@@ -222,7 +162,7 @@ mod tests {
     /// Answers each request by its path; returns what it was asked.
     async fn server(
         answers: &[(&'static str, &'static str)],
-    ) -> (Target, tokio::sync::mpsc::UnboundedReceiver<String>) {
+    ) -> (Address, tokio::sync::mpsc::UnboundedReceiver<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (tell, asked) = tokio::sync::mpsc::unbounded_channel();
@@ -243,7 +183,7 @@ mod tests {
                 tell.send(head).unwrap();
             }
         });
-        (Target::loopback(port), asked)
+        (Address::loopback(port), asked)
     }
 
     const MODELS: &str =
@@ -252,13 +192,13 @@ mod tests {
     #[tokio::test]
     async fn a_ready_vllm_is_found_with_its_version_and_only_v1_gets_the_key() {
         let version = "200 OK\r\n\r\n{\"version\":\"0.32.0\"}";
-        let (target, mut asked) = server(&[
+        let (address, mut asked) = server(&[
             ("/health", "200 OK\r\n\r\n"),
             ("/v1/models", MODELS),
             ("/version", version),
         ])
         .await;
-        let found = look(&target, "b", Some("sk-1")).await.unwrap();
+        let found = look(&address, "b", Some("sk-1")).await.unwrap();
         assert_eq!(
             found,
             Found {
@@ -275,18 +215,18 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_not_ready_says_why() {
-        let (target, _asked) = server(&[("/health", "200 OK\r\n\r\n"), ("/v1/models", MODELS)]).await;
+        let (address, _asked) = server(&[("/health", "200 OK\r\n\r\n"), ("/v1/models", MODELS)]).await;
         assert_eq!(
-            look(&target, "", None).await.unwrap().version,
+            look(&address, "", None).await.unwrap().version,
             None,
             "no /version is no fault"
         );
-        let error = look(&target, "c", None).await.unwrap_err().to_string();
+        let error = look(&address, "c", None).await.unwrap_err().to_string();
         assert_eq!(error, "/v1/models lists `a`, `b`, not `c`");
 
-        let (target, _asked) = server(&[("/health", "503 Service Unavailable\r\n\r\n")]).await;
+        let (address, _asked) = server(&[("/health", "503 Service Unavailable\r\n\r\n")]).await;
         assert_eq!(
-            look(&target, "a", None).await,
+            look(&address, "a", None).await,
             Err(ProbeError::Status {
                 path: "/health",
                 status: 503
@@ -294,12 +234,12 @@ mod tests {
         );
 
         let refused = "401 Unauthorized\r\n\r\n{\"error\":\"Unauthorized\"}";
-        let (target, _asked) = server(&[("/health", "200 OK\r\n\r\n"), ("/v1/models", refused)]).await;
-        let error = look(&target, "a", None).await.unwrap_err().to_string();
+        let (address, _asked) = server(&[("/health", "200 OK\r\n\r\n"), ("/v1/models", refused)]).await;
+        let error = look(&address, "a", None).await.unwrap_err().to_string();
         assert!(error.contains("401") && error.contains("key_env"), "{error}");
 
-        let (target, _asked) = server(&[("/health", "200 OK\r\n\r\n"), ("/v1/models", "200 OK\r\n\r\n<html>")]).await;
-        assert_eq!(look(&target, "a", None).await, Err(ProbeError::NoModels));
+        let (address, _asked) = server(&[("/health", "200 OK\r\n\r\n"), ("/v1/models", "200 OK\r\n\r\n<html>")]).await;
+        assert_eq!(look(&address, "a", None).await, Err(ProbeError::NoModels));
 
         let free = TcpListener::bind("127.0.0.1:0")
             .await
@@ -307,7 +247,7 @@ mod tests {
             .local_addr()
             .unwrap()
             .port();
-        let error = look(&Target::loopback(free), "a", None).await.unwrap_err();
+        let error = look(&Address::loopback(free), "a", None).await.unwrap_err();
         assert!(
             matches!(error, ProbeError::Connection { path: "/health", .. }),
             "{error}"
@@ -317,8 +257,8 @@ mod tests {
     #[tokio::test]
     async fn a_vllm_is_told_from_another_sluice() {
         let at = async |version: &'static str| {
-            let (target, _asked) = server(&[("/health", "200 OK\r\n\r\n"), ("/version", version)]).await;
-            super::super::vllm_at(&target.authority()).await
+            let (address, _asked) = server(&[("/health", "200 OK\r\n\r\n"), ("/version", version)]).await;
+            super::super::vllm_at(address.authority()).await
         };
         assert_eq!(
             at("200 OK\r\n\r\n{\"version\":\"0.32.0\"}").await.as_deref(),
@@ -335,8 +275,8 @@ mod tests {
     async fn an_endless_answer_is_cut() {
         static LONG: std::sync::LazyLock<String> =
             std::sync::LazyLock::new(|| format!("200 OK\r\n\r\n{}", "x".repeat(BODY_BYTES_MAX + 1)));
-        let (target, _asked) = server(&[("/health", LONG.as_str())]).await;
-        let error = look(&target, "a", None).await.unwrap_err();
+        let (address, _asked) = server(&[("/health", LONG.as_str())]).await;
+        let error = look(&address, "a", None).await.unwrap_err();
         assert!(
             matches!(&error, ProbeError::Connection { problem, .. } if problem.contains("limit")),
             "{error}"
@@ -346,27 +286,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_server_that_hangs_is_slow_not_gone() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap(); // accepts in the kernel, never answers
-        let target = Target::loopback(listener.local_addr().unwrap().port());
-        assert_eq!(look(&target, "a", None).await, Err(ProbeError::Slow("/health")));
-    }
-
-    #[test]
-    fn urls_are_read_with_port_prefix_and_ipv6() {
-        let check = |url: &str, expect: &str| assert_eq!(Target::parse(url).unwrap().url(), expect, "{url}");
-        check("http://127.0.0.1:8000", "http://127.0.0.1:8000");
-        check("http://gpu-box/", "http://gpu-box:80");
-        check("http://[::1]:8000/vllm/", "http://[::1]:8000/vllm");
-        for wrong in [
-            "https://a:1",
-            "a:1",
-            "http://",
-            "http://a:1/?q",
-            "",
-            "http://a:port",
-            "http://a:70000",
-            "http://u:p@a:1",
-        ] {
-            assert_eq!(Target::parse(wrong), Err(ProbeError::Url(wrong.to_owned())), "{wrong}");
-        }
+        let address = Address::loopback(listener.local_addr().unwrap().port());
+        assert_eq!(look(&address, "a", None).await, Err(ProbeError::Slow("/health")));
     }
 }

@@ -17,10 +17,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::holder::{listener_among, port_holder};
 use super::ledger::{Entry, Ledger};
-use super::probe::{self, Found, Target};
+use super::probe::{self, Found};
 use super::session::{Session, SpawnError};
 use super::spec::KEY_VARIABLE;
 use super::{OnExit, ProcessConfig, ReplicaKey, ReplicaSpec, ReplicaState, Settings, Wanted, procfs};
+use crate::upstream::Address;
 
 /// Between two looks whether a starting vLLM is ready.
 const LOOK_PAUSE: Duration = Duration::from_millis(500);
@@ -155,9 +156,9 @@ impl Launch {
 
     /// Waits until the vLLM of `session` answers on the port, with the model. `seen` keeps what the last look found missing.
     async fn ready(&self, session: &Session, seen: &mut String) -> Found {
-        let target = Target::loopback(self.config.port);
+        let address = Address::loopback(self.config.port);
         loop {
-            match probe::look(&target, &self.spec.model, self.spec.key.value()).await {
+            match probe::look(&address, &self.spec.model, self.spec.key.value()).await {
                 Ok(found) if self.is_ours(session, seen) => return found,
                 Ok(_) => {}
                 Err(error) => *seen = error.to_string(),
@@ -479,7 +480,7 @@ impl Replica {
             Life::Starting { .. } => ReplicaState::Starting { since },
             Life::Ready { .. } => ReplicaState::Ready {
                 since,
-                url: Target::loopback(self.launch.config.port).url(),
+                url: Address::loopback(self.launch.config.port).url(),
                 version: self.found.as_ref().and_then(|found| found.version.clone()),
                 models: self
                     .found

@@ -22,7 +22,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
-use super::replica::Address;
+use super::address::Address;
 
 /// Idle connections kept per replica. More than any `max_num_seqs` in use; what is beyond it is closed.
 const MAX_IDLE: usize = 256;

@@ -257,18 +257,13 @@ impl Fleet {
 
 #[cfg(test)]
 mod tests {
-    use super::super::replica::Address;
+    use super::super::address::Address;
     use super::*;
 
     fn backend(count: usize) -> Backend {
         let replicas = (0..count)
             .map(|i| {
-                let replica = Replica::new(
-                    &format!("r{i}"),
-                    false,
-                    None,
-                    Address::new("127.0.0.1", 9000 + i as u16),
-                );
+                let replica = Replica::new(&format!("r{i}"), false, None, Some(Address::loopback(9000 + i as u16)));
                 replica.set_readiness(Readiness::Ready);
                 Arc::new(replica)
             })

@@ -7,11 +7,14 @@
 pub mod fleet;
 // One running vLLM.
 pub mod replica;
+// Where it listens.
+pub mod address;
 // One HTTP/1.1 connection and the pool of idle ones.
 pub mod client;
 // How a replica takes tool requests, asked when it becomes ready.
 pub mod probe;
 
+pub use address::{Address, UrlFault};
 pub use client::{Answer, Segments, UpstreamError};
 pub use fleet::{Backend, Choice, Fleet, Route};
-pub use replica::{Address, InFlight, Replica};
+pub use replica::{InFlight, Replica};

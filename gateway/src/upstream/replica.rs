@@ -6,71 +6,17 @@
 use arc_swap::{ArcSwap, ArcSwapOption};
 use http::HeaderValue;
 use sluice_policy::reasoning::Opener;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use tokio::net::TcpStream;
 
+use super::address::Address;
 use super::client::Pool;
 
 /// After a failed connect or a lost connection a replica is left alone for this long, doubled at each failure in a row.
 const FIRST_REST: Duration = Duration::from_millis(500);
 /// The longest such rest: a replica that comes back is noticed by a probe before.
 const LONGEST_REST: Duration = Duration::from_secs(10);
-
-/// Where a replica listens.
-#[derive(Debug, Clone)]
-pub struct Address {
-    host: String,
-    port: u16,
-    literal: Option<SocketAddr>,
-    host_header: HeaderValue,
-}
-
-impl Address {
-    /// From a host (name or address literal, IPv6 without brackets) and a port. `None` if the host cannot stand in a `Host` header.
-    pub fn new(host: &str, port: u16) -> Option<Self> {
-        let literal = host.parse().ok().map(|ip| SocketAddr::new(ip, port));
-        let authority = if host.contains(':') {
-            format!("[{host}]:{port}")
-        } else {
-            format!("{host}:{port}")
-        };
-        let host_header = HeaderValue::from_str(&authority).ok()?;
-        Some(Address {
-            host: host.to_owned(),
-            port,
-            literal,
-            host_header,
-        })
-    }
-
-    /// From `http://host:port[/]`; the port defaults to 80.
-    pub fn from_url(url: &str) -> Option<Self> {
-        let uri: http::Uri = url.parse().ok()?;
-        if uri.scheme_str() != Some("http") || !matches!(uri.path(), "" | "/") {
-            return None;
-        }
-        let host = uri.host()?;
-        Address::new(
-            host.trim_start_matches('[').trim_end_matches(']'),
-            uri.port_u16().unwrap_or(80),
-        )
-    }
-
-    /// The `Host` header.
-    pub fn host_header(&self) -> HeaderValue {
-        self.host_header.clone()
-    }
-
-    pub(super) async fn connect(&self) -> std::io::Result<TcpStream> {
-        match self.literal {
-            Some(address) => TcpStream::connect(address).await,
-            None => TcpStream::connect((self.host.as_str(), self.port)).await,
-        }
-    }
-}
 
 /// Whether the path may use a replica, as supervisor and probes see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -273,18 +219,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_of_urls() {
-        let host = |url| Address::from_url(url).map(|a| a.host_header().to_str().unwrap().to_owned());
-        assert_eq!(host("http://127.0.0.1:8000"), Some("127.0.0.1:8000".into()));
-        assert_eq!(host("http://vllm.local/"), Some("vllm.local:80".into()));
-        assert_eq!(host("http://[::1]:8000"), Some("[::1]:8000".into()));
-        assert_eq!(host("https://vllm.local"), None);
-        assert_eq!(host("http://h/v1"), None);
-    }
-
-    #[test]
     fn a_failure_rests_and_an_answer_ends_the_rest() {
-        let replica = Replica::new("a", false, None, Address::new("127.0.0.1", 1));
+        let replica = Replica::new("a", false, None, Some(Address::loopback(1)));
         assert!(replica.is_usable());
         replica.failed();
         assert!(!replica.is_usable());

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::harness::{BACKEND_KEY, Gateway, KEY, MODEL, Replica, Request, Settings, ask};
+use super::harness::{BACKEND_KEY, Gateway, KEY, MODEL, Message, Replica, Request, Settings, ask, until};
 
 async fn gateway() -> (Gateway, Replica) {
     let replica = Replica::start().await;
@@ -74,7 +74,9 @@ async fn b2_the_scheme_is_accepted_in_any_case() {
 
 #[tokio::test]
 async fn b2_expired_revoked_and_unknown_keys_look_alike() {
-    let (gateway, _replica) = gateway().await;
+    let (gateway, replica) = gateway().await;
+    let expired = gateway.new_key("expired", &["--expires", "1ms"]);
+    let revoked = gateway.new_key("revoked", &[]);
     let answer = async |key: &str| {
         let request = Request::chat(false)
             .without_key()
@@ -82,11 +84,64 @@ async fn b2_expired_revoked_and_unknown_keys_look_alike() {
             .id("same");
         gateway.ask(request).await
     };
-    let (one, other) = (
-        answer("sk-a").await,
-        answer("a key of quite another form and length").await,
+    let listed = Request::get("/v1/models")
+        .without_key()
+        .header("authorization", &format!("Bearer {revoked}"));
+    // The file is known by now, the expired key with it.
+    until("the key file is read", async || {
+        (gateway.ask(listed.clone()).await.status() == 200).then_some(())
+    })
+    .await;
+    gateway.revoke_key("revoked");
+    until("the key is revoked", async || {
+        (gateway.ask(listed.clone()).await.status() == 401).then_some(())
+    })
+    .await;
+    let unknown = answer("sk-a").await;
+    assert_eq!((unknown.status(), unknown.code().as_str()), (401, "invalid_api_key"));
+    let seen = |answer: &Message| (answer.status(), answer.header_lines(&["date"]), answer.text());
+    for key in [&expired, &revoked, "a key of quite another form and length"] {
+        assert_eq!(seen(&answer(key).await), seen(&unknown));
+    }
+    assert!(replica.is_unasked());
+}
+
+#[tokio::test]
+async fn b2_too_many_failed_logins_from_one_address_are_429_and_a_good_key_still_passes() {
+    let (gateway, replica) = gateway().await;
+    let mut client = gateway.connect().await;
+    let mut code = async |key: &str, id: &str| {
+        let request = Request::get("/v1/models")
+            .without_key()
+            .header("authorization", &format!("Bearer {key}"))
+            .id(id);
+        client.send(&request).await;
+        client.message().await
+    };
+    // The count begins anew each minute, which may fall into this test: one more round is enough then.
+    let mut refused = None;
+    for n in 0..300 {
+        let answer = code(&format!("sk-guess-{n}"), "guess").await;
+        if answer.status() != 401 {
+            refused = Some(answer);
+            break;
+        }
+        assert_eq!(answer.code(), "invalid_api_key");
+    }
+    let refused = refused.expect("a bound on failed logins");
+    assert_eq!(
+        (refused.status(), refused.code().as_str()),
+        (429, "too_many_failed_logins")
     );
-    assert_eq!(one.text(), other.text());
+    assert_eq!(
+        (refused.header("retry-after"), refused.header("x-should-retry")),
+        (Some("60"), Some("true"))
+    );
+    // Somebody else behind the same address is not locked out.
+    assert_eq!(code(KEY, "good").await.status(), 200);
+    // A missing or malformed key is no guess.
+    assert_eq!(gateway.ask(Request::chat(false).without_key()).await.status(), 401);
+    assert!(replica.is_unasked());
 }
 
 #[tokio::test]
@@ -172,17 +227,17 @@ async fn b2_b4_only_an_allowlist_of_headers_travels_upstream() {
 #[tokio::test]
 async fn b3_a_changed_key_file_takes_effect_without_a_restart() {
     let (gateway, _replica) = gateway().await;
-    let key = gateway.new_key("second");
+    let key = gateway.new_key("second", &[]);
     let listed = Request::get("/v1/models")
         .without_key()
         .header("authorization", &format!("Bearer {key}"));
     gateway.hang_up();
-    super::harness::until("the new key is accepted", async || {
+    until("the new key is accepted", async || {
         (gateway.ask(listed.clone()).await.status() == 200).then_some(())
     })
     .await;
     gateway.revoke_key("second");
-    super::harness::until("the revoked key is refused", async || {
+    until("the revoked key is refused", async || {
         let answer = gateway.ask(listed.clone()).await;
         (answer.status() == 401).then(|| assert_eq!(answer.code(), "invalid_api_key"))
     })

@@ -192,6 +192,47 @@ async fn b10_b31_a_stall_is_a_failure_too() {
 }
 
 #[tokio::test]
+async fn b10_b31_a_whole_answer_that_stalls_is_asked_anew_and_504_when_nobody_is_left() {
+    let (gateway, mut a, mut b) = two_with(|s| s.set("upstream", "stall = \"300ms\"")).await;
+    let body = completion("half an answer", "stop", 10).to_string();
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    // The head, or half of the body as well, and then silence until the gateway lets go.
+    let falls_silent = async |mut asked: Asked, sent: usize| {
+        asked.write(head.as_bytes()).await;
+        asked.write(&body.as_bytes()[..sent]).await;
+        asked.gone().await;
+    };
+    for sent in [0, body.len() / 2, body.len() - 1] {
+        let id = format!("r{sent}");
+        let mut client = gateway.open(Request::chat(false).id(&id)).await;
+        let (asked, other) = first(&mut a, &mut b).await;
+        falls_silent(asked, sent).await;
+        other.next().await.tell_as_asked("a whole one").await;
+        let answer = client.message().await;
+        assert_eq!(answer.json()["choices"][0]["message"]["content"], "a whole one");
+        assert_eq!(answer.header("x-sluice-attempts"), Some("2"));
+        let row = record(&gateway, &id).await;
+        assert_eq!((&row["attempts"], &row["error"]), (&json!(2), &json!(null)), "{row}");
+    }
+    let mut client = gateway.open(Request::chat(false).id("nobody")).await;
+    let (asked, other) = first(&mut a, &mut b).await;
+    falls_silent(asked, 10).await;
+    falls_silent(other.next().await, 10).await;
+    let answer = client.message().await;
+    assert_eq!((answer.status(), answer.code().as_str()), (504, "upstream_stalled"));
+    assert!(!answer.text().contains("half an"), "{}", answer.text());
+    let row = record(&gateway, "nobody").await;
+    assert_eq!(
+        (&row["attempts"], &row["status"], &row["error"]),
+        (&json!(2), &json!(504), &json!("upstream_stalled")),
+        "{row}"
+    );
+}
+
+#[tokio::test]
 async fn b31_no_head_from_a_replica_is_followed_by_another_and_by_504_if_there_is_none() {
     let (gateway, mut a, mut b) = two_with(|s| s.set("upstream", "answer = \"400ms\"")).await;
     for stream in [true, false] {

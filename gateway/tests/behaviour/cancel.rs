@@ -65,7 +65,7 @@ async fn b12_a_message_that_is_waited_for_is_cancelled() {
 async fn b12_another_key_cannot_cancel_and_learns_nothing() {
     let replica = Replica::start().await;
     let gateway = Settings::before(&[&replica]).start().await;
-    let key = gateway.new_key("other");
+    let key = gateway.new_key("other", &[]);
     gateway.hang_up();
     let other = |request: Request| request.without_key().header("authorization", &format!("Bearer {key}"));
     until("the other key is accepted", async || {

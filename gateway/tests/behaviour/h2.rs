@@ -1,19 +1,16 @@
-//! B1: HTTP/2 by prior knowledge and by ALPN, HTTP/1.1 over TLS; many streams on one connection.
+//! B1: HTTP/2 by prior knowledge and by ALPN; many streams on one connection, and its end.
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::pki_types::ServerName;
 use serde_json::json;
-use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
-use super::harness::{Client, Gateway, KEY, Replica, Request, Settings, ask, delta, finish, record, until, within};
+use super::harness::tls::{Certificate, connect};
+use super::harness::{KEY, Replica, Settings, ask, delta, finish, record, until, within};
 
 type Sender = SendRequest<Full<Bytes>>;
 
@@ -118,76 +115,72 @@ async fn events_arrive_one_by_one_and_a_reset_stream_ends_its_request_alone() {
     assert_eq!(record(&gateway, "s").await["cancelled"], false);
 }
 
-/// A gateway with a certificate of its own, and a way to connect to it.
-async fn tls(
-    replica: &Replica,
-    protocols: &[&[u8]],
-) -> (Gateway, impl AsyncFn(&Gateway) -> TlsStream<TcpStream> + use<>) {
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
-    std::fs::write(&cert, made.cert.pem()).unwrap();
-    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-    let settings = Settings::before(&[replica])
-        .set("server.tls", "enabled = true")
-        .set("server.tls", &format!("cert = {cert:?}"))
-        .set("server.tls", &format!("key = {key:?}"));
-    let gateway = settings.start_unready().await;
-    until("the replica is ready", async || {
-        gateway.log().contains("ready replica=a").then_some(())
+#[tokio::test]
+async fn b37_a_drain_finishes_the_running_stream_and_takes_no_new_one() {
+    let replica = Replica::start().await;
+    let settings = Settings::before(&[&replica]).set("server", "drain = \"60s\"");
+    let mut gateway = settings.start().await;
+    let mut replica = replica;
+    let stream = TcpStream::connect(gateway.listen).await.unwrap();
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .unwrap();
+    let connection = tokio::spawn(connection);
+    let (answer, mut asked) = tokio::join!(sender.send_request(chat("r", true)), async {
+        let mut asked = replica.next().await;
+        asked.stream().await;
+        asked
+            .event(&delta(json!({"role": "assistant", "content": "before"})))
+            .await;
+        asked
+    });
+    let answer = answer.unwrap();
+    gateway.terminate();
+    // GOAWAY: the client opens no stream on this connection any more, and a new connection is refused.
+    until("the connection takes no new stream", async || {
+        let ping = sender.send_request(request("GET", "/ping", "p", String::new()));
+        ping.await.is_err().then_some(())
     })
     .await;
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(made.cert.der().clone()).unwrap();
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut config = rustls::ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-    let connector = TlsConnector::from(Arc::new(config));
-    let connect = async move |gateway: &Gateway| {
-        let stream = TcpStream::connect(gateway.listen).await.unwrap();
-        connector
-            .connect(ServerName::try_from("localhost").unwrap(), stream)
-            .await
-            .unwrap()
-    };
-    (gateway, connect)
+    let listen = gateway.listen;
+    until("new connections are refused", async || {
+        TcpStream::connect(listen).await.is_err().then_some(())
+    })
+    .await;
+    asked.event(&delta(json!({"content": "after"}))).await;
+    asked.event(&finish("stop")).await;
+    asked.done().await;
+    let body = within("the rest of the answer", answer.into_body().collect())
+        .await
+        .unwrap();
+    let body = String::from_utf8(body.to_bytes().to_vec()).unwrap();
+    assert!(
+        body.contains("before") && body.contains("after") && body.ends_with("data: [DONE]\n\n"),
+        "{body}"
+    );
+    within("the connection ends", connection).await.unwrap().unwrap();
+    assert_eq!(gateway.ended().await.code(), Some(0));
+    let row = record(&gateway, "r").await;
+    assert_eq!(
+        (&row["finish"], &row["error"], &row["cancelled"]),
+        (&json!("stop"), &json!(null), &json!(false))
+    );
+    assert!(replica.is_unasked());
 }
 
 #[tokio::test]
 async fn by_alpn_over_tls() {
     let replica = Replica::start().await;
-    let (gateway, connect) = tls(&replica, &[b"h2", b"http/1.1"]).await;
+    let certificate = Certificate::made();
+    let (gateway, _files) = certificate.gateway(&replica).await;
     replica.always("over tls");
-    let stream = connect(&gateway).await;
+    let stream = connect(&gateway, &[&certificate], &[b"h2", b"http/1.1"]).await;
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(b"h2".as_slice()));
     let mut sender = h2(stream).await;
     for streamed in [true, false] {
         let (status, body) = text(&mut sender, chat("r", streamed)).await;
         assert!(status == 200 && body.contains("over tls"), "{body}");
     }
-}
-
-#[tokio::test]
-async fn http1_over_tls_with_and_without_alpn() {
-    let replica = Replica::start().await;
-    let (gateway, connect) = tls(&replica, &[]).await;
-    replica.always("over tls");
-    for streamed in [true, false] {
-        let mut client = Client::over(connect(&gateway).await);
-        client.send(&Request::chat(streamed)).await;
-        let answer = client.message().await;
-        assert!(
-            answer.is_complete && answer.text().contains("over tls"),
-            "{}",
-            answer.text()
-        );
-    }
-    // Plain text on the TLS port gets no answer.
-    let mut plain = gateway.connect().await;
-    plain.send(&Request::get("/health")).await;
-    assert!(plain.try_head().await.is_none());
 }
 
 #[tokio::test]

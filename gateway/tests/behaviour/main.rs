@@ -30,4 +30,5 @@ mod reload;
 mod routing;
 mod same_message;
 mod stream_shape;
+mod tls;
 mod tool_release;

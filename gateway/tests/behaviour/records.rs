@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::harness::{BACKEND_KEY, KEY, MODEL, Replica, Request, Settings, ask, delta, finish, record, usage};
+use super::harness::{
+    BACKEND_KEY, KEY, MODEL, Replica, Request, Settings, ask, delta, finish, record, records, until, usage,
+};
 
 fn fields(row: &Value, names: &[&str]) -> Value {
     names
@@ -112,6 +114,98 @@ async fn of_what_was_refused_on_the_way() {
     assert_eq!(refused("no-key").await, row("", 401, "missing_api_key"));
     assert_eq!(refused("large").await, row("env", 413, "body_too_large"));
     assert_eq!(refused("no-json").await, row("env", 400, "bad_request"));
+}
+
+/// Neither a route nor a key is needed to leave a trace.
+#[tokio::test]
+async fn of_what_no_endpoint_takes() {
+    let replica = Replica::start().await;
+    let gateway = Settings::before(&[&replica])
+        .limit("header_bytes = \"8 KiB\"")
+        .limit("header_time = \"300ms\"")
+        .start()
+        .await;
+    let long = |bytes: usize| Request::chat(true).header("x-long", &"x".repeat(bytes));
+    for (request, status) in [
+        (Request::get("/wp-admin").without_key().id("no-route"), 404),
+        (Request::new("DELETE", "/v1/models").id("no-method"), 405),
+        (long(9_000).id("long"), 431),
+    ] {
+        assert_eq!(gateway.ask(request).await.status(), status);
+    }
+    let names = [
+        "key_name",
+        "endpoint",
+        "status",
+        "error",
+        "error_side",
+        "attempts",
+        "cancelled",
+    ];
+    let row = |endpoint: &str, status: u16, error: &str| {
+        json!({"key_name": "", "endpoint": endpoint, "status": status, "error": error, "error_side": "downstream",
+            "attempts": 0, "cancelled": false})
+    };
+    for (id, expected) in [
+        ("no-route", row("none", 404, "unknown_url")),
+        ("no-method", row("models", 405, "method_not_supported")),
+        ("long", row("chat", 431, "headers_too_large")),
+    ] {
+        assert_eq!(fields(&record(&gateway, id).await, &names), expected);
+    }
+    // Heads that are no request have an id of ours: a slow one, one beyond hyper's own bound, one that is not HTTP.
+    let mut slow = gateway.connect().await;
+    slow.write(b"POST /v1/chat").await;
+    assert_eq!(slow.message().await.status(), 408);
+    assert_eq!(gateway.ask(long(200_000)).await.status(), 431);
+    let mut garbage = gateway.connect().await;
+    garbage.write(b"\x16\x03\x01 hello\r\n\r\n").await;
+    assert_eq!(garbage.message().await.status(), 400);
+    let rows = until("the rows of all six", async || {
+        let rows = records(&gateway);
+        (rows.len() == 6).then_some(rows)
+    })
+    .await;
+    let of = |error: &str| {
+        let mut found = rows
+            .iter()
+            .filter(|row| row["endpoint"] == "none" && row["error"] == error);
+        let row = found.next().unwrap_or_else(|| panic!("no row of {error}: {rows:?}"));
+        assert!(
+            found.next().is_none() && row["id"].as_str().unwrap().starts_with("sl-"),
+            "{rows:?}"
+        );
+        fields(row, &names)
+    };
+    for (status, error) in [(408, "body_timeout"), (431, "headers_too_large"), (400, "bad_request")] {
+        assert_eq!(of(error), row("none", status, error));
+    }
+}
+
+/// A scan without a key must not push the rows of real requests out of the file.
+#[tokio::test]
+async fn of_a_scan_only_so_many_are_kept_and_the_rest_is_counted() {
+    const SENT: usize = 1_200;
+    let replica = Replica::start().await;
+    let gateway = Settings::before(&[&replica]).start().await;
+    let mut client = gateway.connect().await;
+    for n in 0..SENT {
+        client.send(&Request::get(&format!("/scan/{n}")).without_key()).await;
+        assert_eq!(client.message().await.status(), 404);
+    }
+    // A key of ours: its rows are not bounded by the scan.
+    gateway.ask(Request::raw("/v1/chat/completions", "{").id("real")).await;
+    assert_eq!(record(&gateway, "real").await["status"], 400);
+    let kept = records(&gateway).len() - 1;
+    // A minute may have ended in between, which opens another window.
+    assert!((1_000..=SENT).contains(&kept), "{kept} rows");
+    let metrics = gateway.metrics().await;
+    let value = |name: &str| -> usize {
+        let line = metrics.lines().find(|line| line.starts_with(name));
+        let line = line.unwrap_or_else(|| panic!("no {name}:\n{metrics}"));
+        line.rsplit_once(' ').unwrap().1.parse().unwrap()
+    };
+    assert_eq!(value("sluice_records_shed_total"), SENT - kept);
 }
 
 #[tokio::test]

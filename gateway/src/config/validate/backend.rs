@@ -3,6 +3,7 @@
 use std::collections::{HashMap, hash_map::Entry};
 
 use crate::supervisor::{ExternalConfig, LauncherConfig, ProcessConfig, SettingError};
+use crate::upstream::{Address, UrlFault};
 
 use super::{
     super::{BackendConfig, Config, ReplicaConfig},
@@ -110,25 +111,38 @@ fn replica_alone(config: &Config, replica: &ReplicaConfig, at: &str, seen: &mut 
 
 fn external(config: &Config, external: &ExternalConfig, at: &str, seen: &mut Seen, findings: &mut Findings<'_>) {
     let key = format!("{at}.url");
-    match url_fault(&external.url) {
-        Some((message, help, secret)) => {
-            let finding = findings.add(key, message);
-            finding.help(help);
-            if secret {
+    let shown = external.url.trim_end_matches('/');
+    match Address::from_url(&external.url) {
+        Err(fault) => {
+            let finding = findings.add(key, fault.to_string());
+            finding.help(form(&external.url, &fault));
+            if external.url.contains('@') {
                 finding.hide_value();
             }
         }
-        None => {
-            let address = external.url.trim_end_matches('/');
-            if let Some(first) = seen.before("url", address, &key) {
-                findings.add(&key, format!("{address} is the address of {first} already"));
+        Ok(address) => {
+            if let Some(first) = seen.before("url", &address.url(), &key) {
+                findings.add(&key, format!("{shown} is the address of {first} already"));
             }
-            if address.parse::<http::Uri>().is_ok_and(|uri| is_own(config, &uri)) {
+            // A replica that is the gateway itself would be a loop.
+            if address.leads_to(config.server.listen) {
                 findings
-                    .add(&key, format!("{address} is where Sluice itself listens"))
+                    .add(&key, format!("{shown} is where Sluice itself listens"))
                     .help("move vLLM to another port, as 8000");
             }
         }
+    }
+}
+
+/// What would mend a URL.
+fn form(url: &str, fault: &UrlFault) -> String {
+    match fault {
+        UrlFault::Credentials => "put the key into the environment and name the variable in key_env".to_owned(),
+        UrlFault::Path(path) => {
+            let bare = url.strip_suffix(path.as_str()).unwrap_or("http://127.0.0.1:8000");
+            format!("leave \"{path}\" out: \"{bare}\"")
+        }
+        _ => "the form is \"http://127.0.0.1:8000\"".to_owned(),
     }
 }
 
@@ -155,54 +169,4 @@ fn name(findings: &mut Findings<'_>, kind: &'static str, name: &str, key: &str, 
             .add(key, format!("the name \"{name}\" is taken by {first}"))
             .help(format!("each {kind} needs a name of its own"));
     }
-}
-/// Why a URL can't be a replica's, what would mend it, and whether it holds a secret.
-fn url_fault(url: &str) -> Option<(String, String, bool)> {
-    const FORM: &str = "the form is \"http://127.0.0.1:8000\"";
-    let fault = |message: &str| Some((message.to_owned(), FORM.to_owned(), url.contains('@')));
-    let Ok(uri) = url.parse::<http::Uri>() else {
-        return fault("this is no URL");
-    };
-    let Some(authority) = uri.authority() else {
-        return fault("the URL has no host");
-    };
-    if authority.as_str().contains('@') {
-        let help = "put the key into the environment and name the variable in key_env".to_owned();
-        return Some(("a URL holds no user and no password".to_owned(), help, true));
-    }
-    match uri.scheme_str() {
-        Some("http") => {}
-        Some("https") => return fault("replicas are asked over http:// only, TLS to them isn't spoken"),
-        _ => return fault("the URL must begin with http://"),
-    }
-    if authority.host().is_empty() {
-        return fault("the URL has no host");
-    }
-    let has_port = authority.as_str().len() > authority.host().len();
-    if has_port && authority.port_u16().is_none_or(|port| port == 0) {
-        return fault("the URL's port is not between 1 and 65535");
-    }
-    if uri.query().is_some() {
-        return fault("a replica's URL has no query");
-    }
-    match uri.path() {
-        "" | "/" => None,
-        path => {
-            let help = format!("leave \"{path}\" out: \"http://{authority}\"");
-            Some(("a replica's URL has no path".to_owned(), help, false))
-        }
-    }
-}
-
-/// A replica that is the gateway itself would be a loop.
-fn is_own(config: &Config, uri: &http::Uri) -> bool {
-    let listen = config.server.listen;
-    let local = match uri.host() {
-        Some("localhost") => true,
-        Some(host) => host.trim_matches(['[', ']']).parse().is_ok_and(|ip: std::net::IpAddr| {
-            ip == listen.ip() || (ip.is_loopback() && (listen.ip().is_loopback() || listen.ip().is_unspecified()))
-        }),
-        None => false,
-    };
-    local && uri.port_u16().unwrap_or(80) == listen.port()
 }

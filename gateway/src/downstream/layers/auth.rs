@@ -5,14 +5,11 @@ use sluice_policy::protocol::ask::Endpoint;
 use sluice_policy::protocol::fault::{Fault, FaultKind};
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
-use std::task::{Context, Poll};
 use std::time::Duration;
-use tower::{Layer, Service};
 
-use super::trace::{Either, refuse};
+use super::gate::Check;
 use crate::downstream::listener::Peer;
 use crate::flow::call::Call;
-use crate::flow::reply::Reply;
 use crate::keys::{KeyId, KeyRing, KeyVerdict};
 
 /// Failed logins are counted over this time, per address.
@@ -23,56 +20,23 @@ const MAX_FAILED_LOGINS: isize = 120;
 /// Addresses and their failed logins; a sketch of fixed size, whatever attacks.
 static FAILED_LOGINS: LazyLock<Rate> = LazyLock::new(|| Rate::new(WINDOW));
 
-/// The layer.
+/// See the module.
 #[derive(Clone)]
 pub struct Auth {
     /// The accepted keys.
     pub keys: Arc<KeyRing>,
 }
 
-impl<S> Layer<S> for Auth {
-    type Service = Authenticated<S>;
-    fn layer(&self, inner: S) -> Authenticated<S> {
-        Authenticated {
-            inner,
-            keys: self.keys.clone(),
+impl Check for Auth {
+    fn check<B>(&self, call: &mut Call<B>) -> Result<(), Fault> {
+        if call.endpoint.is_open() {
+            return Ok(());
         }
-    }
-}
-
-/// The service.
-#[derive(Clone)]
-pub struct Authenticated<S> {
-    inner: S,
-    keys: Arc<KeyRing>,
-}
-
-impl<S, B> Service<Call<B>> for Authenticated<S>
-where
-    S: Service<Call<B>, Response = Reply, Error = Fault>,
-{
-    type Response = Reply;
-    type Error = Fault;
-    type Future = Either<S::Future>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut call: Call<B>) -> Self::Future {
-        if matches!(call.endpoint, Endpoint::Health | Endpoint::Ping) {
-            return Either::Left(self.inner.call(call));
+        call.identity = judge(&self.keys, call)?;
+        if let Some(identity) = &call.identity {
+            call.claim.of_key(&identity.name);
         }
-        match judge(&self.keys, &call) {
-            Ok(identity) => {
-                if let Some(identity) = &identity {
-                    call.claim.of_key(&identity.name);
-                }
-                call.identity = identity;
-                Either::Left(self.inner.call(call))
-            }
-            Err(fault) => refuse(fault),
-        }
+        Ok(())
     }
 }
 

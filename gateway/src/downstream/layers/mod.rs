@@ -15,6 +15,8 @@
 pub mod trace;
 // A panic of one request ends that request.
 pub mod guard;
+// The shape of the two below, which only decide.
+pub mod gate;
 // Who asks.
 pub mod auth;
 // Room in the process.

@@ -1,13 +1,14 @@
 //! The outermost layer: gives a request its id and its route, and makes responses of faults.
 //!
-//! Every request of a judged endpoint leaves a record: the flow's own, or for what was refused on the way, one made here.
+//! Every request leaves a record, but for what is answered from what the process knows (health, models, version): the flow's
+//! own, or for what was refused on the way, one made here.
 
 use http::header::{ALLOW, HeaderName, HeaderValue};
 use http::{HeaderMap, Request};
 use hyper::body::Incoming;
 use sluice_policy::protocol::ask::{self, Endpoint};
 use sluice_policy::protocol::fault::{ErrorShape, Fault, FaultKind};
-use std::future::{Future, Ready};
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -16,8 +17,8 @@ use tower::{Layer, Service};
 
 use crate::downstream::cors::Cors;
 use crate::downstream::faults;
-use crate::flow::account::Refusals;
 use crate::flow::call::Call;
+use crate::flow::refusal::Refusals;
 use crate::flow::reply::Reply;
 
 /// `x-request-id`.
@@ -92,8 +93,10 @@ where
             let mut reply = match routed {
                 Err(fault) => {
                     let mut reply = faults::reply(&fault, shape_of_path(head.uri.path()));
+                    let endpoint = ask::find(head.method.as_str(), head.uri.path()).ok();
+                    refusals.refused(&id, accepted, endpoint.as_ref(), &fault);
                     if fault.kind == FaultKind::MethodNotAllowed
-                        && let Ok(endpoint) = ask::find(head.method.as_str(), head.uri.path())
+                        && let Some(endpoint) = endpoint
                         && let Ok(methods) = HeaderValue::from_str(&endpoint.methods().join(", "))
                     {
                         reply.headers_mut().insert(ALLOW, methods);
@@ -180,12 +183,4 @@ fn request_id(headers: &HeaderMap) -> Arc<str> {
         Some(id) if !id.is_empty() && id.len() <= MAX_ID_BYTES && id.bytes().all(|b| b.is_ascii_graphic()) => id.into(),
         _ => crate::flow::ids::request_id().into(),
     }
-}
-
-/// The future of a layer that either goes on or refuses.
-pub type Either<F> = futures_util::future::Either<F, Ready<Result<Reply, Fault>>>;
-
-/// The refusing side.
-pub fn refuse<F>(fault: Fault) -> Either<F> {
-    Either::Right(std::future::ready(Err(fault)))
 }

@@ -178,6 +178,15 @@ impl Message {
         self.head.header(name)
     }
 
+    /// Its headers in their order, without these.
+    pub(crate) fn header_lines(&self, without: &[&str]) -> Vec<(String, String)> {
+        let lines = self.head.headers.iter();
+        lines
+            .filter(|(name, _)| !without.contains(&name.as_str()))
+            .cloned()
+            .collect()
+    }
+
     /// The body as JSON.
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("not JSON: {}", self.text()))

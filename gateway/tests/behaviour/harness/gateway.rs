@@ -140,7 +140,7 @@ impl Settings {
 
     async fn try_start(&self) -> Option<Gateway> {
         let folder = tempfile::tempdir().unwrap();
-        let (listen, admin) = (free_address(), free_address());
+        let [listen, admin] = free_addresses();
         let config = folder.path().join("config.toml");
         std::fs::write(&config, self.toml(listen, admin, folder.path())).unwrap();
         let log = folder.path().join("log");
@@ -180,8 +180,10 @@ fn external(url: &str) -> String {
     format!("launcher = \"external\"\nurl = \"{url}\"")
 }
 
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// Bound at the same time: one after the other they may be one and the same.
+fn free_addresses() -> [SocketAddr; 2] {
+    let bound = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    bound.each_ref().map(|listener| listener.local_addr().unwrap())
 }
 
 /// A running gateway; it is ended with its value.
@@ -227,6 +229,13 @@ impl Gateway {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
+    /// What operators see at `/metrics`.
+    pub(crate) async fn metrics(&self) -> String {
+        let mut client = Client::connect(self.admin).await;
+        client.send(&Request::get("/metrics").without_key()).await;
+        client.message().await.text()
+    }
+
     /// Its file of records.
     pub(crate) fn records(&self) -> PathBuf {
         self.folder.path().join("state/requests.db")
@@ -251,9 +260,10 @@ impl Gateway {
         std::fs::write(self.folder.path().join("config.toml"), toml).unwrap();
     }
 
-    /// A new key in its key file, by the command line.
-    pub(crate) fn new_key(&self, name: &str) -> String {
-        self.key_command(&["new", "--name", name]).trim().to_owned()
+    /// A new key in its key file, by the command line with more arguments.
+    pub(crate) fn new_key(&self, name: &str, more: &[&str]) -> String {
+        let arguments = [&["new", "--name", name], more].concat();
+        self.key_command(&arguments).trim().to_owned()
     }
 
     /// Takes a key out of its key file.

@@ -4,10 +4,11 @@ mod client;
 mod gateway;
 mod records;
 mod replica;
+pub(crate) mod tls;
 
 pub(crate) use client::{Client, Message, Request, ask};
 pub(crate) use gateway::{Gateway, Settings};
-pub(crate) use records::record;
+pub(crate) use records::{record, records};
 pub(crate) use replica::{Asked, Replica, chunk, completion, delta, finish, usage};
 
 use std::time::Duration;
