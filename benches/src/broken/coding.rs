@@ -136,7 +136,13 @@ fn call(at: usize, seed: &mut Seed) -> String {
             let old = code(lines, size / 2, seed);
             let new = code(lines, size / 2, seed);
             // an edit often begins and ends within lines
-            let trim = |text: String| if size % 2 == 0 { text.trim().to_owned() } else { text };
+            let trim = |text: String| {
+                if size.is_multiple_of(2) {
+                    text.trim().to_owned()
+                } else {
+                    text
+                }
+            };
             let mut arguments = json!({"path": path, "old_string": trim(old), "new_string": trim(new)});
             if seed.next_u64().is_multiple_of(2) {
                 arguments["replace_all"] = json!(true);

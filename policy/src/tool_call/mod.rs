@@ -9,6 +9,7 @@
 mod block;
 mod call;
 pub(crate) mod json;
+mod loose;
 mod repair;
 mod scan;
 pub(crate) mod tag;
