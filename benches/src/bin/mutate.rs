@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Longest text that is shown.
-const SHOWN: usize = 1200;
+const SHOWN: usize = 100_000;
 
 struct Wants {
     each: usize,

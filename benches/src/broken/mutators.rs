@@ -76,8 +76,9 @@ fn answer(sample: &Sample, at: usize, text: &str, kind: &str, seed: &mut Seed) -
     let mut parts: Vec<String> = sample.blocks.iter().map(|block| tagged(block)).collect();
     if let Some(part) = parts.get_mut(at) {
         *part = tagged(text);
-        // a cut may have lost the closing tag as well
-        if kind == "closers cut" && last && below(seed, 2) == 0 {
+        // a cut may have lost the closing tag as well; a number that ends the answer may have gone on
+        let number = text.ends_with(|c: char| c.is_ascii_digit());
+        if kind == "closers cut" && last && !number && below(seed, 2) == 0 {
             *part = format!("<tool_call>\n{text}");
         }
     }

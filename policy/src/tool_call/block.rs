@@ -6,6 +6,7 @@
 //! call's strings alone, the scanner to read the calls. Reading them is `call`'s.
 
 use super::json::{Json, PARTS_LIMIT, Progress, space};
+use super::loose::{Close, Loose};
 use super::tag::{Tag, floor};
 use super::tools::ToolSet;
 use memchr::memchr;
@@ -41,6 +42,9 @@ pub(crate) struct Block {
     /// Inside a think block: `</think>` outside strings and values ends this block too.
     thought: bool,
     fenced: bool,
+    /// Closing tags in strings of a block that isn't valid may be text; else the first one ends it, as it does inside a think
+    /// block, whose end must not wait for the answer's.
+    patient: bool,
 }
 
 /// One `<function=…>`.
@@ -91,7 +95,7 @@ enum State {
     /// Behind a complete value.
     After,
     /// Behind something that isn't a call, after a complete value.
-    Surplus,
+    Surplus(Loose),
     /// Behind `<function=…>` or a parameter.
     Between,
     Value {
@@ -100,7 +104,7 @@ enum State {
     },
     /// Behind `</function>`.
     AfterFunction,
-    Broken,
+    Broken(Loose),
 }
 
 impl Block {
@@ -118,6 +122,7 @@ impl Block {
             bare: false,
             thought: false,
             fenced: false,
+            patient: true,
         }
     }
 
@@ -136,6 +141,11 @@ impl Block {
         Block { thought, ..self }
     }
 
+    /// As it is, or with its first closing tag as its end if it isn't valid.
+    pub(crate) fn patient(self, patient: bool) -> Self {
+        Block { patient, ..self }
+    }
+
     /// Takes text from `at` on and moves it; `None`: all of it, but for what may be a partial tag.
     pub(crate) fn push(&mut self, text: &str, at: &mut usize) -> Option<End> {
         loop {
@@ -149,7 +159,12 @@ impl Block {
                     self.take(at, count);
                     return Some(end);
                 }
-                Took::Wait if over => return Some(End::TooLong),
+                Took::Wait if over => {
+                    return Some(match &self.state {
+                        State::Broken(loose) if loose.shut().is_some() => self.finish(),
+                        _ => End::TooLong,
+                    });
+                }
                 Took::Wait => return None,
             }
         }
@@ -158,10 +173,11 @@ impl Block {
     /// The answer ended.
     pub(crate) fn finish(&self) -> End {
         match self.state {
-            State::After | State::AfterFunction | State::Surplus => End::Finished,
-            State::Broken => End::Bad {
+            State::After | State::AfterFunction => End::Finished,
+            State::Surplus(ref loose) if loose.shut().is_none() => End::Finished,
+            State::Surplus(ref loose) | State::Broken(ref loose) => End::Bad {
                 at: self.wrong,
-                back: None,
+                back: loose.shut(),
             },
             State::Word(_) | State::Ticks(_) => End::NotACall,
             _ => End::Cut,
@@ -212,7 +228,7 @@ impl Block {
             },
             State::Json { .. } => self.json(rest),
             State::After => self.after(rest, first),
-            State::Surplus | State::Broken => self.until_tag(rest),
+            State::Surplus(_) | State::Broken(_) => self.until_tag(rest),
             State::Between | State::AfterFunction => self.markup(rest),
             State::Value { .. } => self.parameter(rest),
         }
@@ -226,7 +242,7 @@ impl Block {
     /// Not valid at `offset` bytes from here.
     fn broken(&mut self, offset: usize) -> Took {
         self.wrong = self.seen + offset;
-        self.to(State::Broken, offset)
+        self.to(State::Broken(Loose::outside()), offset)
     }
 
     fn value(&mut self) -> Took {
@@ -257,7 +273,7 @@ impl Block {
         match first {
             '{' | '[' => self.value(),
             '`' => self.to(State::Ticks(0), 0),
-            '"' | '\'' => self.broken(0),
+            '"' | '\'' | ',' | ':' | '}' | ']' => self.broken(0),
             'a'..='z' | 'A'..='Z' | '_' => self.to(State::Word(String::new()), 0),
             '<' => match Tag::read(rest) {
                 Tag::Partial => Took::Wait,
@@ -302,16 +318,18 @@ impl Block {
                 self.values.push(span);
                 self.to(State::After, at)
             }
-            Progress::Bad(at) => match *shut {
-                Some((string, back)) if json.in_string() == Some(string) => Took::End(
-                    at,
-                    End::Bad {
-                        at: self.seen + at,
-                        back: Some(back),
-                    },
-                ),
-                _ => self.broken(at),
-            },
+            Progress::Bad(at) => {
+                let string = json.in_string();
+                let shut = shut.filter(|(other, _)| string == Some(*other)).map(|(_, back)| back);
+                let bad = rest.as_bytes().get(at).copied();
+                self.wrong = self.seen + at;
+                if !self.patient && shut.is_some() {
+                    let at = self.wrong;
+                    return Took::End(at - self.seen, End::Bad { at, back: shut });
+                }
+                let loose = Loose::new(string.is_some() || json.goes_on(bad), shut, self.wrong);
+                self.to(State::Broken(loose), at)
+            }
         }
     }
 
@@ -333,29 +351,52 @@ impl Block {
 
     fn surplus(&mut self) -> Took {
         self.surplus = Some(self.seen);
-        self.to(State::Surplus, 0)
+        self.wrong = self.seen;
+        self.to(State::Surplus(Loose::outside()), 0)
     }
 
     /// Looks for the tag that ends a block whose text doesn't fit.
     fn until_tag(&mut self, rest: &str) -> Took {
-        match memchr(b'<', rest.as_bytes()) {
-            None => return Took::Bytes(rest.len()),
-            Some(0) => {}
-            Some(at) => return Took::Bytes(at),
-        }
-        let surplus = matches!(self.state, State::Surplus);
-        let bad = End::Bad {
-            at: self.wrong,
-            back: None,
+        let bad = |at, back| End::Bad { at, back };
+        let (surplus, loose) = match &mut self.state {
+            State::Surplus(loose) => (true, loose),
+            State::Broken(loose) => (false, loose),
+            _ => return Took::Wait,
         };
+        // markup has no strings
+        let strings = self.patient && self.functions.is_empty();
+        let plain = memchr(b'<', rest.as_bytes()).unwrap_or(rest.len());
+        if plain > 0 {
+            loose.push(rest.as_bytes().get(..plain).unwrap_or_default());
+            return Took::Bytes(plain);
+        }
+        let tag = |len| rest.as_bytes().get(..len).unwrap_or_default();
         match Tag::read(rest) {
             Tag::Partial => Took::Wait,
-            Tag::CallClose { len } => Took::End(len, if surplus { End::Closed } else { bad }),
-            Tag::CallOpen { .. } => Took::End(0, if surplus { End::Reopened } else { bad }),
-            Tag::FunctionClose { len } if self.bare => Took::End(len, bad),
-            Tag::ThinkClose if self.thought => Took::End(0, if surplus { End::Reopened } else { bad }),
-            _ => Took::Bytes(1),
+            Tag::CallClose { len } if strings && loose.close(tag(len), self.seen + len) == Close::Text => {
+                Took::Bytes(len)
+            }
+            Tag::CallClose { len } if surplus => Took::End(len, End::Closed),
+            Tag::CallClose { len } => Took::End(len, bad(self.wrong, None)),
+            Tag::CallOpen { .. } => match loose.reopens(self.seen).filter(|_| strings) {
+                Some(back) if back < self.seen => Took::End(0, bad(self.wrong, Some(back))),
+                None if strings => self.text(),
+                _ if surplus => Took::End(0, End::Reopened),
+                _ => Took::End(0, bad(self.wrong, None)),
+            },
+            Tag::FunctionClose { len } if self.bare => Took::End(len, bad(self.wrong, None)),
+            Tag::ThinkClose if self.thought && surplus => Took::End(0, End::Reopened),
+            Tag::ThinkClose if self.thought => Took::End(0, bad(self.wrong, None)),
+            _ => self.text(),
         }
+    }
+
+    /// The `<` here is text.
+    fn text(&mut self) -> Took {
+        if let State::Surplus(loose) | State::Broken(loose) = &mut self.state {
+            loose.push(b"<");
+        }
+        Took::Bytes(1)
     }
 
     /// Between the tags of the XML dialect, or behind `</function>`.

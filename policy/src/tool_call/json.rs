@@ -20,6 +20,10 @@ pub(crate) struct Json {
     state: State,
     /// Strings begun so far.
     strings: usize,
+    /// The last byte of a string's text that isn't white space, or its quote.
+    tail: u8,
+    /// The last byte was a closing quote.
+    behind_quote: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +89,16 @@ impl Json {
             open: Vec::new(),
             state: State::Value,
             strings: 0,
+            tail: 0,
+            behind_quote: false,
         }
+    }
+
+    /// A string just ended, but not really: `bad` stands right behind its quote, and its text doesn't look like structure.
+    pub(crate) fn goes_on(&self, bad: Option<u8>) -> bool {
+        let structure = |byte| matches!(byte, b'{' | b'}' | b'[' | b']' | b',' | b':');
+        let text = bad.is_some_and(|bad| !structure(bad) && bad != b'"' && !space(char::from(bad)));
+        self.behind_quote && text && !structure(self.tail)
     }
 
     /// The number of the string that is being read, if one is.
@@ -101,6 +114,9 @@ impl Json {
     /// Reads on; `from_tag` says that `bytes` begins with a `<` of a string that has been looked at.
     pub(crate) fn push(&mut self, bytes: &[u8], from_tag: bool) -> Progress {
         let mut at = usize::from(from_tag);
+        if from_tag {
+            self.tail = b'<';
+        }
         while let Some(&byte) = bytes.get(at) {
             if let State::Str {
                 key,
@@ -131,12 +147,17 @@ impl Json {
         if let Some(control) = text.iter().position(|byte| *byte < 0x20) {
             return Err(Progress::Bad(at + control));
         }
+        if let Some(last) = text.iter().rfind(|byte| **byte != b' ') {
+            self.tail = *last;
+        }
         match rest.get(end) {
             Some(b'"') => {
                 self.state = if key { State::Colon } else { State::Next };
+                self.behind_quote = true;
                 Ok(at + end + 1)
             }
             Some(b'\\') => {
+                self.tail = b'\\';
                 self.state = State::Str {
                     key,
                     at: InString::Escape,
@@ -152,6 +173,7 @@ impl Json {
         let space = matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
         match self.state {
             State::Value | State::FirstValue | State::FirstKey | State::Key | State::Colon | State::Next if space => {
+                self.behind_quote = false;
                 Step::Take
             }
             State::FirstValue if byte == b']' => self.close(false),
@@ -181,12 +203,14 @@ impl Json {
     }
 
     fn go(&mut self, state: State) -> Step {
+        self.behind_quote = false;
         self.state = state;
         Step::Take
     }
 
     fn begin_string(&mut self, key: bool) -> Step {
         self.strings += 1;
+        self.tail = b'"';
         self.go(State::Str {
             key,
             at: InString::Text,

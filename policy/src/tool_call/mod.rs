@@ -10,6 +10,7 @@
 mod block;
 mod call;
 pub(crate) mod json;
+mod loose;
 mod repair;
 mod scan;
 mod schema;

@@ -12,7 +12,7 @@
 use super::block::{Block, End};
 use super::call::{self, Call, Found};
 use super::json::{Json, Progress, space};
-use super::repair::{self, Ending, Mended};
+use super::repair::{self, Mended};
 use super::tag::{Tag, floor};
 use super::tools::ToolSet;
 use super::verdict::Reason;
@@ -171,12 +171,12 @@ impl Scanner {
             Some((block, End::Bad { at, back: Some(back) })) => {
                 // the block ended before: what stands behind it is read once more
                 let (call, behind) = rest.split_at_checked(back).unwrap_or((rest, ""));
-                self.end_call(call, &block, End::Bad { at, back: Some(back) }, Ending::Closed, out);
+                self.end_call(call, &block, End::Bad { at, back: Some(back) }, out);
                 let kept = self.run(behind, 0, out);
                 self.held.push_str(behind.get(kept..).unwrap_or_default());
                 return self.finish(out);
             }
-            Some((block, end)) => self.end_call(rest, &block, end, Ending::Open, out),
+            Some((block, end)) => self.end_call(rest, &block, end, out),
             None => show(rest, out),
         }
         self.looked = 0;
@@ -400,7 +400,7 @@ impl Scanner {
                         *at = from + back;
                     }
                     let raw = text.get(from..*at).unwrap_or_default();
-                    self.end_call(raw, &block, end, Ending::Closed, out);
+                    self.end_call(raw, &block, end, out);
                     from = *at;
                 }
                 Sight::CallClose(len) if self.behind_call && from == *at => {
@@ -421,7 +421,7 @@ impl Scanner {
     }
 
     /// A block ended with this text: calls, what is none, and prose.
-    fn end_call(&mut self, raw: &str, block: &Block, end: End, ending: Ending, out: &mut Vec<Piece>) {
+    fn end_call(&mut self, raw: &str, block: &Block, end: End, out: &mut Vec<Piece>) {
         let reason = match end {
             End::NotACall => return self.show(Some(raw), out),
             End::Closed | End::Reopened | End::Finished => is_torn(raw, block).then_some(Reason::BadJson {
@@ -434,7 +434,7 @@ impl Scanner {
         match reason {
             None => self.calls(raw, block, &end, out),
             Some(Reason::TooLong) => out.push(invalid(raw, Reason::TooLong)),
-            Some(reason) => match repair::repair(raw, ending, block.named.as_deref(), &self.tools) {
+            Some(reason) => match repair::repair(raw, block.named.as_deref(), &self.tools) {
                 Some(mended) => show_mended(raw, mended, out),
                 None => out.push(invalid(raw, reason)),
             },

@@ -36,7 +36,12 @@ pub(crate) struct Watch {
     think: bool,
     /// Inside a think block.
     pub(crate) thought: bool,
+    /// How many blocks may still be looked through past their first closing tag, since each such look may be in vain.
+    patience: u8,
 }
+
+/// Most blocks of one text that end before where they were looked for.
+const PATIENCE: u8 = 8;
 
 impl Watch {
     /// Looks for calls if there are `tools`, and for think tags if `think`.
@@ -47,6 +52,7 @@ impl Watch {
             tools: tools.filter(|tools| !tools.is_empty()),
             think,
             thought: false,
+            patience: PATIENCE,
         }
     }
 
@@ -59,7 +65,14 @@ impl Watch {
     pub(crate) fn finish(&mut self) -> Option<(Block, End)> {
         let block = self.block.take()?;
         let end = block.finish();
+        self.lose_patience(&end);
         Some((block, end))
+    }
+
+    fn lose_patience(&mut self, end: &End) {
+        if matches!(end, End::Bad { back: Some(_), .. }) {
+            self.patience = self.patience.saturating_sub(1);
+        }
     }
 
     /// The tag at `at` is text after all.
@@ -84,6 +97,7 @@ impl Watch {
                 return Sight::Wait;
             };
             self.marks.after_markup();
+            self.lose_patience(&end);
             return match self.block.take() {
                 Some(block) => Sight::CallEnds(Box::new(block), end),
                 None => Sight::Wait,
@@ -144,7 +158,8 @@ impl Watch {
 
     fn open(&mut self, at: &mut usize, len: usize, block: Block) -> Sight {
         let start = *at;
-        self.block = Some(block.thought(self.thought));
+        let patient = self.patience > 0 && !self.thought;
+        self.block = Some(block.thought(self.thought).patient(patient));
         *at += len;
         Sight::CallOpens(start)
     }

@@ -3,11 +3,11 @@
 //! A quote ends a string if what follows it is what may follow a value *here*: a comma and a key that the object declares, an
 //! element, closers to the very end. Other quotes are text, unless nothing else fits.
 
-use super::cost::{EDIT, ENDS, HABIT, INNER, LOOKS_LIKE_END, ODD};
+use super::cost::{EDIT, ENDS, HABIT, INNER, LESS_LIKELY, LOOKS_LIKE_END, ODD};
 use super::reader::KEY_LIMIT;
 use super::search::{Edit, Expect, Id, Op, Search};
 use super::shape::Declared;
-use super::text::{Quote, ends_strangely};
+use super::text::{Quote, is_short, may_be_swapped};
 use crate::tool_call::verdict::Kind;
 
 /// What the end of a string says of a tag inside it.
@@ -32,10 +32,11 @@ impl Search<'_> {
                 None
             }
             end => {
-                if let Some(to) = end
-                    && let Some(child) = self.text_node(id, from, to, quote, Edit::NONE)
-                {
-                    self.wait(child);
+                if let Some(to) = end {
+                    if let Some(child) = self.text_node(id, from, to, quote, Edit::NONE) {
+                        self.dearer(child, self.tail_cost(from, to));
+                    }
+                    self.swapped_end(id, from, to, quote);
                 }
                 // a quote too many before the string, or in the wrong place before a bracket
                 let doubled = end == Some(from) || matches!(self.byte(from), Some(b'{' | b'['));
@@ -48,6 +49,17 @@ impl Search<'_> {
                 self.suspect(id);
                 None
             }
+        }
+    }
+
+    /// What it costs to believe in a text that ends in structure, as if its last quote had opened the next one.
+    fn tail_cost(&self, from: usize, to: usize) -> u16 {
+        let text = self.text.get(from..to).unwrap_or_default();
+        let bare = text.trim_end_matches(|c: char| c.is_ascii_whitespace());
+        match bare.as_bytes().last() {
+            Some(b',' | b':' | b'{' | b'[') if bare.len() < text.len() => LOOKS_LIKE_END,
+            Some(b',' | b':') if is_short(text) => LESS_LIKELY,
+            _ => 0,
         }
     }
 
@@ -110,20 +122,18 @@ impl Search<'_> {
         let from = at + quote.len();
         let Some(to) = quote.find(self.text, from) else { return };
         self.spend(to - from);
-        if !self.ends_value(node.frame, to + quote.len()) {
-            // its other ends wait already, but for the end that changed places
+        // if it didn't, its other ends wait already
+        if self.ends_value(node.frame, to + quote.len()) {
+            self.later_ends(id, from, quote, 1);
             self.swapped_end(id, from, to, quote);
-            return;
         }
-        self.later_ends(id, from, quote, 1);
-        self.swapped_end(id, from, to, quote);
     }
 
     /// The last character and the quote behind it changed places.
     fn swapped_end(&mut self, id: Id, from: usize, to: usize, quote: Quote) {
         let node = self.node(id);
         let text = self.text.get(from..to).unwrap_or_default();
-        if !ends_strangely(text) || quote != Quote::Double {
+        if !may_be_swapped(text) || quote != Quote::Double {
             return;
         }
         let Some(last) = text.bytes().last() else { return };
@@ -160,6 +170,7 @@ impl Search<'_> {
             .text
             .get(from..next.unwrap_or(self.bytes.len()))
             .unwrap_or_default();
+        self.replaced_end(id, from, region, next, quote);
         let tail = |text: &str, set: &[char]| {
             text.trim_end_matches(|c: char| c.is_ascii_whitespace() || set.contains(&c))
                 .len()
@@ -196,6 +207,27 @@ impl Search<'_> {
         };
         let edit = Edit::of(Kind::Quote, EDIT);
         self.later(id, from + len, self.behind(node.frame), node.frame, op, edit);
+    }
+
+    /// Another structural character stands where the closing quote of a short text should be, before a comma.
+    fn replaced_end(&mut self, id: Id, from: usize, region: &str, next: Option<usize>, quote: Quote) {
+        let node = self.node(id);
+        if next.is_none() || quote != Quote::Double {
+            return;
+        }
+        let before = region.trim_end_matches(|c: char| c.is_ascii_whitespace() || matches!(c, '{' | '['));
+        let Some(text) = before
+            .strip_suffix(',')
+            .and_then(|text| text.strip_suffix(['{', '}', '[', ']', ':', ',']))
+        else {
+            return;
+        };
+        let to = from + text.len();
+        if is_short(text) && text.ends_with(|c: char| c.is_alphanumeric()) && self.ends_value(node.frame, to + 1) {
+            let op = Op::Text { quote, from, to };
+            let edit = Edit::of(Kind::Replaced, EDIT);
+            self.later(id, to + 1, self.behind(node.frame), node.frame, op, edit);
+        }
     }
 
     /// The opening quote is missing.
@@ -320,6 +352,11 @@ impl Search<'_> {
         if let Some(colon) = near.find(':') {
             let key = near.get(..colon).unwrap_or_default().trim_end();
             let known = self.knows(&frame, key);
+            let bare = key.trim_end_matches(['{', '}', '[', ']', ',']);
+            if bare.len() + 1 == key.len() && self.knows(&frame, bare) == Declared::Yes {
+                let end = from + bare.len();
+                self.key_node(id, from, end, end + 1, quote, Edit::of(Kind::Replaced, EDIT));
+            }
             if !key.is_empty()
                 && !key.contains(['{', '}', '[', ']', ','])
                 && (known == Declared::Yes || !key.contains(' '))
@@ -338,7 +375,7 @@ impl Search<'_> {
     }
 
     /// A key whose text is `from..to`, read up to `behind`.
-    fn key_node(&mut self, id: Id, from: usize, to: usize, behind: usize, quote: Quote, edit: Edit) {
+    pub(super) fn key_node(&mut self, id: Id, from: usize, to: usize, behind: usize, quote: Quote, edit: Edit) {
         let node = self.node(id);
         let key = self.text.get(from..to).unwrap_or_default();
         let strange = self.strangeness(&self.frame(node.frame), key);

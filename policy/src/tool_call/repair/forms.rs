@@ -1,6 +1,6 @@
 //! Around and beside JSON: what stands before and behind it in a block, and calls that are marked up.
 
-use super::{Mended, Task};
+use super::{Ending, Mended, Task};
 use crate::tool_call::call::Parsed;
 use crate::tool_call::json::{self, space};
 use crate::tool_call::tag::Tag;
@@ -16,6 +16,7 @@ const TOKEN_LIMIT: usize = 32;
 pub(super) struct Body {
     pub(super) span: Range<usize>,
     pub(super) kinds: Vec<Kind>,
+    pub(super) ending: Ending,
 }
 
 /// Without tags, white space, chat tokens and a fence's first line.
@@ -39,11 +40,13 @@ pub(super) fn body(raw: &str) -> Body {
     }
     let start = raw.len() - text.len();
     let mut end = raw.trim_end_matches(space).len();
+    let mut ending = Ending::Open;
     for _ in 0..ROUNDS {
         let inside = raw.get(start..end).unwrap_or_default();
         match inside.rfind('<') {
             Some(at) if matches!(tag(inside.get(at..).unwrap_or_default()), Tag::CallClose { len } if at + len == inside.len()) =>
             {
+                ending = Ending::Closed;
                 end = start + inside.get(..at).unwrap_or_default().trim_end_matches(space).len();
             }
             _ => break,
@@ -52,6 +55,7 @@ pub(super) fn body(raw: &str) -> Body {
     Body {
         span: start..end.max(start),
         kinds,
+        ending,
     }
 }
 

@@ -80,10 +80,10 @@ impl Fit {
 
 /// How the text of a block ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ending {
-    /// By a tag: the model meant to be done.
+enum Ending {
+    /// By its closing tag: the model meant to be done.
     Closed,
-    /// With the answer: it may have been cut anywhere.
+    /// With the answer, or by another tag: it may have been cut anywhere.
     Open,
 }
 
@@ -97,7 +97,7 @@ pub(crate) struct Mended {
 }
 
 /// The calls of a block that isn't well formed; `raw` is all of it, tags included. `None`: not to be repaired.
-pub(crate) fn repair(raw: &str, ending: Ending, named: Option<&str>, tools: &ToolSet) -> Option<Vec<Mended>> {
+pub(crate) fn repair(raw: &str, named: Option<&str>, tools: &ToolSet) -> Option<Vec<Mended>> {
     let body = forms::body(raw);
     let text = raw.get(body.span.clone())?;
     if text.is_empty() || text.len() > cost::TEXT_LIMIT {
@@ -107,7 +107,7 @@ pub(crate) fn repair(raw: &str, ending: Ending, named: Option<&str>, tools: &Too
         Some(name) => Some(tools.find(name)?),
         None => None,
     };
-    let task = Task::new(text, ending, named, tools);
+    let task = Task::new(text, body.ending, named, tools);
     let mut found = if let Some(found) = forms::marked_up(&task) {
         found
     } else if let Some(found) = code::calls(&task) {

@@ -159,6 +159,10 @@ impl Search<'_> {
                     let edit = Edit::of(Kind::Dropped, EDIT);
                     self.later(id, at + 1, Expect::Colon, node.frame, Op::Drop, edit);
                 }
+                if byte == b'"' && at == node.at {
+                    let edit = Edit::of(Kind::Replaced, EDIT);
+                    self.later(id, at + 1, Expect::Value, node.frame, Op::Put(b':'), edit);
+                }
                 let edit = Edit::of(Kind::Colon, EDIT);
                 self.later(id, node.at, Expect::Value, node.frame, Op::Put(b':'), edit);
             }
@@ -182,12 +186,12 @@ impl Search<'_> {
                 let edit = Edit::of(Kind::Dropped, EDIT);
                 self.later(id, at + 1, Expect::Next, node.frame, Op::Drop, edit);
             }
-            b':' => {
-                let edit = Edit::of(Kind::Replaced, EDIT);
-                self.later(id, at + 1, member, node.frame, Op::Put(b','), edit);
-            }
+            b':' | b';' => self.as_comma(id, at, member),
             b'`' => self.fence(id, at),
             _ => {
+                if matches!(byte, b'{' | b'[' | b'"') && at == node.at {
+                    self.as_comma(id, at, member);
+                }
                 let doubled =
                     Quote::opens(self.rest(at)).filter(|_| at == node.at && matches!(node.op, Op::Text { .. }));
                 if let Some((_, len)) = doubled
@@ -202,28 +206,17 @@ impl Search<'_> {
         self.fail(id)
     }
 
-    /// A comma is missing, or changed places with the quote before it.
     fn put_comma(&mut self, id: Id, member: Expect) {
         let node = self.node(id);
-        let mut edit = Edit::of(Kind::Comma, EDIT);
-        if let Op::Text { quote, from, to } = node.op {
-            let text = self.text.get(from..to).unwrap_or_default();
-            if text.ends_with(',') {
-                let op = Op::Text {
-                    quote,
-                    from,
-                    to: to - 1,
-                };
-                let swapped = Edit::of(Kind::Swapped, EDIT);
-                if let Some(child) = self.make(node.parent, node.at, Expect::Next, node.frame, op, swapped) {
-                    self.later(child, node.at, member, node.frame, Op::Put(b','), Edit::NONE);
-                }
-                if is_short(text) {
-                    edit = edit.and(LESS_LIKELY);
-                }
-            }
-        }
+        let edit = Edit::of(Kind::Comma, EDIT);
         self.later(id, node.at, member, node.frame, Op::Put(b','), edit);
+    }
+
+    /// The character here stands for a comma.
+    fn as_comma(&mut self, id: Id, at: usize, member: Expect) {
+        let node = self.node(id);
+        let edit = Edit::of(Kind::Replaced, EDIT);
+        self.later(id, at + 1, member, node.frame, Op::Put(b','), edit);
     }
 
     fn done(&mut self, id: Id, at: usize, byte: u8) -> Option<Id> {
@@ -315,8 +308,32 @@ impl Search<'_> {
         let node = self.node(id);
         if let Some(frame) = self.open(id, node.frame, object, at) {
             let opener = if object { b'{' } else { b'[' };
+            if self.byte(at) == Some(b'"') && self.byte(at + 1) == Some(opener) {
+                self.swapped_opener(id, at, frame, opener);
+                return;
+            }
             let edit = Edit::of(Kind::Opener, EDIT);
             self.later(id, at, first(object), frame, Op::Put(opener), edit);
+        }
+    }
+
+    /// An opener and the quote behind it changed places: `"[a"` for `["a"`.
+    fn swapped_opener(&mut self, id: Id, at: usize, frame: Id, opener: u8) {
+        let edit = Edit::of(Kind::Swapped, EDIT);
+        let from = at + 2;
+        let Some(child) = self.make(id, from, first(opener == b'{'), frame, Op::Put(opener), edit) else {
+            return;
+        };
+        let Some(to) = Quote::Double.find(self.text, from) else {
+            return;
+        };
+        self.spend(to - from);
+        let quote = Quote::Double;
+        if opener == b'{' {
+            self.key_node(child, from, to, to + 1, quote, Edit::NONE);
+        } else {
+            let op = Op::Text { quote, from, to };
+            self.later(child, to + 1, Expect::Next, frame, op, Edit::NONE);
         }
     }
 
@@ -353,6 +370,12 @@ impl Search<'_> {
             }
             (Expect::Next, b',') => self.put_closer(id, EDIT),
             (Expect::Next, b'}' | b']') => {
+                let member = if self.frame(node.frame).object {
+                    Expect::Key
+                } else {
+                    Expect::Value
+                };
+                self.as_comma(id, at, member);
                 let edit = Edit::of(Kind::Dropped, EDIT);
                 self.later(id, at + 1, Expect::Next, node.frame, Op::Drop, edit);
             }

@@ -152,7 +152,7 @@ fn one_edit_is_mended() {
         ),
         (
             r#"{"name": "get_weather"; "arguments": {"city": "Paris", "unit": "celsius"}}"#,
-            "none",
+            "replaced",
         ),
         (
             r#"{"name": "get_weather": "arguments": {"city": "Paris", "unit": "celsius"}}"#,

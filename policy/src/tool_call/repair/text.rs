@@ -220,10 +220,20 @@ impl Faults {
         self.control || self.quotes || self.bad || self.foreign
     }
 
+    /// Code rather than a sentence: line breaks, or apostrophes that aren't escaped beside one that is.
+    fn apostrophes_in_code(&self, text: &str) -> bool {
+        let escaped = text.matches("\\'").count();
+        self.white || self.control || text.matches('\'').count() > escaped
+    }
+
     fn slashes(&self, text: &str, quote: Quote) -> Option<Slashes> {
         // written raw in every way: whether `\n` is a line break or two characters of code can't be told
         let raw = self.control && self.quotes && !self.escaped_quote && quote != Quote::Single;
         if raw && (self.white || self.rare) {
+            return None;
+        }
+        // `\'` of another language's quotes inside code: whether the backslash is the code's can't be told
+        if self.foreign && quote != Quote::Single && self.apostrophes_in_code(text) {
             return None;
         }
         if !self.bad {
@@ -240,14 +250,13 @@ impl Faults {
     }
 }
 
-/// A structural character at the end of a word, and nothing in the text opened it: it may have changed places with the quote
-/// behind it.
-pub(super) fn ends_strangely(text: &str) -> bool {
+/// A structural character at the end, and nothing in the text opened it: it may have changed places with the quote behind.
+pub(super) fn may_be_swapped(text: &str) -> bool {
     let mut before = text.bytes().rev();
     let last = before.next();
-    if !before
+    if before
         .next()
-        .is_some_and(|byte| byte.is_ascii_alphanumeric() || !byte.is_ascii())
+        .is_none_or(|byte| matches!(byte, b'{' | b'}' | b'[' | b']' | b',' | b':'))
     {
         return false;
     }
@@ -257,6 +266,12 @@ pub(super) fn ends_strangely(text: &str) -> bool {
         Some(b']') => unbalanced(text, b'[', b']'),
         _ => false,
     }
+}
+
+/// Most likely it has: a word stands before it.
+pub(super) fn ends_strangely(text: &str) -> bool {
+    let before = text.bytes().rev().nth(1);
+    may_be_swapped(text) && before.is_some_and(|byte| byte.is_ascii_alphanumeric() || !byte.is_ascii())
 }
 
 fn unbalanced(text: &str, open: u8, close: u8) -> bool {
