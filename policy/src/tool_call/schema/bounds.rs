@@ -23,16 +23,16 @@ const PATTERNS_LIMIT: usize = 64;
 /// Why a tool's schema isn't compiled, so that nobody checks its calls (B25).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadSchema {
-    /// Over [`SCHEMA_BYTES_LIMIT`], or behind the schemas of a request that are compiled.
+    /// Over `SCHEMA_BYTES_LIMIT` (256 KiB), or behind the schemas of a request that are compiled.
     #[error("it is larger than schemas that are compiled (256 KiB each, 2 MiB in all)")]
     Large,
-    /// Over [`SCHEMA_DEPTH_LIMIT`].
+    /// Over `SCHEMA_DEPTH_LIMIT` (64).
     #[error("it is nested deeper than {SCHEMA_DEPTH_LIMIT} levels")]
     Deep,
-    /// Over [`SCHEMAS_LIMIT`].
+    /// Over `SCHEMAS_LIMIT` (8,192).
     #[error("it has more than {SCHEMAS_LIMIT} schemas")]
     Many,
-    /// Over [`PATTERNS_LIMIT`].
+    /// Over `PATTERNS_LIMIT` (64).
     #[error("it has more than {PATTERNS_LIMIT} patterns")]
     Patterns,
     /// A reference out of the schema, to nothing, or of a kind that isn't followed.
