@@ -36,6 +36,13 @@ pub struct AnswerPlan {
     pub release: Release,
 }
 
+impl AnswerPlan {
+    /// The same, of which nothing is asked again.
+    pub(super) fn without_reasks(self) -> Self {
+        Self { reasks: 0, ..self }
+    }
+}
+
 /// When a call is shown (B20). The arguments are the same bytes either way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Release {

@@ -10,7 +10,8 @@ use crate::protocol::sse;
 use crate::reasoning::{Opener, Thinking};
 use crate::tool_call::{Bare, ToolSet};
 
-fn plan() -> AnswerPlan {
+/// A chat answer through the reasoning splitter.
+pub(super) fn plan() -> AnswerPlan {
     AnswerPlan {
         surface: Surface::Chat,
         reasoning: ReasoningPlan::Qwen3 {
@@ -32,11 +33,14 @@ fn plan() -> AnswerPlan {
 }
 
 fn scan() -> AnswerPlan {
-    let tools = br#"[{"type":"function","function":{"name":"now","parameters":{"type":"object","properties":{}}}}]"#;
-    let tools = Arc::new(ToolSet::parse(tools).unwrap());
+    scan_for(r#"[{"type":"function","function":{"name":"now","parameters":{"type":"object","properties":{}}}}]"#)
+}
+
+/// The same, with calls of these tools.
+pub(super) fn scan_for(tools: &str) -> AnswerPlan {
     AnswerPlan {
         tools: ToolPlan::Scan {
-            tools,
+            tools: Arc::new(ToolSet::parse(tools.as_bytes()).unwrap()),
             bare: Bare::Calls,
         },
         ..plan()

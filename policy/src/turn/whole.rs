@@ -64,8 +64,7 @@ impl Turn {
     /// # Errors
     /// As [`whole_or_ask`](Self::whole_or_ask).
     pub fn whole(plan: AnswerPlan, body: &[u8]) -> Result<(Bytes, Facts), Fault> {
-        let plan = AnswerPlan { reasks: 0, ..plan };
-        match Self::tell(plan, &Bytes::copy_from_slice(body), None)? {
+        match Self::tell(plan.without_reasks(), &Bytes::copy_from_slice(body), None)? {
             Whole::Answer(answer, facts) => Ok((answer, facts)),
             // Without a re-ask there is no question.
             Whole::AskAgain(..) => Err(broke("The answer asks for what it may not.")),
@@ -182,8 +181,7 @@ impl Retold {
     /// # Errors
     /// The plan has it that an answer with a broken call fails.
     pub fn give_up(self) -> Result<Whole, Fault> {
-        let plan = AnswerPlan { reasks: 0, ..self.plan };
-        let mut whole = Turn::tell(plan, &self.body, self.before)?;
+        let mut whole = Turn::tell(self.plan.without_reasks(), &self.body, self.before)?;
         if let Whole::Answer(_, facts) = &mut whole {
             facts.engine_tokens = Some(self.engine_tokens);
         }
@@ -207,8 +205,7 @@ impl Retold {
             written: self.before.as_ref().and_then(|told| told.written),
             engine_tokens: self.engine_tokens,
         };
-        let plan = AnswerPlan { reasks: 0, ..self.plan };
-        Turn::tell(plan, &self.body, Some(Box::new(told)))
+        Turn::tell(self.plan.without_reasks(), &self.body, Some(Box::new(told)))
     }
 
     fn tell(self, told: Told) -> Result<Whole, Fault> {
@@ -217,10 +214,7 @@ impl Retold {
 
     /// The guided text gives the call that was asked for.
     fn holds_call(&self, told: &Told) -> bool {
-        let plan = AnswerPlan {
-            reasks: 0,
-            ..self.plan.clone()
-        };
+        let plan = self.plan.clone().without_reasks();
         let mut voice = Voice::new(0, &plan, true);
         let mut said = super::said::Said::default();
         voice.hear_all(&told.text, &told.asked_at, &mut said);

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::protocol::skim::bytes_equal;
+
 /// Deepest nesting that is followed; vLLM's own answers reach 7.
 const DEPTH_LIMIT: usize = 128;
 
@@ -237,16 +239,12 @@ impl<'a> Walk<'a> {
 #[inline]
 fn plain_bytes(rest: &[u8]) -> usize {
     const ONES: u64 = 0x0101_0101_0101_0101;
-    // The top bit of each byte that equals `byte`, or is below 0x20; above the lowest hit they may be wrong, the lowest is right.
-    let equal = |word: u64, byte: u8| {
-        let zeros = word ^ (ONES * u64::from(byte));
-        zeros.wrapping_sub(ONES) & !zeros
-    };
-    let control = |word: u64| word.wrapping_sub(ONES * 0x20) & !word;
+    // As `bytes_equal`, of bytes below 0x20.
+    let control = |word: u64| word.wrapping_sub(ONES * 0x20) & !word & (ONES << 7);
     let (words, tail) = rest.as_chunks::<8>();
     for (index, word) in words.iter().enumerate() {
         let word = u64::from_le_bytes(*word);
-        let hits = (equal(word, b'"') | equal(word, b'\\') | control(word)) & (ONES << 7);
+        let hits = bytes_equal(word, b'"') | bytes_equal(word, b'\\') | control(word);
         if hits != 0 {
             return index * 8 + hits.trailing_zeros() as usize / 8;
         }

@@ -522,7 +522,7 @@ impl Levels {
 
 /// The top bit of each byte of `word` that equals `byte`; bytes above the lowest hit may be wrong, the lowest is right.
 #[inline]
-fn bytes_equal(word: u64, byte: u8) -> u64 {
+pub(crate) fn bytes_equal(word: u64, byte: u8) -> u64 {
     const LOW: u64 = 0x0101_0101_0101_0101;
     let zeros = word ^ (LOW * u64::from(byte));
     zeros.wrapping_sub(LOW) & !zeros & (LOW << 7)

@@ -75,6 +75,21 @@ pub(super) struct Node {
     suspected: bool,
 }
 
+impl Node {
+    /// Before the text.
+    const START: Node = Node {
+        parent: 0,
+        at: 0,
+        cost: 0,
+        expect: Expect::Value,
+        frame: 0,
+        op: Op::Start,
+        kind: None,
+        habits: 0,
+        suspected: false,
+    };
+}
+
 /// What an open bracket holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Level {
@@ -99,6 +114,20 @@ pub(super) struct Frame<'a> {
     /// The node before the bracket.
     opener: Id,
     depth: usize,
+}
+
+impl Frame<'_> {
+    /// Outside of all brackets.
+    const NONE: Self = Frame {
+        parent: 0,
+        object: false,
+        level: Level::Calls,
+        tool: None,
+        place: None,
+        key: 0,
+        opener: 0,
+        depth: 0,
+    };
 }
 
 #[derive(Debug, Clone)]
@@ -132,34 +161,13 @@ pub(super) enum Turn {
 
 impl<'a> Search<'a> {
     pub(super) fn new(task: &'a Task<'a>) -> Self {
-        let start = Node {
-            parent: 0,
-            at: 0,
-            cost: 0,
-            expect: Expect::Value,
-            frame: 0,
-            op: Op::Start,
-            kind: None,
-            habits: 0,
-            suspected: false,
-        };
-        let none = Frame {
-            parent: 0,
-            object: false,
-            level: Level::Calls,
-            tool: None,
-            place: None,
-            key: 0,
-            opener: 0,
-            depth: 0,
-        };
         let no_key = Key { before: 0, span: 0..0 };
         Search {
             task,
             text: task.text,
             bytes: task.text.as_bytes(),
-            nodes: vec![start],
-            frames: vec![none],
+            nodes: vec![Node::START],
+            frames: vec![Frame::NONE],
             keys: vec![no_key],
             queue: BinaryHeap::from([Reverse((0, 0, 0))]),
             work: WORK_FLOOR + task.text.len().saturating_mul(WORK_FACTOR),
@@ -218,33 +226,17 @@ impl<'a> Search<'a> {
     }
 
     pub(super) fn node(&self, id: Id) -> Node {
-        let first = || Node {
-            parent: 0,
-            at: 0,
+        // an id always names a node; one that didn't would be too dear to follow
+        self.nodes.get(id as usize).copied().unwrap_or(Node {
             cost: MOST + 1,
             expect: Expect::Colon,
-            frame: 0,
-            op: Op::Start,
-            kind: None,
-            habits: 0,
             suspected: true,
-        };
-        self.nodes.get(id as usize).copied().unwrap_or_else(first)
+            ..Node::START
+        })
     }
 
     pub(super) fn frame(&self, id: Id) -> Frame<'a> {
-        let at = id as usize;
-        // frame 0 always exists
-        self.frames.get(at).or(self.frames.first()).copied().unwrap_or(Frame {
-            parent: 0,
-            object: false,
-            level: Level::Calls,
-            tool: None,
-            place: None,
-            key: 0,
-            opener: 0,
-            depth: 0,
-        })
+        self.frames.get(id as usize).copied().unwrap_or(Frame::NONE)
     }
 
     /// Counts `bytes` of looking.

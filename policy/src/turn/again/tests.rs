@@ -1,13 +1,11 @@
 //! One broken call, asked again: the same message from a stream in any split and from a whole answer.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use super::super::tests::scan_for;
 use super::super::*;
-use crate::reasoning::{Opener, Thinking};
-use crate::tool_call::{Bare, ToolSet, Verdict};
+use crate::tool_call::Verdict;
 
 const TOOLS: &str = r#"[
     {"type":"function","function":{"name":"get_weather","parameters":{"type":"object","properties":{"city":{"type":"string"}},"required":["city"]}}},
@@ -21,25 +19,10 @@ const CUT: &str = "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"ci
 
 fn plan() -> AnswerPlan {
     AnswerPlan {
-        surface: Surface::Chat,
-        reasoning: ReasoningPlan::Qwen3 {
-            thinking: Thinking::Unknown,
-            opener: Opener::Model,
-        },
-        tools: ToolPlan::Scan {
-            tools: Arc::new(ToolSet::parse(TOOLS.as_bytes()).unwrap()),
-            bare: Bare::Calls,
-        },
-        named_function: false,
-        parallel_tool_calls: true,
         include_usage: true,
-        show_verdicts: false,
         names: ReasoningNames::Reasoning,
-        simulated: false,
-        id_seed: 1,
         reasks: 1,
-        on_invalid: OnInvalid::Text,
-        release: Release::Hold,
+        ..scan_for(TOOLS)
     }
 }
 

@@ -1,14 +1,11 @@
 //! A call in its three modes: the same arguments, and nothing shown that isn't part of them.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::protocol::fault::FaultKind;
-use crate::reasoning::{Opener, Thinking};
-use crate::tool_call::{Bare, ToolSet};
-use crate::turn::{AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Release, Step, Surface, ToolPlan, Turn};
+use crate::turn::tests::scan_for;
+use crate::turn::{AnswerPlan, Release, Step, Turn};
 
 const TOOLS: &str = r#"[{"type":"function","function":{"name":"write","parameters":{"type":"object","required":["path"],
     "additionalProperties":false,"properties":{"path":{"type":"string"},"text":{"type":"string"},"mode":{"type":"integer"},
@@ -16,25 +13,8 @@ const TOOLS: &str = r#"[{"type":"function","function":{"name":"write","parameter
 
 fn plan(release: Release) -> AnswerPlan {
     AnswerPlan {
-        surface: Surface::Chat,
-        reasoning: ReasoningPlan::Qwen3 {
-            thinking: Thinking::Unknown,
-            opener: Opener::Model,
-        },
-        tools: ToolPlan::Scan {
-            tools: Arc::new(ToolSet::parse(TOOLS.as_bytes()).unwrap()),
-            bare: Bare::Calls,
-        },
-        named_function: false,
-        parallel_tool_calls: true,
-        include_usage: false,
-        show_verdicts: false,
-        names: ReasoningNames::Both,
-        simulated: false,
-        id_seed: 1,
-        reasks: 0,
-        on_invalid: OnInvalid::Text,
         release,
+        ..scan_for(TOOLS)
     }
 }
 
