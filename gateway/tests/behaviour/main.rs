@@ -29,6 +29,7 @@ mod records;
 mod reload;
 mod routing;
 mod same_message;
+mod schema;
 mod stream_shape;
 mod tls;
 mod tool_release;
