@@ -27,7 +27,8 @@ pub struct ToolsConfig {
     pub reask_tokens: u64,
     /// When a stream shows a call. `hold`: when it is whole and valid. `certain`: as its bytes become certain, so that no repair can
     /// change them. `auto` (default): held, and past `release_bytes` or `release_after` as `certain`. A key may have a mode of its
-    /// own, and the header `x-sluice-tools` says it for one request. A call of which something was shown can't be asked again: if it isn't valid, the answer fails.
+    /// own, and the header `x-sluice-tools` says it for one request. A call of which something was shown can't be asked again: if
+    /// it isn't valid, the answer fails.
     pub release: ReleaseMode,
     /// With `auto`: text of a call that is held. Default 4 KiB.
     #[serde(with = "size")]
