@@ -164,7 +164,7 @@ fn main() -> ExitCode {
         [listen, upstream, "--no-steal"] => (listen, upstream, false),
         _ => return usage(),
     };
-    let Some(address) = Address::from_url(&format!("http://{upstream}")) else {
+    let Ok(address) = Address::from_url(&format!("http://{upstream}")) else {
         return usage();
     };
     let conf = ServerConf {
