@@ -9,7 +9,8 @@
 //! | --- | --- | --- |
 //! | `WOKEN` | poll | `POLLING`, the inside is polled |
 //! | `POLLING` | the inside wakes itself | `WOKEN`, it is polled once more; the task is not woken |
-//! | `POLLING` | the inside is ready | `WOKEN`: it may have more |
+//! | `POLLING` | the inside is ready and may have more | `WOKEN` |
+//! | `POLLING` | the inside is ready and has no more until it is woken | `IDLE` |
 //! | `POLLING` | the inside is pending | `IDLE` |
 //! | `IDLE` | poll | `IDLE`, pending at once |
 //! | `IDLE` | the inside is woken | `WOKEN`, the task is woken |
@@ -27,6 +28,15 @@ const WOKEN: u8 = 2;
 
 /// Polls in a row of an inside that keeps waking itself; then the runtime's other tasks have their turn.
 const MAX_ROUNDS: usize = 32;
+
+/// What is known of an inside that was ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum More {
+    /// It may be ready again at once.
+    Perhaps,
+    /// All that it waits for will wake it: a poll before that would find nothing.
+    WhenWoken,
+}
 
 /// What is polled, behind its gate.
 pub struct Gated<T> {
@@ -58,7 +68,7 @@ impl<T> Gated<T> {
     pub fn poll_with<O>(
         &mut self,
         cx: &mut Context<'_>,
-        mut poll: impl FnMut(&mut T, &mut Context<'_>) -> Poll<O>,
+        mut poll: impl FnMut(&mut T, &mut Context<'_>) -> Poll<(O, More)>,
     ) -> Poll<O> {
         // Registered before the state is read: a wake in between is either seen here or reaches this task.
         self.gate.task.register(cx.waker());
@@ -67,13 +77,17 @@ impl<T> Gated<T> {
         }
         for _ in 0..MAX_ROUNDS {
             self.gate.state.store(POLLING, Ordering::Release);
-            let polled = poll(&mut self.inner, &mut Context::from_waker(&self.waker));
-            if polled.is_ready() {
-                self.gate.state.store(WOKEN, Ordering::Release);
-                return polled;
-            }
-            if self.gate.settles() {
-                return Poll::Pending;
+            match poll(&mut self.inner, &mut Context::from_waker(&self.waker)) {
+                Poll::Ready((ready, More::Perhaps)) => {
+                    self.gate.state.store(WOKEN, Ordering::Release);
+                    return Poll::Ready(ready);
+                }
+                Poll::Ready((ready, More::WhenWoken)) => {
+                    self.gate.settles();
+                    return Poll::Ready(ready);
+                }
+                Poll::Pending if self.gate.settles() => return Poll::Pending,
+                Poll::Pending => {}
             }
         }
         cx.waker().wake_by_ref();
@@ -85,7 +99,9 @@ impl<F: Future + Unpin> Future for Gated<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        self.get_mut().poll_with(cx, |inner, cx| Pin::new(inner).poll(cx))
+        self.get_mut().poll_with(cx, |inner, cx| {
+            Pin::new(inner).poll(cx).map(|output| (output, More::Perhaps))
+        })
     }
 }
 
@@ -147,7 +163,7 @@ mod tests {
             }
         }
 
-        fn poll<O>(&mut self, gated: &mut Gated<()>, answer: impl Fn(usize, &Waker) -> Poll<O>) -> Poll<O> {
+        fn poll<O>(&mut self, gated: &mut Gated<()>, answer: impl Fn(usize, &Waker) -> Poll<(O, More)>) -> Poll<O> {
             let waker = Waker::from(self.woken.clone());
             gated.poll_with(&mut Context::from_waker(&waker), |(), cx| {
                 self.polls += 1;
@@ -169,9 +185,15 @@ mod tests {
         assert_eq!((bench.polls, bench.wakes()), (1, 0));
         bench.inside.clone().unwrap().wake();
         assert_eq!(bench.wakes(), 1);
-        assert!(bench.poll(&mut gated, |_, _| Poll::Ready(())).is_ready());
         assert!(
-            bench.poll(&mut gated, |_, _| Poll::Ready(())).is_ready(),
+            bench
+                .poll(&mut gated, |_, _| Poll::Ready(((), More::Perhaps)))
+                .is_ready()
+        );
+        assert!(
+            bench
+                .poll(&mut gated, |_, _| Poll::Ready(((), More::Perhaps)))
+                .is_ready(),
             "there may be more"
         );
         assert_eq!(bench.polls, 3);
@@ -202,6 +224,25 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_more_is_not_polled_before_it_is_woken() {
+        let (mut bench, mut gated) = (Bench::new(), Gated::new(()));
+        let last = |_: usize, _: &Waker| Poll::Ready(((), More::WhenWoken));
+        assert!(bench.poll(&mut gated, last).is_ready());
+        assert!(bench.poll(&mut gated, last).is_pending());
+        bench.inside.clone().unwrap().wake();
+        assert!(bench.poll(&mut gated, last).is_ready());
+        assert_eq!((bench.polls, bench.wakes()), (2, 1));
+        // Woken while it was polled: that must not be lost.
+        bench.inside.clone().unwrap().wake();
+        let woken = bench.poll(&mut gated, |_, waker| {
+            waker.wake_by_ref();
+            Poll::Ready(((), More::WhenWoken))
+        });
+        assert!(woken.is_ready());
+        assert!(bench.poll(&mut gated, last).is_ready());
+    }
+
+    #[test]
     fn the_task_that_polled_last_is_woken() {
         let (mut first, mut gated) = (Bench::new(), Gated::new(()));
         assert!(first.poll::<()>(&mut gated, |_, _| Poll::Pending).is_pending());
@@ -221,7 +262,7 @@ mod tests {
                 loop {
                     match std::task::ready!(inside.poll_recv(cx)) {
                         Some(_) => *count += 1,
-                        None => return Poll::Ready(*count),
+                        None => return Poll::Ready((*count, More::Perhaps)),
                     }
                 }
             })

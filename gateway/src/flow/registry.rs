@@ -259,8 +259,8 @@ pub struct Registered {
 
 impl Registered {
     /// See [`Entry::polled`].
-    pub fn polled(&self) {
-        self.entry.polled(self.registry.since_start(Instant::now()));
+    pub fn polled(&self, now: Instant) {
+        self.entry.polled(self.registry.since_start(now));
     }
 }
 

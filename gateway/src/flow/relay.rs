@@ -34,6 +34,7 @@ use super::account::Account;
 use super::again::{Asker, Begun, Unasked};
 use super::attempt::{self, Live, Tried, Trying};
 use super::exchange::Exchange;
+use super::gate::More;
 use super::plan;
 use super::registry::Registered;
 use crate::upstream::UpstreamError;
@@ -70,6 +71,8 @@ pub struct Relay {
     /// When something was last sent to the client, and when something last came from upstream.
     sent: Instant,
     heard: Instant,
+    /// When this poll began: one look at the clock for all that it does.
+    now: Instant,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -115,6 +118,7 @@ impl Relay {
             begun: false,
             sent: now,
             heard: now,
+            now,
             timer: None,
         }
     }
@@ -124,10 +128,11 @@ impl Relay {
         matches!(self.state, State::Over)
     }
 
-    /// The next bytes for the client; `None` at the end.
-    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    /// The next bytes for the client; `None` at the end. To be polled behind a gate: always with the same waker.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<(Option<Bytes>, More)> {
         let mut out = Outgoing::default();
-        self.registered.polled();
+        self.now = Instant::now();
+        self.registered.polled(self.now);
         if let Some(stop) = self.registered.entry.poll_stop(cx)
             && !self.is_over()
         {
@@ -138,17 +143,22 @@ impl Relay {
             waits = self.advance(cx, &mut out).is_pending();
         }
         if self.is_over() {
-            return Poll::Ready(self.hand_over(out));
+            return Poll::Ready((self.hand_over(out), More::Perhaps));
         }
         if out.is_empty() {
-            return self.poll_timers(cx);
+            return self.poll_timers(cx).map(|bytes| (bytes, More::Perhaps));
         }
-        Poll::Ready(self.hand_over(out))
+        let bytes = self.hand_over(out);
+        let settled = waits
+            && self
+                .due(self.silence())
+                .is_none_or(|due| self.arm(due, cx).is_pending());
+        Poll::Ready((bytes, if settled { More::WhenWoken } else { More::Perhaps }))
     }
 
     fn hand_over(&mut self, out: Outgoing) -> Option<Bytes> {
         let bytes = out.into_bytes()?;
-        self.sent = Instant::now();
+        self.sent = self.now;
         self.account.sent(bytes.len());
         Some(bytes)
     }
@@ -179,7 +189,7 @@ impl Relay {
             State::Streaming(live, _) => match live.answer.poll_data(cx) {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(Some(Ok(bytes))) => {
-                    self.heard = Instant::now();
+                    self.heard = self.now;
                     self.hurry();
                     self.turn.push(bytes, &mut self.steps);
                     self.carry_out(cx, out);
@@ -218,7 +228,7 @@ impl Relay {
     fn begin(&mut self, live: Live, tried: Tried) {
         self.turn = plan::turn(&self.exchange, live.in_flight.replica());
         self.account.dispatched(&live, &tried);
-        self.heard = Instant::now();
+        self.heard = self.now;
         self.state = State::Streaming(Box::new(live), tried);
     }
 
@@ -332,13 +342,9 @@ impl Relay {
 
     fn poll_timers(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
-            let now = Instant::now();
+            let now = self.now;
             let limits = &self.exchange.limits;
-            let silence = if self.account.has_token() {
-                limits.stall
-            } else {
-                limits.answer
-            };
+            let silence = self.silence();
             if matches!(self.state, State::Streaming(..)) && now >= self.heard + silence {
                 let message = format!("The replica sent nothing for {silence:?}.");
                 let mut out = Outgoing::default();
@@ -370,14 +376,33 @@ impl Relay {
             let Some(due) = self.due(silence) else {
                 return Poll::Pending;
             };
-            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due.into())));
-            // Moved only when it has fired or would be late: moving it at each token would cost more than the token.
-            if timer.is_elapsed() || timer.deadline() > due.into() {
-                timer.as_mut().reset(due.into());
-            }
-            if timer.as_mut().poll(cx).is_pending() {
+            if self.arm(due, cx).is_pending() {
                 return Poll::Pending;
             }
+            self.now = Instant::now();
+        }
+    }
+
+    /// Sees to it that the timer wakes us at `due` or before.
+    fn arm(&mut self, due: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.timer {
+            // Moved only when it has fired or would be late: moving it at each token would cost more than the token.
+            Some(timer) if !timer.is_elapsed() && timer.deadline() <= due.into() => Poll::Pending,
+            Some(timer) => {
+                timer.as_mut().reset(due.into());
+                timer.as_mut().poll(cx)
+            }
+            none => none.insert(Box::pin(sleep_until(due.into()))).as_mut().poll(cx),
+        }
+    }
+
+    /// How long the replica may be silent now.
+    fn silence(&self) -> Duration {
+        let limits = &self.exchange.limits;
+        if self.account.has_token() {
+            limits.stall
+        } else {
+            limits.answer
         }
     }
 

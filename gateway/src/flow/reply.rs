@@ -7,7 +7,7 @@ use http_body::{Body, Frame, SizeHint};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use super::gate::Gated;
+use super::gate::{Gated, More};
 use super::{PassThrough, Relay};
 
 /// A response on its way to the client.
@@ -55,7 +55,7 @@ impl Body for ReplyBody {
                 .poll_with(cx, Relay::poll)
                 .map(|frame| frame.map(|bytes| Ok(Frame::data(bytes)))),
             ReplyBody::PassThrough(pass) => pass
-                .poll_with(cx, PassThrough::poll)
+                .poll_with(cx, |pass, cx| pass.poll(cx).map(|bytes| (bytes, More::Perhaps)))
                 .map(|frame| frame.map(|bytes| bytes.map(Frame::data))),
         }
     }
