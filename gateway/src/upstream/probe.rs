@@ -16,6 +16,7 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use http::{Method, Request, StatusCode, Uri};
 use serde_json::{Value, json};
 use sluice_policy::reasoning::Opener;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::client::{self, SendLimits};
@@ -138,7 +139,8 @@ async fn send(replica: &Replica, path: &'static str, body: Bytes) -> Result<(Sta
         head: PATIENCE,
         idle: Duration::ZERO,
     };
-    let mut answer = client::send(&replica.pool, &address, request, limits).await?;
+    // A pool of its own: a connection is woken by the runtime that opened it, and requests must not wait for that of the probes.
+    let mut answer = client::send(&Arc::default(), &address, request, limits).await?;
     let status = answer.status();
     let body = tokio::time::timeout(PATIENCE, answer.collect(MAX_ANSWER_BYTES))
         .await
