@@ -15,9 +15,10 @@ mod tools;
 
 use bytes::Bytes;
 
-pub use self::edit::Edit;
+pub use self::edit::{Edit, Patch};
 pub use self::read::read;
 pub use self::route::{Endpoint, find, route};
+use crate::history::Past;
 use crate::protocol::fault::{Fault, FaultKind};
 use crate::protocol::skim::{SkimError, Text};
 use crate::route::session::SessionSource;
@@ -63,6 +64,8 @@ pub struct Ask {
     pub messages: u32,
     /// Images, video or audio in the prompt.
     pub images: bool,
+    /// Past turns that may need a change (B30).
+    pub past: Past,
     /// Raw bytes of messages and tools, or of the prompt, without media: what prefill is estimated from.
     pub prompt_bytes: u64,
     /// Members of the top-level object, in order: where edits go.
@@ -185,6 +188,7 @@ impl Ask {
             session: BodySession::default(),
             messages: 0,
             images: false,
+            past: Past::default(),
             prompt_bytes: 0,
             fields: edit::Fields::default(),
         }
