@@ -166,6 +166,22 @@ pub(super) fn splice(body: &Bytes, fields: &Fields, edits: &[&Edit<'_>]) -> Vec<
     segments.out
 }
 
+/// The value that one edit patches, alone.
+pub(super) fn patched(body: &Bytes, fields: &Fields, edit: &Edit<'_>) -> Vec<Bytes> {
+    let Some(member) = fields.members.iter().rfind(|member| member.is(body, edit.key())) else {
+        return Vec::new();
+    };
+    let value = member.value.clone();
+    let mut segments = Segments {
+        body,
+        done: value.start,
+        out: Vec::new(),
+    };
+    segments.change(&value, fate(body, member, &[edit]));
+    segments.upto(value.end);
+    segments.out
+}
+
 /// What the edits make of a member. The last edit of the whole member counts; without one, all edits within it do.
 fn fate<'e, 'a>(body: &[u8], member: &Member, edits: &[&'e Edit<'a>]) -> Fate<'e, 'a> {
     let of_member = || edits.iter().copied().filter(|edit| member.is(body, edit.key()));

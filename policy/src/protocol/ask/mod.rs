@@ -207,6 +207,11 @@ impl Ask {
         edit::splice(&self.body, &self.fields, &edits)
     }
 
+    /// The value of the member that an edit patches, with its patches.
+    pub fn patched(&self, edit: &Edit<'_>) -> Vec<Bytes> {
+        edit::patched(&self.body, &self.fields, edit)
+    }
+
     /// Raw JSON of a top-level member, as received: for what only one stage looks at.
     pub fn raw(&self, key: &str) -> Option<Bytes> {
         self.fields.value(&self.body, key)
