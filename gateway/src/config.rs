@@ -16,6 +16,7 @@ pub use self::{
     auth::AuthConfig,
     backend::{BackendConfig, ReplicaConfig},
     error::{ConfigError, Place, Problem},
+    history::{HistoryConfig, Normalise},
     limits::LimitsConfig,
     live::{Live, Reload, on_hangup},
     log::{LogConfig, LogFormat},
@@ -40,6 +41,7 @@ pub mod live;
 mod log;
 mod profile;
 mod reading;
+mod history;
 mod reasoning;
 mod server;
 // Sizes with their unit.
@@ -76,6 +78,8 @@ pub struct Config {
     pub log: LogConfig,
     /// What becomes of `<think>`.
     pub reasoning: ReasoningConfig,
+    /// What becomes of past turns.
+    pub history: HistoryConfig,
     /// Who finds tool calls.
     pub tools: ToolsConfig,
     /// vLLM's side.

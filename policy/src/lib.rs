@@ -11,6 +11,8 @@
 pub mod protocol;
 // Which replica: the session key and its hash.
 pub mod route;
+// The past of a conversation, made safe before it is sent.
+pub mod history;
 // `<think>` text apart from the answer.
 pub mod reasoning;
 // Tool calls found in the answer's text.

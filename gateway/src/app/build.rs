@@ -7,7 +7,7 @@ use sluice_policy::reasoning::Opener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{BackendConfig, BadSchema, Config, ReasoningForm, ThinkOpener, ToolParsing};
+use crate::config::{BackendConfig, BadSchema, Config, Normalise, ReasoningForm, ThinkOpener, ToolParsing};
 use crate::flow::again::AgainLimits;
 use crate::flow::exchange::ExchangeLimits;
 use crate::flow::tool_sets::MustCheck;
@@ -72,6 +72,7 @@ pub fn flow(config: &Config) -> FlowConfig {
                 tokens: config.tools.reask_tokens,
             },
         },
+        history: config.history.normalise == Normalise::OnRefusal,
         names: flow::names(config.reasoning.names),
         reasoning: config.reasoning.form == ReasoningForm::Qwen3,
         opener: match config.reasoning.opener {

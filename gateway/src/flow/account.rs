@@ -4,6 +4,7 @@
 //! nor failed by then was cancelled.
 
 use jiff::Timestamp;
+use sluice_policy::history::{Counts, Kind};
 use sluice_policy::meter::Meter;
 use sluice_policy::protocol::fault::{Fault, FaultKind};
 use sluice_policy::route::session::SessionKey;
@@ -53,6 +54,8 @@ pub struct Account {
     end: End,
     has_token: bool,
     judged: Vec<Judged>,
+    /// What was changed of past turns.
+    history: Counts,
     /// Only a first attempt says how fast an engine is.
     first_attempt: bool,
     kept: Kept,
@@ -98,6 +101,7 @@ impl Account {
             end: End::Open,
             has_token: false,
             judged: Vec::new(),
+            history: Counts::default(),
             first_attempt: false,
             kept: Kept::Row,
             _in_flight: None,
@@ -131,6 +135,8 @@ impl Account {
 
     /// Attempts so far.
     pub fn tried(&mut self, tried: &Tried) {
+        self.history = tried.history;
+        self.record.history_changes = tried.history.iter().sum();
         self.record.attempts = tried.count;
         self.record.route = tried.route.map_or("", |route| route.as_str());
         if let Some(replica) = &tried.replica {
@@ -288,6 +294,11 @@ impl Drop for Account {
                 kind = judged.verdict.kind(),
                 "tool call"
             );
+        }
+        for (kind, count) in Kind::ALL.into_iter().zip(self.history).filter(|(_, count)| *count > 0) {
+            self.books
+                .metrics
+                .history_changes(&record.model, kind.name(), count.into());
         }
         self.books.metrics.observe(&record);
         match self.kept {

@@ -23,7 +23,7 @@ use crate::upstream::{Replica, Segments};
 /// Answers of `/tokenize` are read up to this size: a million tokens.
 const TOKENS_BYTES: usize = 8 << 20;
 
-/// Fields of a chat request that its template sees.
+/// Fields of a chat request that its template sees; the messages first, which may be patched.
 const TEMPLATE_FIELDS: [&str; 10] = [
     "messages",
     "tools",
@@ -160,7 +160,7 @@ impl Asker {
         let prompt = match self.prompt.take() {
             Some(prompt) => prompt,
             None => {
-                self.tokenize(prompt_body(&self.exchange.ask, &self.replica.model()))
+                self.tokenize(prompt_body(&self.exchange, &self.replica.model()))
                     .await?
             }
         };
@@ -215,9 +215,16 @@ fn json(text: &str) -> String {
 }
 
 /// The prompt as the chat request made it.
-fn prompt_body(ask: &Ask, model: &str) -> Vec<Bytes> {
+fn prompt_body(exchange: &Exchange, model: &str) -> Vec<Bytes> {
+    let ask = &exchange.ask;
     let mut body = vec![Bytes::from(format!("{{\"model\":{}", json(model)))];
-    copy_fields(ask, &TEMPLATE_FIELDS, &mut body);
+    if let Some(edit) = exchange.history.edit() {
+        body.push(Bytes::from_static(b",\"messages\":"));
+        body.extend(ask.patched(&edit));
+        copy_fields(ask, &TEMPLATE_FIELDS[1..], &mut body);
+    } else {
+        copy_fields(ask, &TEMPLATE_FIELDS, &mut body);
+    }
     body.push(Bytes::from_static(b"}"));
     body
 }

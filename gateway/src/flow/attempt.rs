@@ -6,11 +6,13 @@
 //! | no connection, a reset, no head in time | another replica; the failed one rests |
 //! | 500, 502, 503, 504 | another replica; the same 500 from two is the answer |
 //! | 401, 403, 307, 405, `{"detail"}` 404 | 502 `upstream_misconfigured`, the log names replica and setting |
+//! | 400 for a past turn that the template doesn't take | the same once more with the turn changed (B30) |
 //! | other 4xx | the client's fault: vLLM's words |
 //! | 200 | the answer |
 
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue, USER_AGENT};
 use http::{Method, Request, StatusCode, Uri};
+use sluice_policy::history::Counts;
 use sluice_policy::protocol::fault::{Fault, FaultKind, Side};
 use std::future::Future;
 use std::pin::Pin;
@@ -49,6 +51,8 @@ pub struct Tried {
     pub count: u32,
     /// The route of the last choice.
     pub route: Option<Route>,
+    /// What was changed of past turns.
+    pub history: Counts,
     /// The last replica asked.
     pub replica: Option<Arc<str>>,
     last_failure: Option<Fault>,
@@ -97,7 +101,9 @@ async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
         exchange
             .progress
             .attempt(tried.count, choice.replica.name.clone(), choice.route);
-        match once(exchange, &choice, tried.count).await {
+        let outcome = once(exchange, &choice, tried.count).await;
+        tried.history = exchange.history.counts();
+        match outcome {
             Ok(live) => {
                 backend.pin(exchange.session.hash, choice.index);
                 return Ok(live);
@@ -138,8 +144,31 @@ fn given_up(tried: &mut Tried) -> Fault {
 
 async fn once(exchange: &Exchange, choice: &Choice, attempt: u32) -> Result<Live, Fault> {
     let replica = &choice.replica;
-    let body = Segments::new(exchange.upstream_body(replica));
-    send(exchange, replica, exchange.path, exchange.upstream_id(attempt), body).await
+    let mut refused = None;
+    // Each turn adds a rule or is the last.
+    loop {
+        let body = Segments::new(exchange.upstream_body(replica));
+        let fault = match send(exchange, replica, exchange.path, exchange.upstream_id(attempt), body).await {
+            Ok(live) => {
+                if refused.is_some() {
+                    let rules = exchange.history.rules();
+                    exchange.backend.learn_refusal(rules);
+                    tracing::info!(model = %exchange.backend.model(), ?rules, "the chat template refuses some histories: they are changed for it");
+                }
+                return Ok(live);
+            }
+            Err(fault) => fault,
+        };
+        if exchange.history.gives_way(&fault) {
+            refused.get_or_insert(fault);
+            continue;
+        }
+        // That didn't help: the client is told what was wrong with its own request.
+        return Err(match refused {
+            Some(first) if fault.kind.side() == Side::Downstream => first,
+            _ => fault,
+        });
+    }
 }
 
 /// One request to this replica, until the head of its answer.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::account::Progress;
 use super::again::AgainLimits;
 use super::call::Buffered;
+use super::history::History;
 use super::plan::{self, Wishes};
 use super::registry::Permit;
 use crate::upstream::{Backend, Replica};
@@ -53,6 +54,8 @@ pub struct Exchange {
     pub ask: Ask,
     /// How the answer is made.
     pub wishes: Wishes,
+    /// What is changed of past turns.
+    pub history: History,
     /// Whose replicas are asked.
     pub backend: Arc<Backend>,
     /// Which conversation.
@@ -84,7 +87,7 @@ impl Exchange {
 
     /// The body as this replica should get it.
     pub fn upstream_body(&self, replica: &Replica) -> Vec<Bytes> {
-        plan::upstream_body(&self.ask, &self.wishes, replica)
+        plan::upstream_body(&self.ask, &self.wishes, &self.history, replica)
     }
 
     /// The id of a question. vLLM logs it beside that of the attempt, which it begins with.

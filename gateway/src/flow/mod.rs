@@ -9,6 +9,8 @@ pub mod call;
 pub mod exchange;
 // From what is asked to what is sent.
 pub mod plan;
+// The past of a conversation, and what the served template refuses of it.
+pub mod history;
 // Tools that were read before.
 pub mod tool_sets;
 // Attempts until one replica answers.
@@ -41,6 +43,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Response, StatusCode};
+use sluice_policy::history::Changes;
 use sluice_policy::protocol::ask::{self, AskLimits, Endpoint, Grants};
 use sluice_policy::protocol::fault::{Fault, FaultKind};
 use sluice_policy::reasoning::Opener;
@@ -52,6 +55,7 @@ use self::account::{Account, Books};
 use self::attempt::{Live, Tried};
 use self::call::Call;
 use self::exchange::{Exchange, ExchangeLimits};
+use self::history::History;
 use self::plan::Wishes;
 use self::registry::{HangUp, Registered, Registry};
 use self::reply::{Reply, ReplyBody, json};
@@ -73,6 +77,8 @@ pub struct FlowConfig {
     pub ask: AskLimits,
     /// Bounds of the way through the replicas.
     pub exchange: ExchangeLimits,
+    /// Past turns are made safe (B30).
+    pub history: bool,
     /// Names of reasoning.
     pub names: ReasoningNames,
     /// Reasoning is split off.
@@ -153,7 +159,7 @@ impl Flow {
         let key_name = call.key_name();
         let identity = call.identity.as_deref();
         let grants = identity.map_or(Grants::default(), granted);
-        let ask = ask::read(&call.endpoint, call.body, &config.ask, &grants)?;
+        let mut ask = ask::read(&call.endpoint, call.body, &config.ask, &grants)?;
         account.asked(ask.stream, ask.body.len());
         let fleet = self.fleet.load();
         let backend = fleet
@@ -174,8 +180,16 @@ impl Flow {
         let registered = self
             .registry
             .register(&call.id, &key_name, call.head.extensions.get::<HangUp>().cloned());
+        let wishes = self.wishes(&ask, headers, identity, config)?;
+        let past = std::mem::take(&mut ask.past);
+        let history = if config.history && ask.endpoint == Endpoint::ChatCompletions {
+            Changes::of(&past, &ask.body, wishes.tools.as_deref())
+        } else {
+            Changes::default()
+        };
         let exchange = Exchange {
-            wishes: self.wishes(&ask, headers, identity, config)?,
+            wishes,
+            history: History::new(history, backend.refuses()),
             own_id: ids::request_id(),
             id: call.id,
             progress: account.progress(),

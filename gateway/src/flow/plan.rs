@@ -18,6 +18,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::exchange::Exchange;
+use super::history::History;
 use crate::upstream::Replica;
 use crate::upstream::replica::ToolSetup;
 
@@ -166,8 +167,9 @@ fn bare(ask: &Ask) -> Bare {
 }
 
 /// The body for this replica: slices of the received one with our edits between them.
-pub fn upstream_body(ask: &Ask, wishes: &Wishes, replica: &Replica) -> Vec<Bytes> {
+pub fn upstream_body(ask: &Ask, wishes: &Wishes, history: &History, replica: &Replica) -> Vec<Bytes> {
     let mut edits: Vec<Edit<'_>> = Vec::with_capacity(4);
+    edits.extend(history.edit());
     let model = replica.model();
     if !model.is_empty() && ask.model.as_deref() != Some(model.as_str()) && !ask.body.is_empty() {
         edits.push(Edit::Set("model", json_string(&model)));
@@ -290,7 +292,7 @@ mod tests {
         let replica = Replica::new("r", false, None, None);
         replica.serves("served");
         replica.set_tool_setup(setup);
-        let body = upstream_body(&ask, &wishes(&ask, engine_parsing), &replica).concat();
+        let body = upstream_body(&ask, &wishes(&ask, engine_parsing), &History::default(), &replica).concat();
         serde_json::from_slice(&body).unwrap()
     }
 
@@ -347,7 +349,8 @@ mod tests {
         let ask = ask(&json!({"stream": true, "messages": [], "stream_options": {"continuous_usage_stats": true}}));
         let replica = Replica::new("r", false, None, None);
         let body: Value =
-            serde_json::from_slice(&upstream_body(&ask, &wishes(&ask, false), &replica).concat()).unwrap();
+            serde_json::from_slice(&upstream_body(&ask, &wishes(&ask, false), &History::default(), &replica).concat())
+                .unwrap();
         assert_eq!(
             body["stream_options"],
             json!({"continuous_usage_stats": true, "include_usage": true})

@@ -101,6 +101,8 @@ pub struct Record<S = &'static str> {
     pub engine_tokens: Option<u64>,
     /// What became of the tool calls, as a JSON array of `{"tool","verdict","kinds"}`; `None` without any.
     pub verdicts: Option<String>,
+    /// Past turns that were changed before they were sent (B30).
+    pub history_changes: u32,
 }
 
 impl<S> Record<S> {

@@ -136,6 +136,7 @@ pub fn json_line(row: &Row) -> String {
                     .and_then(|text| serde_json::from_str::<Value>(text).ok())
             ),
         ),
+        ("history_changes", json!(row.history_changes)),
     ];
     object(fields).to_string()
 }

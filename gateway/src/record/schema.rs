@@ -46,10 +46,12 @@ pub(super) const MIGRATIONS: &[&str] = &["
 ", "
     ALTER TABLE requests ADD COLUMN engine_tokens INTEGER;
     ALTER TABLE requests ADD COLUMN verdicts TEXT;
+", "
+    ALTER TABLE requests ADD COLUMN history_changes INTEGER NOT NULL DEFAULT 0;
 "];
 
 /// The columns in the order in which [`bind`] and [`read`] take them.
-pub(super) const COLUMNS: [&str; 38] = [
+pub(super) const COLUMNS: [&str; 39] = [
     "id",
     "started_us",
     "key_name",
@@ -88,6 +90,7 @@ pub(super) const COLUMNS: [&str; 38] = [
     "simulated",
     "engine_tokens",
     "verdicts",
+    "history_changes",
 ];
 
 /// Opens the file for writing: made with mode 0600 if missing, WAL, schema up to date.
@@ -254,7 +257,8 @@ pub(super) fn bind<S: AsRef<str>>(statement: &mut Statement<'_>, r: &Record<S>) 
     to.put(r.simulated)?;
     to.count(r.engine_tokens)?;
     // Bounded where it is made: a clipped one would be no JSON.
-    to.put(r.verdicts.as_deref())
+    to.put(r.verdicts.as_deref())?;
+    to.put(r.history_changes)
 }
 
 /// Reads a row that was selected with [`select_list`].
@@ -299,6 +303,7 @@ pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Record<String>> {
         simulated: from.or_default()?,
         engine_tokens: from.count()?,
         verdicts: from.get()?,
+        history_changes: from.or_default()?,
     })
 }
 

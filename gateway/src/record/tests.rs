@@ -61,6 +61,7 @@ pub(super) fn full(number: u64) -> Record {
         simulated: true,
         engine_tokens: Some(400),
         verdicts: Some(r#"[{"tool":"now","verdict":"repaired","kinds":["number","null"]}]"#.to_owned()),
+        history_changes: 2,
     }
 }
 
@@ -118,6 +119,7 @@ fn as_row(record: Record) -> query::Row {
         simulated: record.simulated,
         engine_tokens: record.engine_tokens,
         verdicts: record.verdicts,
+        history_changes: record.history_changes,
     }
 }
 

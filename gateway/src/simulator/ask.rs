@@ -224,7 +224,9 @@ fn chat(object: &Map<String, Value>, config: &SimConfig, knobs: Knobs) -> Result
             "Cannot apply chat template to an empty conversation. Provide at least one message.",
         ));
     }
+    check::past_calls(messages)?;
     check::media(messages, config)?;
+    check::template(messages, config.template)?;
     if object.get("logprobs").and_then(Value::as_bool) == Some(true) {
         ask.logprobs = Some(check::logprobs(
             object.get("top_logprobs").and_then(Value::as_u64).unwrap_or(0),

@@ -5,7 +5,8 @@ use serde_json::{Map, Value};
 
 use super::ask::{Ask, Choice, Surface};
 use super::call::Tool;
-use super::config::{Setup, SimConfig};
+use super::config::{ChatTemplate, Setup, SimConfig};
+use super::prompt;
 use super::refusal::{Refusal, shown};
 
 /// Most choices of one request.
@@ -295,6 +296,69 @@ pub(super) fn tool_choice(
     Ok((Choice::Free, true))
 }
 
+/// Past calls have an id, a type, and arguments in a string.
+pub(super) fn past_calls(messages: &[Value]) -> Result<(), Refusal> {
+    let calls = messages
+        .iter()
+        .filter(|message| prompt::role(message) == "assistant")
+        .flat_map(|message| {
+            message
+                .get("tool_calls")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+                .enumerate()
+        });
+    for (place, call) in calls {
+        let function = call.get("function");
+        let wrong = |key: &str, value: Option<&Value>| match value {
+            Some(Value::String(_)) => None,
+            Some(value) => Some((
+                key.to_owned(),
+                "string_type",
+                "Input should be a valid string",
+                shown(Some(value)),
+            )),
+            None => Some((key.to_owned(), "missing", "Field required", shown(Some(call)))),
+        };
+        let found = wrong("id", call.get("id"))
+            .or_else(|| wrong("type", call.get("type")))
+            .or_else(|| wrong("function.name", function.and_then(|function| function.get("name"))))
+            .or_else(|| match function.and_then(|function| function.get("arguments")) {
+                None => Some(("function".to_owned(), "missing", "Field required", shown(function))),
+                arguments => wrong("function", arguments),
+            });
+        if let Some((key, kind, message, input)) = found {
+            let place = format!("body.{place}.ChatCompletionMessageFunctionToolCallParam.{key}");
+            return Err(Refusal::past_call(kind, &place, message, &input, call));
+        }
+    }
+    Ok(())
+}
+
+/// What the chat template raises.
+pub(super) fn template(messages: &[Value], template: ChatTemplate) -> Result<(), Refusal> {
+    if template == ChatTemplate::Qwen3 {
+        return Ok(());
+    }
+    if messages.iter().skip(1).any(|message| prompt::role(message) == "system") {
+        return Err(Refusal::bad("System message must be at the beginning."));
+    }
+    let says_nothing = |message: &&Value| {
+        let calls = message
+            .get("tool_calls")
+            .and_then(Value::as_array)
+            .is_some_and(|calls| !calls.is_empty());
+        prompt::role(message) == "assistant" && !calls && prompt::content(message).is_empty()
+    };
+    if messages.iter().any(|message| says_nothing(&message)) {
+        return Err(Refusal::bad(
+            "Assistant message must have either content or tool_calls, but not both.",
+        ));
+    }
+    Ok(())
+}
+
 /// Qwen3-32B reads text only.
 pub(super) fn media(messages: &[Value], config: &SimConfig) -> Result<(), Refusal> {
     let parts = messages
@@ -324,4 +388,84 @@ pub(super) fn logprobs(count: u64) -> Result<u32, Refusal> {
         return Err(Refusal::parameter(&message, "logprobs", Some(&count.to_string())));
     }
     Ok(count as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// As vLLM 0.32 answers each of them.
+    #[test]
+    fn past_calls_are_refused_in_vllm_s_words() {
+        let good = json!({"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}});
+        let custom = "{'type': 'missing', 'loc': 'body.0.ChatCompletionMessageCustomToolCallParam.custom', 'msg': 'Field required', 'input': '<dict of";
+        let literal = "{'type': 'literal_error', 'loc': 'body.0.ChatCompletionMessageCustomToolCallParam.type', 'msg': \"Input should be 'custom'\", 'input': 'function', 'ctx': {'expected': \"'custom'\"}}";
+        let with = |at: &str, value: Value| {
+            let mut call = good.clone();
+            *call.pointer_mut(at).unwrap() = value;
+            call
+        };
+        let without = |outer: &str, key: &str| {
+            let mut call = good.clone();
+            call.pointer_mut(outer).unwrap().as_object_mut().unwrap().remove(key);
+            call
+        };
+        for (call, param, wanted) in [
+            (
+                with("/function/arguments", json!({"a": 1})),
+                "function",
+                format!(
+                    "3 validation errors:\n  {{'type': 'string_type', 'loc': 'body.0.ChatCompletionMessageFunctionToolCallParam.function', 'msg': 'Input should be a valid string', 'input': '<dict of 1 items>'}}\n  {custom} 3 items>'}}\n  {literal}"
+                ),
+            ),
+            (
+                without("/function", "arguments"),
+                "function",
+                format!(
+                    "3 validation errors:\n  {{'type': 'missing', 'loc': 'body.0.ChatCompletionMessageFunctionToolCallParam.function', 'msg': 'Field required', 'input': '<dict of 1 items>'}}\n  {custom} 3 items>'}}\n  {literal}"
+                ),
+            ),
+            (
+                without("", "id"),
+                "id",
+                format!(
+                    "4 validation errors:\n  {{'type': 'missing', 'loc': 'body.0.ChatCompletionMessageFunctionToolCallParam.id', 'msg': 'Field required', 'input': '<dict of 2 items>'}}\n  {{'type': 'missing', 'loc': 'body.0.ChatCompletionMessageCustomToolCallParam.id', 'msg': 'Field required', 'input': '<dict of 2 items>'}}\n  {custom} 2 items>'}}\n  {literal}"
+                ),
+            ),
+            (
+                without("", "type"),
+                "type",
+                format!(
+                    "3 validation errors:\n  {{'type': 'missing', 'loc': 'body.0.ChatCompletionMessageFunctionToolCallParam.type', 'msg': 'Field required', 'input': '<dict of 2 items>'}}\n  {custom} 2 items>'}}\n  {{'type': 'missing', 'loc': 'body.0.ChatCompletionMessageCustomToolCallParam.type', 'msg': 'Field required', 'input': '<dict of 2 items>'}}"
+                ),
+            ),
+        ] {
+            let messages = [json!({"role": "assistant", "tool_calls": [call]})];
+            let refusal = past_calls(&messages).unwrap_err();
+            let body: Value = serde_json::from_str(&refusal.body).unwrap();
+            assert_eq!(refusal.status, 400);
+            assert_eq!(body["error"]["message"], wanted);
+            let place = format!("body.0.ChatCompletionMessageFunctionToolCallParam.{param}");
+            assert_eq!(body["error"]["param"], place);
+        }
+        let fine = [
+            json!({"role": "assistant", "tool_calls": [good]}),
+            json!({"role": "user", "tool_calls": [1]}),
+        ];
+        assert_eq!(past_calls(&fine), Ok(()));
+    }
+
+    #[test]
+    fn a_strict_template_refuses_what_qwen3_s_takes() {
+        let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+        let middle = [turn("user", "a"), turn("system", "b")];
+        let empty = [turn("user", "a"), turn("assistant", "")];
+        for messages in [&middle, &empty] {
+            assert_eq!(template(messages, ChatTemplate::Qwen3), Ok(()));
+            assert_eq!(template(messages, ChatTemplate::Strict).unwrap_err().status, 400);
+        }
+        let fine = [turn("system", "a"), turn("user", ""), turn("assistant", "b")];
+        assert_eq!(template(&fine, ChatTemplate::Strict), Ok(()));
+    }
 }

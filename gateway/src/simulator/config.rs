@@ -31,6 +31,8 @@ pub struct SimConfig {
     pub speed: f64,
     /// vLLM with or without its own parsers. Default `raw`.
     pub setup: Setup,
+    /// What the chat template takes. Default `qwen3`.
+    pub template: ChatTemplate,
     /// Seed of everything that is drawn: the same seed and the same request give the same answer. Default 0.
     pub seed: u64,
     /// Name of the environment variable with the key that `/v1` asks for; empty: no key. Default empty.
@@ -75,6 +77,7 @@ impl Default for SimConfig {
             gpu: Gpu::H100,
             speed: 1.0,
             setup: Setup::Raw,
+            template: ChatTemplate::Qwen3,
             seed: 0,
             api_key_env: String::new(),
             max_model_len: 131_072,
@@ -181,6 +184,16 @@ pub enum Setup {
     Raw,
     /// With `--enable-auto-tool-choice --tool-call-parser hermes --reasoning-parser qwen3`.
     Parsers,
+}
+
+/// What the chat template takes of a conversation. The prompt is Qwen3's either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChatTemplate {
+    /// Any message anywhere.
+    Qwen3,
+    /// No system message but the first one (in Qwen3.5's words), no turn without content (in Mistral's).
+    Strict,
 }
 
 /// Shares of requests that misbehave, drawn by seed and request number. Each is 0 to 1, together at most 1.

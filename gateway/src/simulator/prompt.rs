@@ -181,11 +181,10 @@ fn assistant(message: &Value, is_running_turn: bool, out: &mut String) {
         let function = call.get("function").unwrap_or(call);
         let name = function.get("name").and_then(Value::as_str).unwrap_or_default();
         let arguments = match function.get("arguments") {
-            Some(Value::String(text)) => {
-                serde_json::from_str::<Value>(text).map_or_else(|_| text.clone(), |v| spaced(&v))
-            }
-            Some(other) => spaced(other),
-            None => "{}".to_owned(),
+            // vLLM 0.32 takes an empty object for what isn't one.
+            Some(Value::String(text)) => serde_json::from_str::<Map<String, Value>>(text)
+                .map_or_else(|_| "{}".to_owned(), |arguments| spaced(&Value::Object(arguments))),
+            _ => "{}".to_owned(),
         };
         let gap = if place == 0 && after.is_empty() { "" } else { "\n" };
         out.push_str(&format!(

@@ -43,6 +43,30 @@ impl Refusal {
         Self::new(400, "Bad Request", &text, Some(place))
     }
 
+    /// A past call that isn't one, in pydantic's words: it isn't a custom tool's call either.
+    pub(super) fn past_call(kind: &str, place: &str, message: &str, input: &str, call: &Value) -> Self {
+        let other = place.split('.').nth(1).unwrap_or_default();
+        let other = format!("body.{other}.ChatCompletionMessageCustomToolCallParam");
+        let all = shown(Some(call));
+        let missing = |key: &str| {
+            format!("  {{'type': 'missing', 'loc': '{other}.{key}', 'msg': 'Field required', 'input': '{all}'}}")
+        };
+        let mut lines = vec![format!(
+            "  {{'type': '{kind}', 'loc': '{place}', 'msg': '{message}', 'input': '{input}'}}"
+        )];
+        lines.extend(call.get("id").is_none().then(|| missing("id")));
+        lines.push(missing("custom"));
+        lines.push(match call.get("type").and_then(Value::as_str) {
+            None => missing("type"),
+            Some(said) => format!(
+                "  {{'type': 'literal_error', 'loc': '{other}.type', 'msg': \"Input should be 'custom'\", 'input': '{said}', \
+                 'ctx': {{'expected': \"'custom'\"}}}}"
+            ),
+        });
+        let text = format!("{} validation errors:\n{}", lines.len(), lines.join("\n"));
+        Self::new(400, "Bad Request", &text, Some(place))
+    }
+
     /// A body that isn't JSON, broken at this byte.
     pub(super) fn not_json(at: usize) -> Self {
         let place = format!("body.{at}");

@@ -137,6 +137,18 @@ impl Metrics {
         );
     }
 
+    /// Counts changes of past turns by their kind, a closed set (B30).
+    pub fn history_changes(&self, model: &str, kind: &'static str, count: u64) {
+        let state = &*self.inner.state;
+        state.instruments.history_changes.add(
+            count,
+            &[
+                KeyValue::new("model", Arc::clone(&state.model(model).name)),
+                KeyValue::new("kind", kind),
+            ],
+        );
+    }
+
     /// Counts a request as running until the guard is dropped.
     pub fn in_flight(&self, model: &str) -> InFlight {
         let model = self.inner.state.model(model);

@@ -49,6 +49,7 @@ pub(super) struct Instruments {
     tokens: Counter<u64>,
     pub(super) errors: Counter<u64>,
     pub(super) tool_calls: Counter<u64>,
+    pub(super) history_changes: Counter<u64>,
 }
 
 impl Instruments {
@@ -106,6 +107,10 @@ impl Instruments {
                 "Requests that failed, by code and by whose fault it was",
             ),
             tool_calls: counter("sluice_tool_calls", "Tool calls by what became of them"),
+            history_changes: counter(
+                "sluice_history_changes",
+                "Past turns that were changed before they were sent, by what was changed",
+            ),
         })
     }
 }

@@ -247,6 +247,7 @@ fn a_request_is_counted_under_its_labels() {
     metrics.observe_gaps("qwen3", "sim-a", gaps);
     metrics.observe_gaps("qwen3", "", [(Duration::from_millis(14), 0)]);
     metrics.tool_call("qwen3", "get_weather", "repaired", "number");
+    metrics.history_changes("qwen3", "arguments_stubbed", 3);
     let scraped = parse(&metrics.render());
 
     let requests = |status, outcome, model| {
@@ -347,6 +348,8 @@ fn a_request_is_counted_under_its_labels() {
         ("kind", "number"),
     ];
     assert_eq!(value(&scraped, "sluice_tool_calls_total", &call), Some(1.0));
+    let past = [("model", "qwen3"), ("kind", "arguments_stubbed")];
+    assert_eq!(value(&scraped, "sluice_history_changes_total", &past), Some(3.0));
     assert_eq!(
         value(&scraped, "sluice_build_info", &[("version", env!("CARGO_PKG_VERSION"))]),
         Some(1.0)

@@ -12,9 +12,11 @@ use arc_swap::ArcSwap;
 use moka::sync::Cache;
 use pingora_ketama::{Bucket, Continuum};
 use sha2::{Digest, Sha256};
+use sluice_policy::history::Rules;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use super::replica::{Readiness, Replica};
@@ -74,6 +76,8 @@ pub struct Backend {
     /// Its replicas.
     pub replicas: Vec<Arc<Replica>>,
     model: ArcSwap<String>,
+    /// What its chat template refuses ([`Rules`]), as learned from its 400s.
+    refuses: AtomicU8,
     ring: Continuum,
     places: HashMap<SocketAddr, usize>,
     sessions: Cache<u64, u16>,
@@ -99,6 +103,7 @@ impl Backend {
         Backend {
             name: name.into(),
             model: ArcSwap::from_pointee(model.to_owned()),
+            refuses: AtomicU8::new(Rules::NONE.bits()),
             aliases,
             profile: profile.into(),
             ring: Continuum::new(&buckets),
@@ -121,6 +126,16 @@ impl Backend {
         if self.model.load().is_empty() {
             self.model.store(Arc::new(model.to_owned()));
         }
+    }
+
+    /// What its chat template refuses of past turns, as far as is known.
+    pub fn refuses(&self) -> Rules {
+        Rules::from_bits(self.refuses.load(Ordering::Relaxed))
+    }
+
+    /// Learned: a request was refused, and taken when it was changed.
+    pub fn learn_refusal(&self, rules: Rules) {
+        self.refuses.fetch_or(rules.bits(), Ordering::Relaxed);
     }
 
     /// Clients may ask for it by this id.

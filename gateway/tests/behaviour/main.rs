@@ -21,6 +21,7 @@ mod edge_routes;
 mod errors;
 mod h2;
 mod headers;
+mod history;
 mod leaving_client;
 mod limits;
 mod nodelay;

@@ -22,6 +22,7 @@ pub(crate) mod watch;
 pub use block::CALL_LIMIT;
 pub(crate) use block::End;
 pub use call::Call;
+pub(crate) use repair::mend_arguments;
 pub use scan::{Bare, Piece, Scanner};
 pub use schema::BadSchema;
 pub use tag::TAG_LIMIT;

@@ -49,6 +49,14 @@ impl Settings {
         }
     }
 
+    /// One more line for each replica.
+    pub(crate) fn each_replica(mut self, line: &str) -> Self {
+        for (_, lines) in &mut self.replicas {
+            let _ = write!(lines, "\n{line}");
+        }
+        self
+    }
+
     /// In front of whatever listens at these addresses and serves `model`.
     pub(crate) fn external(model: &str, addresses: &[SocketAddr]) -> Self {
         let names = ('a'..='z').map(String::from);

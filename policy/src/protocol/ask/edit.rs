@@ -19,14 +19,25 @@ pub enum Edit<'a> {
     /// The same for a member of the member, as `stream_options.include_usage`. A missing or null outer member becomes an object; one
     /// that is something else is left as it is, so that vLLM can refuse it.
     SetIn(&'static str, &'static str, Cow<'a, [u8]>),
+    /// Other bytes within the member's value, in order. An edit of the whole member beats it.
+    Patch(&'static str, Vec<Patch<'a>>),
     /// Takes the member away.
     Remove(&'static str),
+}
+
+/// Bytes in the place of others: offsets of the body, within the member that is patched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Patch<'a> {
+    /// What goes; empty where something is put in.
+    pub at: Range<usize>,
+    /// What comes.
+    pub new: Cow<'a, [u8]>,
 }
 
 impl Edit<'_> {
     pub(super) fn key(&self) -> &'static str {
         match self {
-            Edit::Set(key, _) | Edit::SetIn(key, _, _) | Edit::Remove(key) => key,
+            Edit::Set(key, _) | Edit::SetIn(key, _, _) | Edit::Patch(key, _) | Edit::Remove(key) => key,
         }
     }
 }
@@ -51,6 +62,7 @@ enum Fate<'e, 'a> {
     Stays,
     Goes,
     Becomes(&'e [u8]),
+    Patched(&'e [Patch<'a>]),
     Within(Vec<&'e Edit<'a>>),
 }
 
@@ -154,13 +166,32 @@ pub(super) fn splice(body: &Bytes, fields: &Fields, edits: &[&Edit<'_>]) -> Vec<
     segments.out
 }
 
+/// The value that one edit patches, alone.
+pub(super) fn patched(body: &Bytes, fields: &Fields, edit: &Edit<'_>) -> Vec<Bytes> {
+    let Some(member) = fields.members.iter().rfind(|member| member.is(body, edit.key())) else {
+        return Vec::new();
+    };
+    let value = member.value.clone();
+    let mut segments = Segments {
+        body,
+        done: value.start,
+        out: Vec::new(),
+    };
+    segments.change(&value, fate(body, member, &[edit]));
+    segments.upto(value.end);
+    segments.out
+}
+
 /// What the edits make of a member. The last edit of the whole member counts; without one, all edits within it do.
 fn fate<'e, 'a>(body: &[u8], member: &Member, edits: &[&'e Edit<'a>]) -> Fate<'e, 'a> {
     let of_member = || edits.iter().copied().filter(|edit| member.is(body, edit.key()));
-    match of_member().rfind(|edit| !matches!(edit, Edit::SetIn(..))) {
+    match of_member().rfind(|edit| !matches!(edit, Edit::SetIn(..) | Edit::Patch(..))) {
         Some(Edit::Set(_, value)) => return Fate::Becomes(value),
         Some(_) => return Fate::Goes,
         None => {}
+    }
+    if let Some(Edit::Patch(_, patches)) = of_member().rfind(|edit| matches!(edit, Edit::Patch(..))) {
+        return Fate::Patched(patches);
     }
     let within: Vec<_> = of_member().collect();
     if within.is_empty() {
@@ -181,6 +212,7 @@ fn missing<'e>(body: &[u8], fields: &Fields, edits: &[&'e Edit<'_>]) -> Vec<(&'s
         }
         let of_key = || edits.iter().copied().filter(|edit| edit.key() == key);
         match of_key().rfind(|edit| !matches!(edit, Edit::SetIn(..))) {
+            // What isn't there can't be patched.
             Some(Edit::Set(_, value)) => appended.push((key, Cow::Borrowed(value.as_ref()))),
             Some(_) => {}
             None => appended.push((key, Cow::Owned(object_of(&of_key().collect::<Vec<_>>())))),
@@ -200,7 +232,7 @@ fn object_of(within: &[&Edit<'_>]) -> Vec<u8> {
 fn splice_within(object: &Bytes, fields: &Fields, within: &[&Edit<'_>]) -> Vec<Bytes> {
     let sets = within.iter().filter_map(|edit| match edit {
         Edit::SetIn(_, key, value) => Some(Edit::Set(key, Cow::Borrowed(value.as_ref()))),
-        Edit::Set(..) | Edit::Remove(_) => None,
+        Edit::Set(..) | Edit::Patch(..) | Edit::Remove(_) => None,
     });
     let sets: Vec<Edit<'_>> = sets.collect();
     splice(object, fields, &sets.iter().collect::<Vec<_>>())
@@ -249,6 +281,15 @@ impl Segments<'_> {
             Fate::Becomes(new) => {
                 self.cut(value.clone());
                 self.insert(Bytes::copy_from_slice(new));
+            }
+            Fate::Patched(patches) => {
+                let inside = |patch: &&Patch<'_>| value.start <= patch.at.start && patch.at.end <= value.end;
+                for Patch { at, new } in patches.iter().filter(inside) {
+                    self.cut(at.clone());
+                    if !new.is_empty() {
+                        self.insert(Bytes::copy_from_slice(new));
+                    }
+                }
             }
             Fate::Within(within) => {
                 let old = self.body.slice(value.clone());

@@ -15,9 +15,10 @@ mod tools;
 
 use bytes::Bytes;
 
-pub use self::edit::Edit;
+pub use self::edit::{Edit, Patch};
 pub use self::read::read;
 pub use self::route::{Endpoint, find, route};
+use crate::history::Past;
 use crate::protocol::fault::{Fault, FaultKind};
 use crate::protocol::skim::{SkimError, Text};
 use crate::route::session::SessionSource;
@@ -63,6 +64,8 @@ pub struct Ask {
     pub messages: u32,
     /// Images, video or audio in the prompt.
     pub images: bool,
+    /// Past turns that may need a change (B30).
+    pub past: Past,
     /// Raw bytes of messages and tools, or of the prompt, without media: what prefill is estimated from.
     pub prompt_bytes: u64,
     /// Members of the top-level object, in order: where edits go.
@@ -185,6 +188,7 @@ impl Ask {
             session: BodySession::default(),
             messages: 0,
             images: false,
+            past: Past::default(),
             prompt_bytes: 0,
             fields: edit::Fields::default(),
         }
@@ -201,6 +205,11 @@ impl Ask {
             edits.push(NO_PRIORITY);
         }
         edit::splice(&self.body, &self.fields, &edits)
+    }
+
+    /// The value of the member that an edit patches, with its patches.
+    pub fn patched(&self, edit: &Edit<'_>) -> Vec<Bytes> {
+        edit::patched(&self.body, &self.fields, edit)
     }
 
     /// Raw JSON of a top-level member, as received: for what only one stage looks at.

@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::media::{Media, MediaKey};
 use super::tools::judged;
 use super::{Ask, Grants, Seen};
+use crate::history::{Draft, Past, Role};
 use crate::protocol::fault::{Fault, clip};
 use crate::protocol::skim::{Cursor, Kind, Text};
 use crate::route::session::conversation_hasher;
@@ -28,6 +29,7 @@ pub(super) struct Prompt {
     bytes: u64,
     messages: u32,
     start: Start,
+    past: Past,
 }
 
 /// The beginning of the conversation: system messages, then the first of the user.
@@ -45,14 +47,7 @@ struct Message {
     span: Range<usize>,
     role: Role,
     content: Option<Range<usize>>,
-}
-
-#[derive(Default, Clone, Copy, PartialEq, Eq)]
-enum Role {
-    System,
-    User,
-    #[default]
-    Other,
+    said: Draft,
 }
 
 impl Prompt {
@@ -62,6 +57,7 @@ impl Prompt {
             bytes: 0,
             messages: 0,
             start: Start::default(),
+            past: Past::default(),
         }
     }
 
@@ -70,15 +66,18 @@ impl Prompt {
         if cursor.kind()? != Kind::Array {
             return self.text(cursor);
         }
+        self.past.open(cursor.offset() + 1);
         let span = cursor.items(|cursor, index| -> Result<(), Fault> {
             self.messages = self.messages.saturating_add(1);
             match cursor.kind()? {
                 Kind::Object => {
                     let message = self.object(cursor, Place { field, index }, 0)?;
                     self.start.message(cursor, &message);
+                    self.past.message(index, message.span, message.said);
                 }
                 _ => {
                     let item = cursor.skip()?;
+                    self.past.message(index, item.clone(), Draft::default());
                     self.start
                         .other
                         .get_or_insert_with(|| hash(clip(cursor.raw(item), PROMPT_HEAD_BYTES)));
@@ -125,6 +124,7 @@ impl Prompt {
         ask.images = self.media.seen;
         ask.prompt_bytes += self.bytes.saturating_sub(self.media.bytes);
         ask.session.conversation_hash = self.start.hash();
+        ask.past = self.past;
     }
 
     /// Content: a text, a part, or an array of them.
@@ -151,11 +151,14 @@ impl Prompt {
             if let Some(index) = judged(&key, &["role", "content", "type", "output"]) {
                 seen.once(index, &key, || place.path())?;
                 if key.is("role") && cursor.kind()? == Kind::String {
-                    message.role = Role::of(&cursor.string()?);
+                    let role = cursor.string()?;
+                    message.role = role_of(&role);
+                    message.said.role(message.role, role.span());
                 } else if key.is("content") || key.is("output") {
                     place.check(cursor, depth + 1)?;
                     let span = self.content(cursor, place, depth + 1)?;
                     if key.is("content") {
+                        message.said.content(cursor.raw(span.clone()));
                         message.content = Some(span);
                     }
                 }
@@ -165,6 +168,8 @@ impl Prompt {
                     seen.once(4 + index, &key, || place.path())?;
                 }
                 self.media.read(cursor, media, &key, place)?;
+            } else if depth == 0 {
+                message.said.member(cursor, &key)?;
             }
             Ok(())
         })?;
@@ -196,13 +201,13 @@ impl Place<'_> {
     }
 }
 
-impl Role {
-    fn of(role: &Text<'_>) -> Role {
-        match () {
-            () if role.is("user") => Role::User,
-            () if role.is("system") || role.is("developer") => Role::System,
-            () => Role::Other,
-        }
+fn role_of(role: &Text<'_>) -> Role {
+    match () {
+        () if role.is("user") => Role::User,
+        () if role.is("system") || role.is("developer") => Role::System,
+        () if role.is("assistant") => Role::Assistant,
+        () if role.is("tool") => Role::Tool,
+        () => Role::Other,
     }
 }
 
@@ -217,8 +222,8 @@ impl Start {
                 let hash = hash(cursor.raw(span));
                 self.system = Some(self.system.map_or(hash, |system| both(system, hash)));
             }
-            Role::Other if self.other.is_none() => self.other = Some(hash(cursor.raw(span))),
-            Role::Other => {}
+            _ if self.other.is_none() => self.other = Some(hash(cursor.raw(span))),
+            Role::Assistant | Role::Tool | Role::Other => {}
         }
     }
 

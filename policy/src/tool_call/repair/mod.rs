@@ -133,6 +133,13 @@ pub(crate) fn repair(raw: &str, named: Option<&str>, tools: &ToolSet) -> Option<
     Some(found)
 }
 
+/// The arguments of one call of `name`, of which nothing else is known. `None`: not to be repaired.
+pub(crate) fn mend_arguments(arguments: &str, name: &str, tools: &ToolSet) -> Option<String> {
+    let mut calls = repair(arguments, Some(name), tools)?;
+    let call = calls.pop().filter(|_| calls.is_empty())?;
+    Some(call.parsed.arguments)
+}
+
 /// One text to be repaired.
 struct Task<'a> {
     text: &'a str,
