@@ -3,13 +3,14 @@
 //! Twenty broken texts of each kind and sample, from a fixed seed. `--wrong` shows that many of the wrong ones.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+use serde_json::Value;
 use sluice_benches::broken::{Outcome, Sample, Table, coding, mutants, public, read};
 use sluice_benches::seed::Seed;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Longest text that is shown.
-const SHOWN: usize = 100_000;
+/// Characters that are shown around the first difference, on each side.
+const AROUND: usize = 70;
 
 struct Wants {
     each: usize,
@@ -75,15 +76,28 @@ fn run(samples: &[Sample], wants: &mut Wants) -> Table {
             if outcome == wants.outcome && wants.show > 0 {
                 wants.show -= 1;
                 let (calls, invalid, content) = read(&sample.tools, &mutant.text);
-                let short = |text: &str| text.chars().take(SHOWN).collect::<String>();
                 println!("--- {} {}: {invalid} invalid", sample.id, mutant.kind);
-                println!("meant {}", short(&sample.blocks.join("\n")));
-                println!("text  {}", short(&mutant.text));
-                println!("calls {}", short(&serde_json::Value::from(calls).to_string()));
-                println!("content {}", short(&content));
+                let meant = sample.meant(&mutant);
+                println!("meant {}", differing(&sample.text(), &mutant.text).0);
+                println!("text  {}", differing(&sample.text(), &mutant.text).1);
+                let (meant, calls) = (Value::from(meant).to_string(), Value::from(calls).to_string());
+                println!("calls {}", differing(&meant, &calls).1);
+                println!("content {content}");
             }
             table.add(mutant.kind, outcome);
         }
     }
     table
+}
+
+/// Both texts around their first difference.
+fn differing(one: &str, other: &str) -> (String, String) {
+    let same = one.chars().zip(other.chars()).take_while(|(a, b)| a == b).count();
+    let near = |text: &str| -> String {
+        text.chars()
+            .skip(same.saturating_sub(AROUND))
+            .take(2 * AROUND)
+            .collect()
+    };
+    (near(one), near(other))
 }

@@ -49,7 +49,8 @@ impl Sample {
         blocks.join("\n")
     }
 
-    fn meant(&self, mutant: &Mutant) -> Vec<Value> {
+    /// The calls that a broken text of this sample should give.
+    pub fn meant(&self, mutant: &Mutant) -> Vec<Value> {
         let text = |at: usize, block: &String| match &mutant.meant {
             Some((other, text)) if *other == at => serde_json::from_str(text),
             _ => serde_json::from_str(block),

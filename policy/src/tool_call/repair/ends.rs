@@ -8,6 +8,7 @@ use super::reader::KEY_LIMIT;
 use super::search::{Edit, Expect, Id, Op, Search};
 use super::shape::Declared;
 use super::text::{Quote, is_short, may_be_swapped};
+use crate::tool_call::json::space;
 use crate::tool_call::verdict::Kind;
 
 /// What the end of a string says of a tag inside it.
@@ -96,10 +97,9 @@ impl Search<'_> {
                     return;
                 }
             }
-            // a declared key in quotes, and a colon: more likely the structure than the text
+            // a key in quotes, and a colon or what stands for one: more likely the structure than the text
             let word = self.text.get(at..to).unwrap_or_default();
-            let key = inner > 0 && word.len() <= KEY_LIMIT && self.byte(self.skip_space(behind)) == Some(b':');
-            if key && self.declares(frame, word) {
+            if inner > 0 && word.len() <= KEY_LIMIT && self.looks_like_key(frame, word, at, behind) {
                 skipped += 1;
             }
             inner += 1;
@@ -107,13 +107,24 @@ impl Search<'_> {
         }
     }
 
-    /// The innermost open object declares this key, and hasn't it yet.
-    fn declares(&self, frame: Id, key: &str) -> bool {
+    /// `word` stands between quotes, with a colon behind it or what was put in its place, and is a key that the innermost open
+    /// object declares and hasn't yet; where an object takes any key, a comma and a blank stand before it as well.
+    fn looks_like_key(&self, frame: Id, word: &str, at: usize, behind: usize) -> bool {
+        let colon = self.byte(self.skip_space(behind)) == Some(b':');
+        let bracket = matches!(self.byte(behind), Some(b'{' | b'}' | b'[' | b']'));
+        if !colon && !bracket {
+            return false;
+        }
         let mut open = self.frame(frame);
+        let direct = open.object;
         while !open.object && open.parent != 0 {
             open = self.frame(open.parent);
         }
-        self.knows(&open, key) == Declared::Yes
+        match self.knows(&open, word) {
+            Declared::Yes => true,
+            Declared::Open => direct && bracket && self.text.get(..at).is_some_and(|text| text.ends_with("\", \"")),
+            Declared::No => false,
+        }
     }
 
     /// Other ends of a string whose first quote looked like its end.
@@ -223,10 +234,46 @@ impl Search<'_> {
             return;
         };
         let to = from + text.len();
-        if is_short(text) && text.ends_with(|c: char| c.is_alphanumeric()) && self.ends_value(node.frame, to + 1) {
+        let whole = text.ends_with(|c: char| c.is_alphanumeric() || matches!(c, '.' | '!' | '?' | ')' | '%'));
+        if is_short(text) && whole && self.ends_value(node.frame, to + 1) {
             let op = Op::Text { quote, from, to };
             let edit = Edit::of(Kind::Replaced, EDIT);
             self.later(id, to + 1, self.behind(node.frame), node.frame, op, edit);
+        }
+    }
+
+    /// Another structural character stands where the opening quote of a short text should be: `]Oslo"`.
+    pub(super) fn replaced_start(&mut self, id: Id, at: usize) {
+        let node = self.node(id);
+        let from = at + 1;
+        if node.frame == 0 || !self.rest(from).starts_with(|c: char| c.is_alphanumeric()) {
+            return;
+        }
+        let Some(to) = Quote::Double.find(self.text, from) else {
+            return;
+        };
+        self.spend(to - from);
+        if is_short(self.text.get(from..to).unwrap_or_default()) && self.ends_value(node.frame, to + 1) {
+            let edit = Edit::of(Kind::Replaced, EDIT);
+            if let Some(child) = self.text_node(id, from, to, Quote::Double, edit) {
+                self.wait(child);
+            }
+        }
+    }
+
+    /// The same before a key.
+    fn replaced_key_start(&mut self, id: Id, at: usize) {
+        let node = self.node(id);
+        let from = at + 1;
+        let near = super::super::tag::floor(self.rest(from), KEY_LIMIT);
+        let Some(len) = near.find(|c: char| !(c.is_alphanumeric() || matches!(c, '_' | '-' | '.'))) else {
+            return;
+        };
+        let behind = from + len + 1;
+        let quoted = near.as_bytes().get(len) == Some(&b'"');
+        if len > 0 && quoted && node.frame != 0 && self.byte(self.skip_space(behind)) == Some(b':') {
+            let edit = Edit::of(Kind::Replaced, EDIT);
+            self.key_node(id, from, from + len, behind, Quote::Double, edit);
         }
     }
 
@@ -264,14 +311,19 @@ impl Search<'_> {
             b'}' => {
                 let edit = Edit::habit(Kind::TrailingComma, super::cost::IDLE);
                 self.later(id, at, Expect::Next, node.frame, Op::Uncomma, edit);
+                self.replaced_key_start(id, at);
                 return self.fail(id);
             }
             b',' | b':' | b'{' | b'[' => {
                 let edit = Edit::of(Kind::Dropped, EDIT);
                 self.later(id, at + 1, node.expect, node.frame, Op::Drop, edit);
+                self.replaced_key_start(id, at);
                 return self.fail(id);
             }
-            b']' => return self.fail(id),
+            b']' => {
+                self.replaced_key_start(id, at);
+                return self.fail(id);
+            }
             _ => {}
         }
         if let Some((quote, _)) = Quote::opens(self.rest(at)) {
@@ -325,7 +377,13 @@ impl Search<'_> {
                 return self.make(id, behind, Expect::Colon, inner, op, habit);
             }
             if key.len() <= KEY_LIMIT || colon {
-                self.key_node(id, from, to, behind, quote, habit);
+                // with a colon at its end it is most likely a key whose second quote is missing
+                let strange = if !colon && key.trim_end_matches(space).ends_with(':') {
+                    LOOKS_LIKE_END
+                } else {
+                    0
+                };
+                self.key_node(id, from, to, behind, quote, habit.and(strange));
             }
             if to == from {
                 let edit = Edit::of(Kind::Dropped, EDIT);
@@ -353,7 +411,7 @@ impl Search<'_> {
             let key = near.get(..colon).unwrap_or_default().trim_end();
             let known = self.knows(&frame, key);
             let bare = key.trim_end_matches(['{', '}', '[', ']', ',']);
-            if bare.len() + 1 == key.len() && self.knows(&frame, bare) == Declared::Yes {
+            if bare.len() + 1 == key.len() && self.knows(&frame, bare) != Declared::No {
                 let end = from + bare.len();
                 self.key_node(id, from, end, end + 1, quote, Edit::of(Kind::Replaced, EDIT));
             }
@@ -429,7 +487,7 @@ impl Search<'_> {
                 Some(b',') => return self.begins_member(frame, self.skip_space(at + 1)),
                 Some(b'{') => return frame == 0,
                 Some(b'`') => return self.rest(at).trim_matches('`').trim().is_empty(),
-                Some(b'/') => return matches!(self.byte(at + 1), Some(b'/' | b'*')),
+                Some(b'/') => return self.comment(at).is_some(),
                 _ => return false,
             }
             at = self.skip_space(at + 1);
@@ -442,7 +500,7 @@ impl Search<'_> {
         match self.byte(at) {
             None => return false,
             Some(b'}' | b']') => return frame != 0 && self.ends_value(frame, at),
-            Some(b'/') => return matches!(self.byte(at + 1), Some(b'/' | b'*')),
+            Some(b'/') => return self.comment(at).is_some(),
             Some(b'{' | b'[') if frame == 0 => return true,
             _ => {}
         }

@@ -5,7 +5,7 @@
 
 use super::cost::{AT_END, AT_END_MORE, BARE_WORD, EDIT, HABIT, IDLE, LESS_LIKELY};
 use super::search::{Edit, Expect, Id, Level, Op, Search};
-use super::text::{Quote, ends_strangely, is_short};
+use super::text::{Quote, ends_open, ends_strangely, is_short};
 use crate::tool_call::json::DEPTH_LIMIT;
 use crate::tool_call::verdict::Kind;
 
@@ -38,10 +38,12 @@ impl Search<'_> {
         }
     }
 
-    fn comment(&self, at: usize) -> Option<usize> {
+    /// Where the comment that begins here ends.
+    pub(super) fn comment(&self, at: usize) -> Option<usize> {
         let rest = self.rest(at);
         if rest.starts_with("//") || rest.starts_with('#') {
-            return Some(at + rest.find('\n').unwrap_or(rest.len()));
+            // without a line break it would swallow the closers
+            return rest.find('\n').map(|len| at + len);
         }
         rest.strip_prefix("/*")?.find("*/").map(|end| at + end + 4)
     }
@@ -70,14 +72,19 @@ impl Search<'_> {
             b']' if in_array => {
                 let edit = Edit::habit(Kind::TrailingComma, IDLE);
                 self.later(id, at, Expect::Next, node.frame, Op::Uncomma, edit);
+                self.replaced_start(id, at);
                 return self.fail(id);
             }
             b',' | b':' if node.frame != 0 => {
                 let edit = Edit::of(Kind::Dropped, EDIT);
                 self.later(id, at + 1, node.expect, node.frame, Op::Drop, edit);
+                self.replaced_start(id, at);
                 return self.fail(id);
             }
-            b'}' | b']' => return self.fail(id),
+            b'}' | b']' => {
+                self.replaced_start(id, at);
+                return self.fail(id);
+            }
             _ => {}
         }
         if node.frame == 0 {
@@ -153,8 +160,11 @@ impl Search<'_> {
                 let edit = Edit::of(Kind::Replaced, EDIT);
                 self.later(id, at + 1, Expect::Value, node.frame, Op::Put(b':'), edit);
             }
-            b'}' | b']' => {}
+            b'}' | b']' => self.as_colon(id, at),
             _ => {
+                if matches!(byte, b'{' | b'[') {
+                    self.as_colon(id, at);
+                }
                 if byte == b'"' && at == node.at && self.byte(self.skip_space(at + 1)) == Some(b':') {
                     let edit = Edit::of(Kind::Dropped, EDIT);
                     self.later(id, at + 1, Expect::Colon, node.frame, Op::Drop, edit);
@@ -168,6 +178,20 @@ impl Search<'_> {
             }
         }
         self.fail(id)
+    }
+
+    /// A bracket stands for the colon, if it stands where the colon does and a value follows.
+    fn as_colon(&mut self, id: Id, at: usize) {
+        let node = self.node(id);
+        if at == node.at
+            && !matches!(
+                self.byte(self.skip_space(at + 1)),
+                None | Some(b'}' | b']' | b',' | b':')
+            )
+        {
+            let edit = Edit::of(Kind::Replaced, EDIT);
+            self.later(id, at + 1, Expect::Value, node.frame, Op::Put(b':'), edit);
+        }
     }
 
     fn next_at(&mut self, id: Id, at: usize, byte: u8) -> Option<Id> {
@@ -186,11 +210,15 @@ impl Search<'_> {
                 let edit = Edit::of(Kind::Dropped, EDIT);
                 self.later(id, at + 1, Expect::Next, node.frame, Op::Drop, edit);
             }
-            b':' | b';' => self.as_comma(id, at, member),
+            b':' | b';' => {
+                self.as_comma(id, at, member);
+                self.as_closer(id, at);
+            }
             b'`' => self.fence(id, at),
             _ => {
                 if matches!(byte, b'{' | b'[' | b'"') && at == node.at {
                     self.as_comma(id, at, member);
+                    self.as_closer(id, at);
                 }
                 let doubled =
                     Quote::opens(self.rest(at)).filter(|_| at == node.at && matches!(node.op, Op::Text { .. }));
@@ -217,6 +245,15 @@ impl Search<'_> {
         let node = self.node(id);
         let edit = Edit::of(Kind::Replaced, EDIT);
         self.later(id, at + 1, member, node.frame, Op::Put(b','), edit);
+    }
+
+    /// The character here stands for the closer of the innermost bracket.
+    fn as_closer(&mut self, id: Id, at: usize) {
+        let frame = self.frame(self.node(id).frame);
+        let closer = if frame.object { b'}' } else { b']' };
+        if let Some(child) = self.close(id, at, Op::Put(closer), Edit::of(Kind::Replaced, EDIT)) {
+            self.wait(child);
+        }
     }
 
     fn done(&mut self, id: Id, at: usize, byte: u8) -> Option<Id> {
@@ -260,7 +297,9 @@ impl Search<'_> {
 
     fn at_end(&mut self, id: Id) {
         let node = self.node(id);
-        if node.expect == Expect::Next {
+        let cut =
+            matches!(node.op, Op::Text { from, to, .. } if ends_open(self.text.get(from..to).unwrap_or_default()));
+        if node.expect == Expect::Next && !cut {
             let more = matches!(node.kind, Some(Kind::Closer));
             self.put_closer(id, if more { AT_END_MORE } else { AT_END });
         }

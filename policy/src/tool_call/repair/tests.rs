@@ -212,6 +212,63 @@ fn one_edit_is_mended() {
     }
 }
 
+/// Another structural character in place of a quote, a colon, a bracket: the text must not grow into a value.
+#[test]
+fn a_replaced_character_is_put_back() {
+    let search = r#"search {"query": "a.", "filters": {"MODE": "x", "K": "y"}}"#;
+    for broken in [
+        r#"{"name": "search", "arguments": {"query"] "a.", "filters": {"MODE": "x", "K": "y"}}}"#,
+        r#"{"name": "search", "arguments": {"query": "a.:, "filters": {"MODE": "x", "K": "y"}}}"#,
+        r#"{"name": "search", "arguments": {"query": "a.", "filters"} {"MODE": "x", "K": "y"}}}"#,
+        r#"{"name": "search", "arguments": {"query": "a.", ]filters": {"MODE": "x", "K": "y"}}}"#,
+        r#"{"name": "search", "arguments": {"query": "a.", "filters": {"MODE]: "x", "K": "y"}}}"#,
+        r#"{"name": "search", "arguments": {"query": "a.", "filters": {"MODE": "x", "K"[ "y"}}}"#,
+        r#"{"name": "search", "arguments": {"query": "a.", "filters": {"MODE": "x", "K"} "y"}}}"#,
+        r#"{"name": "search", "arguments": {"query": "a.", "filters": {"MODE": "x", }K": "y"}}}"#,
+    ] {
+        assert_eq!(calls(broken), [search], "{broken}");
+    }
+    let plot = r#"plot {"labels": ["a", "b"], "points": [1]}"#;
+    for broken in [
+        r#"{"name": "plot", "arguments": {"labels": ["a", "b":, "points": [1]}}"#,
+        r#"{"name": "plot", "arguments": {"labels": ["a", ]b"], "points": [1]}}"#,
+        r#"{"name": "plot", "arguments": {"labels": ["a", }b"], "points": [1]}}"#,
+    ] {
+        assert_eq!(calls(broken), [plot], "{broken}");
+    }
+}
+
+/// A character of code in front of its closing quote may have changed places with it.
+#[test]
+fn a_swap_at_the_end_of_code_is_not_decided() {
+    for broken in [
+        r#"{"name": "write_file", "arguments": {"path": "p", "content": "if (x) { y(); }\nelse if (z) { y(x + z - 1); }," "mode": "w"}}"#,
+        r#"{"name": "write_file", "arguments": {"path": "p", "content": "if (x) { y(); }}"}"#,
+    ] {
+        assert_eq!(calls(broken), ["-"], "{broken}");
+    }
+}
+
+/// A quote of the text's own before a tag of the text's own: the rest was cut off, and nothing says how much.
+#[test]
+fn a_text_cut_by_a_tag_of_its_own_is_no_call() {
+    for text in ["assert_eq!(a, ", "println!(", "const TAG = ", "[", "a ="] {
+        let inside = format!(r#"{{"name": "write_file", "arguments": {{"path": "p", "content": "{text}""#);
+        assert_eq!(calls(&inside), ["-"], "{inside}");
+    }
+    let whole = r#"write_file {"path": "p", "content": "all."}"#;
+    let inside = r#"{"name": "write_file", "arguments": {"path": "p", "content": "all.""#;
+    assert_eq!(calls(inside), [whole]);
+}
+
+/// `//` behind an empty string is no comment that takes the rest of the call along.
+#[test]
+fn a_comment_does_not_swallow_the_closers() {
+    let broken = r#"{"name": "write_file", "arguments": {"path": "p", "content": ""// a \"word\"\n"}}"#;
+    let got = calls(broken);
+    assert_eq!(got, [r#"write_file {"path": "p", "content": "// a \"word\"\n"}"#]);
+}
+
 /// Closed too early, in the middle: strict JSON up to there, but not the call.
 #[test]
 fn members_behind_a_call_are_not_lost() {

@@ -252,15 +252,7 @@ impl Faults {
 
 /// A structural character at the end, and nothing in the text opened it: it may have changed places with the quote behind.
 pub(super) fn may_be_swapped(text: &str) -> bool {
-    let mut before = text.bytes().rev();
-    let last = before.next();
-    if before
-        .next()
-        .is_none_or(|byte| matches!(byte, b'{' | b'}' | b'[' | b']' | b',' | b':'))
-    {
-        return false;
-    }
-    match last {
+    match text.bytes().last() {
         Some(b',' | b':') => true,
         Some(b'}') => unbalanced(text, b'{', b'}'),
         Some(b']') => unbalanced(text, b'[', b']'),
@@ -277,6 +269,13 @@ pub(super) fn ends_strangely(text: &str) -> bool {
 fn unbalanced(text: &str, open: u8, close: u8) -> bool {
     let count = |wanted: u8| text.bytes().filter(|byte| *byte == wanted).count();
     count(close) > count(open)
+}
+
+/// What stands at the end waits for more: a blank, an open bracket, a comma, an operator. A quote behind it that ends the whole
+/// text is more likely one of the text's own, and the rest was cut off by a tag inside it.
+pub(super) fn ends_open(text: &str) -> bool {
+    let last = text.chars().last();
+    last.is_some_and(|c| c == ' ' || matches!(c, '(' | '[' | '{' | ',' | ':' | '=' | '+' | '&' | '|' | '<'))
 }
 
 /// Short, and of one line.
