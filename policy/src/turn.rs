@@ -23,6 +23,7 @@ mod torn;
 mod transcript;
 mod voice;
 mod whole;
+mod written_back;
 
 use bytes::Bytes;
 

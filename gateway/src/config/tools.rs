@@ -12,7 +12,8 @@ use super::{duration, size};
 #[serde(default, deny_unknown_fields)]
 pub struct ToolsConfig {
     /// `gateway` (default): vLLM is asked for raw text and Sluice finds the calls, also on a vLLM without
-    /// `--enable-auto-tool-choice`. `engine`: all parsing is left to vLLM, with its faults.
+    /// `--enable-auto-tool-choice`. `engine`: vLLM parses; its calls are checked and repaired, what its parsers miss is found, but
+    /// what they have lost can't be asked again.
     pub parsing: ToolParsing,
     /// Tools whose schema can't be compiled, so that nobody can check their calls: `pass` (default) lets them through unchecked
     /// (verdict `passed_unchecked`), `refuse` answers 400. A tool with `strict: true` is always refused then.

@@ -3,8 +3,8 @@
 //! | tools, `tool_choice` | replica | sent | calls are found by |
 //! | --- | --- | --- | --- |
 //! | absent, `auto` | raw, with parsers | `"none"`: raw text, the tools stay in the prompt | us |
-//! | absent, `auto` | engine only, or `parsing = "engine"` | as asked | vLLM, checked by us |
-//! | `required`, named, `strict` | with parsers, engine only | as asked: guided decoding | vLLM, checked by us |
+//! | absent, `auto` | engine only, or `parsing = "engine"` | as asked | vLLM, judged by us |
+//! | `required`, named, `strict` | with parsers, engine only | as asked: guided decoding | vLLM, judged by us |
 //! | `required`, named | raw | `"none"` and a structural tag of the calls | us |
 //! | `none`, or no tools | any | as asked | nobody |
 
@@ -92,19 +92,14 @@ pub fn answer(ask: &Ask, wishes: &Wishes, replica: &Replica) -> AnswerPlan {
             ReasoningPlan::Off
         },
         tools: match (tools, &wishes.tools) {
-            (Tools::Scan, Some(set)) => ToolPlan::Scan {
+            // Calls that vLLM has parsed are judged too, and what its parsers leak is found.
+            (Tools::Scan | Tools::Engine, Some(set)) => ToolPlan::Scan {
                 tools: set.clone(),
                 bare: bare(ask),
             },
             (Tools::Guided, Some(set)) => ToolPlan::Scan {
                 tools: set.clone(),
                 bare: Bare::Calls,
-            },
-            (Tools::Engine, Some(_)) if wishes.engine_parsing => ToolPlan::Engine,
-            // The scanner takes over the calls that vLLM has parsed, and finds what its parsers leak.
-            (Tools::Engine, Some(set)) => ToolPlan::Scan {
-                tools: set.clone(),
-                bare: Bare::Text,
             },
             _ => ToolPlan::Off,
         },

@@ -27,6 +27,8 @@ mod death;
 mod endpoints;
 /// Calls that the client insists on.
 mod guided;
+/// Past turns: made safe, and the same prefix.
+mod history;
 /// The process launcher: starts a vLLM with a profile's flags, and leaves nothing of it.
 mod launcher;
 /// A client that leaves in prefill and in mid-stream.

@@ -1,11 +1,11 @@
-//! Calls that vLLM found itself (engine mode): its deltas are taken over, in OpenAI's form (B21).
+//! Calls that vLLM tells where the request's tools can't be read or aren't wanted: taken over as they are, in OpenAI's form (B21).
+//! Where there are tools, `written_back` has them judged.
 //!
 //! The first delta of a call gets what it lacks (`id`, `type`, `arguments: ""`), later ones lose what only the first may have
 //! (0.12 sends `name: null`), indexes are counted anew, and calls beyond the first are left out where the client wanted one.
 
 use super::said::{Said, call_id};
-use crate::protocol::chat::{CallDelta, Field, Malformed, call_deltas, member, rebuild, unquote};
-use crate::tool_call::{Tool, ToolSet};
+use crate::protocol::chat::{CallDelta, Field, Malformed, call_deltas, rebuild};
 
 /// Calls that one choice may have.
 const CALLS_LIMIT: usize = 1024;
@@ -22,9 +22,6 @@ struct Begun {
     index: u32,
     /// The index that the client gets, unless the call is left out.
     ours: Option<u32>,
-    name: String,
-    /// No byte of arguments has come.
-    silent: bool,
 }
 
 /// How calls are numbered and written.
@@ -56,53 +53,19 @@ impl EngineCalls {
                 .iter_mut()
                 .find(|begun| begun.index == index && !numbering.whole);
             if let Some(begun) = known {
-                begun.silent &= !has_arguments(array, call);
                 return begun.ours.map_or(Ok(()), |ours| more(array, call, ours, said));
             }
             // Without a name it can't become a call: 0.12 loses it when the choices of `n` call at once.
-            let name = call
-                .name
-                .filter(|_| self.begun.len() < CALLS_LIMIT)
-                .ok_or(Malformed { at: call.place.start })?;
-            let name = unquote(name.of(array))?.into_owned();
+            if call.name.is_none() || self.begun.len() >= CALLS_LIMIT {
+                return Err(Malformed { at: call.place.start });
+            }
             let ours = (*numbering.shown < numbering.limit).then_some(*numbering.shown);
-            self.begun.push(Begun {
-                index,
-                ours,
-                name,
-                silent: !has_arguments(array, call),
-            });
+            self.begun.push(Begun { index, ours });
             let Some(ours) = ours else { return Ok(()) };
             *numbering.shown += 1;
             first(array, call, ours, numbering, said)
         })
     }
-
-    /// At the end of a stream: 0.12 streams `{}` as nothing. It is put back where nothing else can have been meant, for a tool
-    /// that declares no property.
-    pub(super) fn complete(&mut self, tools: &ToolSet, said: &mut Said) {
-        for begun in self.begun.iter_mut().filter(|begun| begun.silent) {
-            let bare = tools.exact(&begun.name).is_some_and(takes_nothing);
-            if let Some(ours) = begun.ours.filter(|_| bare) {
-                begun.silent = false;
-                let delta = format!("{{\"index\":{ours},\"function\":{{\"arguments\":\"{{}}\"}}}}");
-                said.next_call().extend_from_slice(delta.as_bytes());
-            }
-        }
-    }
-}
-
-fn has_arguments(array: &str, call: CallDelta) -> bool {
-    call.arguments.is_some_and(|place| place.of(array) != "\"\"")
-}
-
-/// The tool's schema declares no property.
-fn takes_nothing(tool: &Tool) -> bool {
-    let Some(schema) = &tool.parameters else { return true };
-    let Ok(properties) = member(schema.get(), "properties") else {
-        return false;
-    };
-    properties.is_none_or(|properties| properties.trim_matches(['{', '}', ' ', '\n', '\r', '\t']).is_empty())
 }
 
 /// The first delta of a call.
@@ -232,35 +195,6 @@ mod tests {
                 "",
             ],
         );
-    }
-
-    #[test]
-    fn empty_arguments_are_put_back_only_where_nothing_else_can_be_meant() {
-        let tools = br#"[{"type":"function","function":{"name":"now","parameters":{"type":"object","properties":{ }}}},
-            {"type":"function","function":{"name":"ping"}},
-            {"type":"function","function":{"name":"say","parameters":{"type":"object","properties":{"a":{}}}}}]"#;
-        let tools = ToolSet::parse(tools).unwrap();
-        for (name, arguments, want) in [
-            ("now", "", r#"{"index":0,"function":{"arguments":"{}"}}"#),
-            ("ping", "", r#"{"index":0,"function":{"arguments":"{}"}}"#),
-            ("now", "{}", ""),
-            ("say", "", ""),
-            ("other", "", ""),
-        ] {
-            let (mut calls, mut said, mut shown) = (EngineCalls::default(), Said::default(), 0);
-            let mut numbering = Numbering {
-                shown: &mut shown,
-                limit: 9,
-                id_seed: 1,
-                choice: 0,
-                whole: false,
-            };
-            let array = format!(r#"[{{"index":0,"function":{{"name":"{name}","arguments":"{arguments}"}}}}]"#);
-            calls.take_over(&array, &mut numbering, &mut said).unwrap();
-            said.clear();
-            calls.complete(&tools, &mut said);
-            assert_eq!(String::from_utf8(said.calls).unwrap(), want, "{name}({arguments})");
-        }
     }
 
     #[test]

@@ -98,16 +98,14 @@ pub enum ReasoningPlan {
 pub enum ToolPlan {
     /// Nobody: no tools, or the client's own `tool_choice: "none"`.
     Off,
-    /// The scanner, in the text. Calls that vLLM found are taken over as well, so that this serves a replica with parsers
-    /// too: what its parsers miss is found here.
+    /// The scanner, in the text. Calls that vLLM parsed are judged by the same rules, so that this serves a replica with parsers
+    /// too: what they miss is found here, and what they get wrong is mended.
     Scan {
         /// The request's tools.
         tools: Arc<ToolSet>,
         /// Whether an answer that is nothing but JSON may be a call.
         bare: Bare,
     },
-    /// vLLM alone (`[tools] parsing = "engine"`); its calls are taken over.
-    Engine,
 }
 
 /// The names under which a client gets reasoning (B14).

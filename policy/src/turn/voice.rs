@@ -16,10 +16,11 @@ use super::engine_calls::{EngineCalls, Numbering};
 use super::said::{Said, call_id};
 use super::torn::Torn;
 use super::transcript::Transcript;
+use super::written_back::WrittenBack;
 use super::{AnswerPlan, Finish, Judged, OnInvalid, ReasoningNames, ReasoningPlan, Release, ToolPlan};
 use crate::protocol::chat::{self, Malformed, unquote};
 use crate::reasoning::{Channel, Opener, Part, Splitter, Thinking};
-use crate::tool_call::{Bare, Call, Piece, Scanner, ToolSet, Verdict};
+use crate::tool_call::{Bare, Call, Piece, Reason, Scanner, ToolSet, Verdict};
 
 /// One choice of an answer.
 #[derive(Debug)]
@@ -47,6 +48,8 @@ pub(super) struct Voice {
     splitter: Option<Splitter>,
     source: Source,
     scanner: Option<Scanner>,
+    /// Calls that vLLM parsed: judged where there are tools, else taken over.
+    written_back: WrittenBack,
     engine: EngineCalls,
     /// Reasoning is put back into the content, with its tags.
     inline: bool,
@@ -104,7 +107,7 @@ impl Voice {
                 let scanner = Scanner::new(Arc::clone(tools), *bare);
                 (Some(scanner), Some(Arc::clone(tools)), *bare)
             }
-            ToolPlan::Off | ToolPlan::Engine => (None, None, Bare::Text),
+            ToolPlan::Off => (None, None, Bare::Text),
         };
         let reasks_left = if scanner.is_some() { plan.reasks } else { 0 };
         Self {
@@ -125,6 +128,7 @@ impl Voice {
             splitter: None,
             source: Source::Fresh,
             scanner,
+            written_back: WrittenBack::default(),
             engine: EngineCalls::default(),
             inline: plan.names == ReasoningNames::Inline,
             inline_open: false,
@@ -161,7 +165,10 @@ impl Voice {
 
     /// A call is held back now.
     pub(super) fn holds_call(&self) -> bool {
-        let holds = self.torn.is_some() || self.awaits_call() || self.scanner.as_ref().is_some_and(Scanner::in_call);
+        let holds = self.torn.is_some()
+            || self.awaits_call()
+            || self.written_back.is_open()
+            || self.scanner.as_ref().is_some_and(Scanner::in_call);
         holds && !self.shows_open()
     }
 
@@ -181,12 +188,16 @@ impl Voice {
         if let Some(token) = choice.content {
             let content = unquote(token.of(text))?;
             if !content.is_empty() {
+                self.close_written_back(said);
                 self.hear_content(&content, said);
             }
         }
         if let Some(array) = choice.tool_calls.filter(|array| array.of(text) != "[]") {
             // What vLLM took out of the text isn't known.
             self.spoil_transcript();
+            if let Some(tools) = self.tools.clone() {
+                return self.hear_parsed(array.of(text), &tools, said);
+            }
             let mut numbering = Numbering {
                 shown: &mut self.calls_shown,
                 limit: self.call_limit,
@@ -200,6 +211,26 @@ impl Voice {
             }
         }
         Ok(())
+    }
+
+    /// Calls that vLLM parsed are judged like ours.
+    fn hear_parsed(&mut self, array: &str, tools: &Arc<ToolSet>, said: &mut Said) -> Result<(), Malformed> {
+        if self.shows_open() && !self.written_back.is_open() {
+            // A call that leaked into the content is open, and something of it was shown.
+            self.break_open(Reason::Cut);
+        }
+        self.written_back.read(array, self.whole, tools, &mut self.pieces)?;
+        self.sort_pieces(false, said);
+        self.release_certain(said);
+        Ok(())
+    }
+
+    /// What vLLM tells of a call ends with the next content.
+    fn close_written_back(&mut self, said: &mut Said) {
+        if let Some(tools) = self.tools.as_ref().filter(|_| self.written_back.is_open()) {
+            self.written_back.close(tools, &mut self.pieces);
+            self.sort_pieces(false, said);
+        }
     }
 
     /// Takes the whole text that the model wrote, tags included.
@@ -217,6 +248,11 @@ impl Voice {
     /// `None` if a call is to be asked again first: then it isn't the end.
     pub(super) fn finish(&mut self, upstream: Finish, said: &mut Said) -> Option<Finish> {
         let cut = upstream == Finish::Length;
+        if cut {
+            self.written_back.cut(&mut self.pieces);
+            self.sort_pieces(cut, said);
+        }
+        self.close_written_back(said);
         if self.aside().is_some() && !self.gives_up {
             return None;
         }
@@ -238,11 +274,10 @@ impl Voice {
                 return None;
             }
         }
-        if let Some(tools) = self.tools.as_ref().filter(|_| !cut && !self.whole) {
-            self.engine.complete(tools, said);
-        }
         let finish = match upstream {
             Finish::Stop if self.found_calls && !self.named_function => Finish::ToolCalls,
+            // None of vLLM's calls is one.
+            Finish::ToolCalls if self.tools.is_some() && self.calls_shown == 0 => Finish::Stop,
             upstream => upstream,
         };
         self.finish = Some(finish.clone());

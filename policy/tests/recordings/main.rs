@@ -4,6 +4,7 @@
 
 mod client;
 mod expected;
+mod parsed;
 mod replay;
 mod splits;
 mod tape;

@@ -35,7 +35,12 @@ impl Voice {
         let (Some(scanner), Some(tools), Again::Idle) = (&self.scanner, &self.tools, &self.again) else {
             return;
         };
-        let Some(block) = scanner.open_call() else {
+        // Where vLLM tells the calls, one that leaks into the content beside them is held.
+        let block = match self.written_back.open_call() {
+            None if !self.written_back.has_begun() => scanner.open_call(),
+            told => told.filter(|_| !scanner.in_call()),
+        };
+        let Some(block) = block else {
             self.hurries = false;
             return;
         };

@@ -29,16 +29,20 @@ struct Seen {
 
 /// What the client has got after each of the pieces, and at the end.
 fn play(release: Release, pieces: &[&str], hurry_before: Option<usize>) -> (Vec<usize>, Seen) {
+    let deltas: Vec<_> = pieces.iter().map(|piece| json!({"content": piece})).collect();
+    play_deltas(release, &deltas, "stop", hurry_before)
+}
+
+/// The same, for any deltas and any finish.
+fn play_deltas(release: Release, deltas: &[Value], last: &str, hurry_before: Option<usize>) -> (Vec<usize>, Seen) {
     let mut turn = Turn::new(plan(release));
     let mut seen = Seen::default();
     let mut shown = Vec::new();
-    let ends = [json!({"content": ""})];
-    let deltas = pieces.iter().map(|piece| json!({"content": piece})).chain(ends);
-    for (at, delta) in deltas.enumerate() {
+    for (at, delta) in deltas.iter().chain([&json!({"content": ""})]).enumerate() {
         if hurry_before == Some(at) {
             turn.hurry();
         }
-        let finish = if at == pieces.len() { json!("stop") } else { Value::Null };
+        let finish = if at == deltas.len() { json!(last) } else { Value::Null };
         let chunk = json!({"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m",
             "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]});
         let mut steps = Vec::new();
@@ -160,5 +164,81 @@ fn a_shown_call_that_is_not_completed_is_an_error() {
             (None, 0, "stop"),
             "{text}"
         );
+    }
+}
+
+/// A call that vLLM tells (engine mode), its arguments in these pieces.
+fn told(pieces: &[&str]) -> Vec<Value> {
+    let head = json!({"tool_calls": [{"id": "x", "type": "function", "index": 0, "function": {"name": "write", "arguments": ""}}]});
+    let more = |piece: &&str| json!({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]});
+    std::iter::once(head).chain(pieces.iter().map(more)).collect()
+}
+
+/// B19, B20: calls that vLLM parsed are held, shown and mended like ours.
+#[test]
+fn calls_that_vllm_tells_have_the_modes_too() {
+    for (pieces, want) in [
+        (
+            &[r#"{"path": "a/b", "#, r#""text": "c", "mode": 3}"#][..],
+            r#"{"path": "a/b", "text": "c", "mode": 3}"#,
+        ),
+        (
+            &[r#"{"path": "a/b", "#, r#""text": "c", "mode": "3""#],
+            r#"{"path": "a/b", "text": "c", "mode": 3}"#,
+        ),
+        (
+            &[r#"{"path": "a/b", "#, r#""tags": "x",}"#],
+            r#"{"path": "a/b", "tags": ["x"]}"#,
+        ),
+    ] {
+        for release in MODES {
+            let (shown, seen) = play_deltas(release, &told(pieces), "tool_calls", None);
+            assert_eq!(seen.calls, [("write".to_owned(), want.to_owned())], "{release:?}");
+            assert_eq!(
+                (&*seen.content, &*seen.finish, seen.fault),
+                ("", "tool_calls", None),
+                "{release:?}"
+            );
+            // Held until vLLM has told all of it, or as it becomes certain.
+            let early = shown[1] > 0;
+            assert_eq!(
+                early,
+                matches!(release, Release::Certain | Release::Auto { held_bytes: 0 }),
+                "{release:?}: {shown:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_vllm_tells_and_is_no_call_is_text_or_a_fault_if_it_was_shown() {
+    let pieces = [r#"{"path": "a/b", "#, r#""text": ["#];
+    let (_, seen) = play_deltas(Release::Hold, &told(&pieces), "tool_calls", None);
+    assert_eq!((seen.calls, &*seen.finish, seen.fault), (Vec::new(), "stop", None));
+    assert!(
+        seen.content
+            .starts_with("<tool_call>\n{\"name\": \"write\", \"arguments\": {\"path\": \"a/b\", \"text\": [")
+    );
+    let (_, seen) = play_deltas(Release::Certain, &told(&pieces), "tool_calls", None);
+    assert_eq!((seen.fault, &*seen.finish), (Some(FaultKind::CallInvalid), ""));
+    // Cut off: nothing is shown of it, and the finish says so.
+    let (_, seen) = play_deltas(Release::Hold, &told(&pieces), "length", None);
+    assert_eq!((seen.calls, &*seen.content, &*seen.finish), (Vec::new(), "", "length"));
+}
+
+#[test]
+fn text_ends_a_call_that_vllm_tells_and_a_leak_beside_it_is_found() {
+    let mut deltas = told(&[r#"{"path": "a"}"#]);
+    deltas.push(json!({"content": format!("\n{}", call(r#"{"path": "b"}"#))}));
+    deltas.extend([json!({"tool_calls": [{"id": "y", "type": "function", "index": 1, "function": {"name": "write", "arguments": r#"{"path": "c"}"#}}]})]);
+    for release in MODES {
+        let (_, seen) = play_deltas(release, &deltas, "tool_calls", None);
+        let paths: Vec<_> = seen.calls.iter().map(|(_, arguments)| arguments.as_str()).collect();
+        assert_eq!(
+            paths,
+            [r#"{"path": "a"}"#, r#"{"path": "b"}"#, r#"{"path": "c"}"#],
+            "{release:?}"
+        );
+        assert_eq!((seen.content.trim(), seen.fault), ("", None), "{release:?}");
     }
 }
