@@ -182,8 +182,8 @@ fn solve(m: [[f64; 3]; 3], right: [f64; 3]) -> Option<[f64; 3]> {
 /// What a replica has to do: prefills that were dispatched, sequences that run.
 #[derive(Debug, Clone)]
 pub struct Load {
-    /// Prefills without a first token yet, in the order of their dispatch: ticket, expected seconds.
-    prefills: Vec<(u64, f64)>,
+    /// Prefills without a first token yet, in the order of their dispatch.
+    prefills: Vec<Open>,
     /// When the one at work will be done, if all goes as expected.
     free_at: f64,
     /// Sequences from dispatch to end, and their tokens.
@@ -193,6 +193,15 @@ pub struct Load {
     duration: f64,
     /// Waiting in the engine, as its metrics last said.
     waiting: usize,
+}
+
+/// A prefill without a first token yet.
+#[derive(Debug, Clone, Copy)]
+struct Open {
+    ticket: u64,
+    /// Expected.
+    seconds: f64,
+    dispatched: Duration,
 }
 
 impl Default for Load {
@@ -221,7 +230,11 @@ impl Load {
     /// A request is about to be sent: `seconds` of prefill, `tokens` of prompt.
     pub fn dispatched(&mut self, ticket: u64, seconds: f64, tokens: f64, now: Duration) {
         self.free_at = self.free_at.max(now.as_secs_f64()) + seconds;
-        self.prefills.push((ticket, seconds));
+        self.prefills.push(Open {
+            ticket,
+            seconds,
+            dispatched: now,
+        });
         self.sequences += 1;
         self.tokens += tokens;
     }
@@ -229,9 +242,9 @@ impl Load {
     /// Its first token has come: prefills are done in the order of their dispatch, so those still open begin now.
     pub fn first_token(&mut self, ticket: u64, now: Duration) {
         let before = self.prefills.len();
-        self.prefills.retain(|(open, _)| *open != ticket);
+        self.prefills.retain(|open| open.ticket != ticket);
         if self.prefills.len() < before {
-            self.free_at = now.as_secs_f64() + self.prefills.iter().map(|(_, seconds)| seconds).sum::<f64>();
+            self.free_at = now.as_secs_f64() + self.prefills.iter().map(|open| open.seconds).sum::<f64>();
         }
     }
 
@@ -259,6 +272,11 @@ impl Load {
         self.sequences
     }
 
+    /// When the oldest prefill was dispatched that isn't done: what was sent before is in the cache.
+    pub fn oldest_prefill(&self) -> Option<Duration> {
+        self.prefills.first().map(|open| open.dispatched)
+    }
+
     /// Nothing is before a request that is dispatched now.
     pub fn is_clear(&self, room: Room) -> bool {
         self.prefills.is_empty() && self.waiting == 0 && self.sequences < room.sequences
@@ -267,7 +285,7 @@ impl Load {
     /// Seconds until a request of `tokens` would be begun.
     pub fn wait(&self, tokens: f64, room: Room, now: Duration) -> f64 {
         // One that is late is expected to take a part of its time still.
-        let last = self.prefills.last().map_or(0.0, |(_, seconds)| *seconds);
+        let last = self.prefills.last().map_or(0.0, |open| open.seconds);
         let prefill = match self.prefills.is_empty() {
             true => 0.0,
             false => (self.free_at - now.as_secs_f64()).max(last * 0.25),

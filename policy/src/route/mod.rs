@@ -13,3 +13,7 @@ mod recent;
 pub mod index;
 // How long a replica needs for a prompt, learned; and what it has to do before.
 pub mod cost;
+// The decision, and what is learned from its outcome.
+pub mod choose;
+// What a router knows, as it is saved over a restart.
+pub mod saved;

@@ -1,0 +1,452 @@
+//! The decision: the replica whose first token is expected soonest, unless the conversation's own is nearly as good.
+//!
+//! Problem: a conversation's KV cache is on one replica, load is on all. Rule: each replica that may be asked has an expected time
+//! to the first token (`cost`), with what it has of the chain (`index`). The *home* is the session's replica, else the one with most
+//! of the conversation, else the ring's; it is left only for one that is better by a margin, so that two that are equally good don't
+//! throw a conversation to and fro. A prefill also makes others wait: its time counts more than once. Cold start: the ring, with a
+//! load bound. Recovery: a replica that nobody chose for a while gets a new session, or one bad estimate would starve it.
+//!
+//! | home | chosen | reason |
+//! | --- | --- | --- |
+//! | the session's | home | `session` |
+//! | the session's, it may not be asked | any | `moved: unhealthy` |
+//! | the session's, or by prefix | another, with no more of the conversation | `moved: load` |
+//! | by prefix, or another has more | the one that has | `prefix` |
+//! | the ring's | home, or a less loaded one | `ring` |
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::chain::Chain;
+use super::cost::{Load, Prefill, Room, Speed};
+use super::index::{Index, IndexLimits};
+use super::recent::Recent;
+
+/// A prefix is a home if it is this part of the prompt: a shared system prompt alone is none.
+const HOME_PREFIX: f64 = 0.5;
+
+/// Each so many-th new session may be a trial.
+const TRIAL_EVERY: u64 = 16;
+
+/// Tokens of a byte of prompt, before any answer has said: JSON of English and code.
+const FIRST_TOKENS_PER_BYTE: f64 = 0.25;
+
+/// No text has more tokens a byte, nor less.
+const TOKENS_PER_BYTE: (f64, f64) = (0.02, 1.5);
+
+/// Weight of one more answer in that ratio.
+const RATIO_WEIGHT: f64 = 0.05;
+
+/// Shorter prompts say more of the template than of the text.
+const RATIO_LEAST_BYTES: u64 = 1024;
+
+/// Seconds that each running sequence adds to a prefill: a step has them all.
+const CROWD_SECONDS: f64 = 0.002;
+
+/// Less of the cache than expected is a surprise from here on: blocks and the ratio's error.
+const SURPRISE_TOKENS: f64 = 128.0;
+const SURPRISE_PART: f64 = 0.15;
+
+/// Settings of a router.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouteSettings {
+    /// A conversation leaves its replica for one whose cost is less than this part of its own. Default 0.7.
+    pub stay_ratio: f64,
+    /// And less by at least so much. Default 50 ms.
+    pub stay_margin: Duration,
+    /// How much the prefill counts that others have to wait for. Default 1.
+    pub burden: f64,
+    /// The ring gives a new session to a replica with at most so many times the mean load. Default 1.25.
+    pub load_bound: f64,
+    /// A replica that nobody chose for so long gets a new session. Default 60 s.
+    pub trial_after: Duration,
+    /// `max_num_seqs` of the replicas. Default 32.
+    pub sequences: usize,
+    /// Sessions remembered. Default 100,000.
+    pub sessions: usize,
+    /// Bounds of the index; its idle time is that of the sessions too.
+    pub index: IndexLimits,
+    /// Coefficients before anything is learned.
+    pub prior: Prefill,
+}
+
+impl Default for RouteSettings {
+    fn default() -> Self {
+        RouteSettings {
+            stay_ratio: 0.7,
+            stay_margin: Duration::from_millis(50),
+            burden: 1.0,
+            load_bound: 1.25,
+            trial_after: Duration::from_secs(60),
+            sequences: 32,
+            sessions: 100_000,
+            index: IndexLimits::default(),
+            prior: Prefill::default(),
+        }
+    }
+}
+
+/// Why this replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The session's own.
+    Session,
+    /// It has most of the conversation.
+    Prefix,
+    /// The session's own has too much to do.
+    MovedLoad,
+    /// The session's own can't be asked.
+    MovedUnhealthy,
+    /// Nothing is known of the conversation.
+    Ring,
+}
+
+impl Reason {
+    /// The record's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::Session => "session",
+            Reason::Prefix => "prefix",
+            Reason::MovedLoad => "moved: load",
+            Reason::MovedUnhealthy => "moved: unhealthy",
+            Reason::Ring => "ring",
+        }
+    }
+}
+
+/// What is to be decided.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'q> {
+    /// Hash of the session key.
+    pub session: u64,
+    /// The prompt.
+    pub chain: &'q Arc<Chain>,
+    /// By number: may it be asked?
+    pub may: &'q [bool],
+}
+
+/// What was decided; nothing is counted before [`Router::dispatch`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// By number.
+    pub replica: usize,
+    /// Why.
+    pub reason: Reason,
+    /// Bytes of the prompt that it is thought to have.
+    pub cached_bytes: u64,
+    /// Expected time to the first token.
+    pub expected: Duration,
+}
+
+/// A request that was dispatched. It is to be ended with [`Router::ended`] exactly once.
+#[derive(Debug)]
+pub struct Ticket {
+    id: u64,
+    replica: usize,
+    chain: Arc<Chain>,
+    cached_bytes: u64,
+    /// When what is cached was used before, if it was done by then.
+    touched: Option<Duration>,
+    tokens: f64,
+    /// Nothing was before it.
+    clear: bool,
+    dispatched: Duration,
+    first: Option<Duration>,
+}
+
+/// What an answer's usage says; unknown fields of answers that broke off.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Of the prompt.
+    pub prompt_tokens: Option<u64>,
+    /// Of these, found in the cache.
+    pub cached_tokens: Option<u64>,
+    /// Of the answer.
+    pub completion_tokens: Option<u64>,
+}
+
+struct Replica {
+    speed: Speed,
+    load: Load,
+    chosen: Duration,
+}
+
+/// One backend's router.
+pub struct Router {
+    pub(super) settings: RouteSettings,
+    pub(super) index: Index,
+    pub(super) sessions: Recent<u16>,
+    replicas: Vec<Replica>,
+    pub(super) tokens_per_byte: f64,
+    has_ratio: bool,
+    next_ticket: u64,
+    new_sessions: u64,
+}
+
+/// What a replica would need for the request.
+#[derive(Debug, Clone, Copy)]
+struct Estimate {
+    replica: usize,
+    ttft: f64,
+    cost: f64,
+    cached: u64,
+}
+
+impl Router {
+    /// Of so many replicas, of which nothing is known.
+    pub fn new(replicas: usize, settings: RouteSettings) -> Router {
+        Router {
+            index: Index::new(replicas, settings.index),
+            sessions: Recent::default(),
+            replicas: (0..replicas)
+                .map(|_| Replica {
+                    speed: Speed::new(settings.prior),
+                    load: Load::default(),
+                    chosen: Duration::ZERO,
+                })
+                .collect(),
+            tokens_per_byte: FIRST_TOKENS_PER_BYTE,
+            has_ratio: false,
+            next_ticket: 0,
+            new_sessions: 0,
+            settings,
+        }
+    }
+
+    /// Other margins from now on; what is known stays.
+    pub fn set_margins(&mut self, settings: &RouteSettings) {
+        self.settings.stay_ratio = settings.stay_ratio;
+        self.settings.stay_margin = settings.stay_margin;
+        self.settings.burden = settings.burden;
+        self.settings.load_bound = settings.load_bound;
+        self.settings.trial_after = settings.trial_after;
+    }
+
+    /// Decides. `ring` gives the replicas in the ring's order for this session, the same on every gateway; repetitions don't
+    /// matter. `None` if nothing may be asked.
+    pub fn choose(
+        &mut self,
+        question: Question<'_>,
+        ring: impl Iterator<Item = usize>,
+        now: Duration,
+    ) -> Option<Decision> {
+        let estimates = self.estimates(question, now);
+        let best = estimates.iter().min_by(|a, b| a.cost.total_cmp(&b.cost)).copied()?;
+        let known = self.session(question.session, now);
+        let of = |replica: usize| estimates.iter().find(|estimate| estimate.replica == replica).copied();
+        let lost = known.is_some_and(|replica| of(replica).is_none());
+        let most = estimates
+            .iter()
+            .max_by(|a, b| a.cached.cmp(&b.cached).then(b.cost.total_cmp(&a.cost)));
+        let most = most.filter(|most| most.cached as f64 >= question.chain.bytes() as f64 * HOME_PREFIX);
+        let (home, reason) = match (known.and_then(of), most) {
+            (Some(home), _) => (home, Reason::Session),
+            (None, Some(most)) => (*most, Reason::Prefix),
+            (None, None) => {
+                let trial = self.trial(question.may, now).and_then(of);
+                if let Some(trial) = trial.filter(|_| !lost) {
+                    return Some(decision(trial, Reason::Ring));
+                }
+                (
+                    self.on_ring(&estimates, ring).and_then(of).unwrap_or(best),
+                    Reason::Ring,
+                )
+            }
+        };
+        let margin = self.settings.stay_margin.as_secs_f64();
+        let leaves = best.cost < home.cost * self.settings.stay_ratio && best.cost + margin < home.cost;
+        let (chosen, reason) = match (leaves, reason) {
+            (false, reason) => (home, reason),
+            (true, _) if best.cached > home.cached => (best, Reason::Prefix),
+            (true, Reason::Ring) => (best, Reason::Ring),
+            (true, _) => (best, Reason::MovedLoad),
+        };
+        Some(decision(chosen, if lost { Reason::MovedUnhealthy } else { reason }))
+    }
+
+    /// The decision is carried out: counted before anything is sent, so that the next decision knows of it.
+    pub fn dispatch(&mut self, session: u64, chain: &Arc<Chain>, decision: &Decision, now: Duration) -> Ticket {
+        let place = decision.replica;
+        let cached = decision.cached_bytes as f64 * self.tokens_per_byte;
+        let tokens = chain.bytes() as f64 * self.tokens_per_byte;
+        let touched = self.index.last_touch(place, chain.links(), decision.cached_bytes);
+        let room = self.room(place);
+        let id = self.next_ticket;
+        self.next_ticket += 1;
+        let (mut clear, mut settled) = (false, false);
+        if let Some(replica) = self.replicas.get_mut(place) {
+            clear = replica.load.is_clear(room);
+            settled = replica
+                .load
+                .oldest_prefill()
+                .is_none_or(|oldest| touched.is_some_and(|t| t < oldest));
+            let seconds = replica.speed.seconds((tokens - cached).max(1.0), cached);
+            replica.load.dispatched(id, seconds, tokens, now);
+            replica.chosen = now;
+        }
+        self.index.touch(place, chain.links(), 0, self.tokens_per_byte, now);
+        if let Ok(number) = u16::try_from(place) {
+            self.sessions.touch(session, number, now);
+        }
+        if self.sessions.len() > self.settings.sessions {
+            self.sessions.pop_oldest();
+        }
+        Ticket {
+            id,
+            replica: place,
+            chain: chain.clone(),
+            cached_bytes: decision.cached_bytes,
+            touched: touched.filter(|_| settled),
+            tokens,
+            clear,
+            dispatched: now,
+            first: None,
+        }
+    }
+
+    /// Its first token has come: its prefill is done.
+    pub fn first_token(&mut self, ticket: &mut Ticket, now: Duration) {
+        if ticket.first.is_none() {
+            ticket.first = Some(now);
+            if let Some(replica) = self.replicas.get_mut(ticket.replica) {
+                replica.load.first_token(ticket.id, now);
+            }
+        }
+    }
+
+    /// It has ended, well or not.
+    pub fn ended(&mut self, ticket: Ticket, used: Used, now: Duration) {
+        if let Some(replica) = self.replicas.get_mut(ticket.replica) {
+            let decoded = ticket.first.map(|first| now.saturating_sub(first));
+            replica.load.ended(ticket.id, ticket.tokens, decoded, now);
+        }
+        let bytes = ticket.chain.bytes();
+        if let Some(prompt) = used.prompt_tokens.filter(|_| bytes >= RATIO_LEAST_BYTES) {
+            let ratio = (prompt as f64 / bytes as f64).clamp(TOKENS_PER_BYTE.0, TOKENS_PER_BYTE.1);
+            let weight = if self.has_ratio { RATIO_WEIGHT } else { 1.0 };
+            self.tokens_per_byte += weight * (ratio - self.tokens_per_byte);
+            self.has_ratio = true;
+        }
+        let prompt = used.prompt_tokens.map_or(ticket.tokens, |tokens| tokens as f64);
+        let thought = ticket.cached_bytes as f64 * prompt / (bytes as f64).max(1.0);
+        if let Some(cached) = used.cached_tokens {
+            let less = cached as f64 + SURPRISE_TOKENS + thought * SURPRISE_PART < thought;
+            match ticket.touched {
+                Some(touched) if less => self.index.had_less(ticket.replica, touched, self.tokens_per_byte),
+                Some(_) if !less && thought > 0.0 => self.index.had_all(ticket.replica),
+                _ => {}
+            }
+        }
+        if let Some(first) = ticket.first {
+            let cached = used.cached_tokens.map_or(thought, |cached| cached as f64);
+            let seconds = first.saturating_sub(ticket.dispatched).as_secs_f64();
+            if ticket.clear
+                && let Some(replica) = self.replicas.get_mut(ticket.replica)
+            {
+                replica.speed.learn((prompt - cached).max(1.0), cached, seconds, now);
+            }
+            let answer = used.completion_tokens.unwrap_or(0) as f64 / self.tokens_per_byte;
+            let links = ticket.chain.links();
+            self.index
+                .touch(ticket.replica, links, answer as u64, self.tokens_per_byte, now);
+        }
+    }
+
+    /// A replica has started anew: its cache is empty.
+    pub fn restarted(&mut self, replica: usize) {
+        self.index.clear(replica);
+    }
+
+    /// What a replica says of itself: tokens of its KV cache (0 if it caches no prefixes).
+    pub fn capacity(&mut self, replica: usize, kv_tokens: u64) {
+        self.index.capacity(replica, kv_tokens);
+    }
+
+    /// Requests that wait in a replica, as its metrics say.
+    pub fn waiting(&mut self, replica: usize, waiting: usize) {
+        if let Some(replica) = self.replicas.get_mut(replica) {
+            replica.load.reported_waiting(waiting);
+        }
+    }
+
+    /// Links remembered, for a gauge.
+    pub fn index_len(&self) -> usize {
+        self.index.len()
+    }
+
+    fn session(&self, session: u64, now: Duration) -> Option<usize> {
+        let entry = self.sessions.get(session)?;
+        let idle = now.saturating_sub(entry.touched);
+        (idle <= self.settings.index.idle).then_some(usize::from(entry.value))
+    }
+
+    fn estimates(&mut self, question: Question<'_>, now: Duration) -> Vec<Estimate> {
+        let cached = self.index.cached(question.chain.links());
+        let tokens = question.chain.bytes() as f64 * self.tokens_per_byte;
+        let (ratio, burden) = (self.tokens_per_byte, self.settings.burden);
+        let index = &self.index;
+        let settings = &self.settings;
+        let asked = self.replicas.iter_mut().enumerate();
+        let asked = asked.filter(|(place, _)| question.may.get(*place) == Some(&true));
+        asked
+            .map(|(place, replica)| {
+                replica.speed.fade(now);
+                let bytes = cached.get(place).copied().unwrap_or(0);
+                let cached = bytes as f64 * ratio;
+                let room = Room {
+                    sequences: settings.sequences,
+                    tokens: index.kv_tokens(place).max(1) as f64,
+                };
+                let prefill = replica.speed.seconds((tokens - cached).max(1.0), cached);
+                let ttft = replica.load.wait(tokens, room, now) + prefill;
+                Estimate {
+                    replica: place,
+                    ttft,
+                    cost: ttft + burden * prefill + CROWD_SECONDS * replica.load.sequences() as f64,
+                    cached: bytes,
+                }
+            })
+            .collect()
+    }
+
+    fn room(&self, replica: usize) -> Room {
+        Room {
+            sequences: self.settings.sequences,
+            tokens: self.index.kv_tokens(replica).max(1) as f64,
+        }
+    }
+
+    /// The first on the ring that carries no more than its share.
+    fn on_ring(&self, estimates: &[Estimate], mut ring: impl Iterator<Item = usize>) -> Option<usize> {
+        let load = |replica: usize| self.replicas.get(replica).map_or(0, |replica| replica.load.sequences());
+        let total: usize = estimates.iter().map(|estimate| load(estimate.replica)).sum();
+        let mean = (total + 1) as f64 / estimates.len().max(1) as f64;
+        let bound = (mean * self.settings.load_bound).ceil() as usize;
+        ring.find(|place| estimates.iter().any(|estimate| estimate.replica == *place) && load(*place) < bound)
+    }
+
+    /// A replica that nobody chose for long, now and then.
+    fn trial(&mut self, may: &[bool], now: Duration) -> Option<usize> {
+        self.new_sessions += 1;
+        if !self.new_sessions.is_multiple_of(TRIAL_EVERY) {
+            return None;
+        }
+        let idle = self.replicas.iter().enumerate();
+        let idle = idle.filter(|(place, replica)| {
+            may.get(*place) == Some(&true) && now.saturating_sub(replica.chosen) > self.settings.trial_after
+        });
+        idle.min_by_key(|(_, replica)| replica.chosen).map(|(place, _)| place)
+    }
+}
+
+fn decision(estimate: Estimate, reason: Reason) -> Decision {
+    Decision {
+        replica: estimate.replica,
+        reason,
+        cached_bytes: estimate.cached,
+        expected: Duration::try_from_secs_f64(estimate.ttft).unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,157 @@
+use super::*;
+use crate::route::chain::Link;
+
+/// A conversation of so many links of 4,000 bytes (1,000 tokens each).
+fn chain(name: u64, links: u64) -> Arc<Chain> {
+    let links = (1..=links).map(|i| Link {
+        hash: name * 1_000 + i,
+        bytes: i * 4_000,
+    });
+    Arc::new(Chain::from_links(links.collect()))
+}
+
+fn at(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds)
+}
+
+/// What the router would do with the ring pointing there.
+fn decide(router: &mut Router, session: u64, chain: &Arc<Chain>, may: &[bool], ring: usize, now: f64) -> Decision {
+    let question = Question { session, chain, may };
+    router.choose(question, [ring].into_iter(), at(now)).unwrap()
+}
+
+/// Decides, dispatches, has its first token when it was expected, and ends it a second later.
+fn serve_on(router: &mut Router, session: u64, chain: &Arc<Chain>, may: &[bool], ring: usize, now: f64) -> Decision {
+    let decision = decide(router, session, chain, may, ring, now);
+    let mut ticket = router.dispatch(session, chain, &decision, at(now));
+    let first = at(now) + decision.expected;
+    router.first_token(&mut ticket, first);
+    router.ended(ticket, Used::default(), first + at(1.0));
+    decision
+}
+
+/// With all replicas.
+fn serve(router: &mut Router, session: u64, chain: &Arc<Chain>, ring: usize, now: f64) -> Decision {
+    serve_on(router, session, chain, &[true; 3], ring, now)
+}
+
+#[test]
+fn the_first_turn_goes_to_the_ring_the_next_where_it_was_and_a_fork_to_its_prefix() {
+    let mut router = Router::new(3, RouteSettings::default());
+    let first = serve(&mut router, 1, &chain(1, 10), 2, 0.0);
+    assert_eq!((first.replica, first.reason, first.cached_bytes), (2, Reason::Ring, 0));
+    let second = serve(&mut router, 1, &chain(1, 12), 0, 10.0);
+    assert_eq!(
+        (second.replica, second.reason, second.cached_bytes),
+        (2, Reason::Session, 40_000)
+    );
+    let fork = serve(&mut router, 2, &chain(1, 13), 0, 20.0);
+    assert_eq!((fork.replica, fork.reason), (2, Reason::Prefix));
+    let other = serve(&mut router, 3, &chain(3, 2), 0, 30.0);
+    assert_eq!((other.replica, other.reason), (0, Reason::Ring));
+}
+
+#[test]
+fn a_session_leaves_for_load_only_by_a_margin() {
+    let mut router = Router::new(2, RouteSettings::default());
+    serve(&mut router, 1, &chain(1, 10), 0, 0.0);
+    let light = decide(&mut router, 9, &chain(9, 2), &[true, false], 0, 5.0);
+    router.dispatch(9, &chain(9, 2), &light, at(5.0));
+    let stays = decide(&mut router, 1, &chain(1, 11), &[true, true], 0, 5.0);
+    assert_eq!((stays.replica, stays.reason), (0, Reason::Session));
+    for other in 10..20 {
+        let heavy = decide(&mut router, other, &chain(other, 40), &[true, false], 0, 5.0);
+        router.dispatch(other, &chain(other, 40), &heavy, at(5.0));
+    }
+    let moves = decide(&mut router, 1, &chain(1, 11), &[true, true], 0, 5.0);
+    assert_eq!((moves.replica, moves.reason), (1, Reason::MovedLoad));
+}
+
+#[test]
+fn a_session_whose_replica_cannot_be_asked_moves_and_stays_there() {
+    let mut router = Router::new(3, RouteSettings::default());
+    serve(&mut router, 1, &chain(1, 10), 0, 0.0);
+    let moved = serve_on(&mut router, 1, &chain(1, 11), &[false, true, true], 2, 5.0);
+    assert_eq!((moved.replica, moved.reason), (2, Reason::MovedUnhealthy));
+    let back = decide(&mut router, 1, &chain(1, 12), &[true, true, true], 0, 60.0);
+    assert_eq!((back.replica, back.reason), (2, Reason::Session));
+    let none = Question {
+        session: 1,
+        chain: &chain(1, 1),
+        may: &[false; 3],
+    };
+    assert_eq!(router.choose(none, [0].into_iter(), at(61.0)), None);
+}
+
+#[test]
+fn a_session_whose_cache_is_elsewhere_goes_there() {
+    let mut router = Router::new(2, RouteSettings::default());
+    serve(&mut router, 1, &chain(1, 60), 0, 0.0);
+    serve_on(&mut router, 2, &chain(2, 1), &[false, true], 1, 20.0);
+    let decision = decide(&mut router, 2, &chain(1, 61), &[true, true], 1, 60.0);
+    assert_eq!((decision.replica, decision.reason), (0, Reason::Prefix));
+    router.restarted(0);
+    let decision = decide(&mut router, 2, &chain(1, 61), &[true, true], 1, 60.0);
+    assert_eq!((decision.replica, decision.reason), (1, Reason::Session));
+}
+
+#[test]
+fn the_ring_gives_no_more_than_a_share() {
+    let mut router = Router::new(2, RouteSettings::default());
+    for session in 0..10 {
+        let decision = decide(&mut router, session, &chain(session, 1), &[true, false], 0, 0.0);
+        let mut ticket = router.dispatch(session, &chain(session, 1), &decision, at(0.0));
+        router.first_token(&mut ticket, at(0.0));
+    }
+    let question = Question {
+        session: 20,
+        chain: &chain(20, 1),
+        may: &[true, true],
+    };
+    let decision = router.choose(question, [0, 1].into_iter(), at(1.0)).unwrap();
+    assert_eq!((decision.replica, decision.reason), (1, Reason::Ring));
+}
+
+#[test]
+fn a_replica_that_seemed_slow_gets_a_trial() {
+    let mut router = Router::new(2, RouteSettings::default());
+    for i in 0..10 {
+        let decision = decide(&mut router, i, &chain(i, 5), &[true, false], 0, f64::from(i as u32));
+        let mut ticket = router.dispatch(i, &chain(i, 5), &decision, at(f64::from(i as u32)));
+        router.first_token(&mut ticket, at(f64::from(i as u32) + 20.0));
+        router.ended(ticket, Used::default(), at(f64::from(i as u32) + 20.0));
+    }
+    let mut chosen = Vec::new();
+    for i in 0..20 {
+        chosen.push(serve(&mut router, 100 + i, &chain(100 + i, 5), 0, 90.0 + i as f64 * 0.01).replica);
+    }
+    assert!(chosen.contains(&0), "within sixteen new sessions");
+    assert!(
+        chosen.iter().filter(|replica| **replica == 0).count() <= 2,
+        "{chosen:?}"
+    );
+}
+
+#[test]
+fn the_ratio_of_tokens_and_surprises_of_the_cache_are_learned() {
+    let mut router = Router::new(3, RouteSettings::default());
+    let conversation = chain(1, 20);
+    serve(&mut router, 1, &conversation, 0, 0.0);
+    let decision = decide(&mut router, 1, &conversation, &[true; 3], 0, 10.0);
+    assert_eq!(decision.cached_bytes, 80_000);
+    let mut ticket = router.dispatch(1, &conversation, &decision, at(10.0));
+    router.first_token(&mut ticket, at(11.0));
+    let used = Used {
+        prompt_tokens: Some(40_000),
+        cached_tokens: Some(0),
+        completion_tokens: Some(10),
+    };
+    serve(&mut router, 5, &chain(5, 3), 0, 5.0);
+    router.ended(ticket, used, at(12.0));
+    assert_eq!(router.tokens_per_byte, 0.5);
+    assert_eq!(
+        router.index.cached(conversation.links())[0],
+        80_000,
+        "this answer has put it there again"
+    );
+}
