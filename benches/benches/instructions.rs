@@ -6,6 +6,7 @@
 
 use gungraun::{library_benchmark, library_benchmark_group, main};
 use sluice_benches::answers::{Decoding, Said};
+use sluice_benches::calls::{Fault, Scan, scan};
 use sluice_benches::{Case, Pushes, Reading, decoding, pushes, reading, requests};
 use std::hint::black_box;
 
@@ -52,5 +53,17 @@ fn request(case: Reading) -> Reading {
     run(case)
 }
 
-library_benchmark_group!(name = all, benchmarks = [sse, pipeline, request]);
+#[library_benchmark(setup = scan)]
+#[bench::valid_kb(Fault::Valid, 1 << 10)]
+#[bench::closer_kb(Fault::Closer, 1 << 10)]
+#[bench::comma_kb(Fault::Comma, 1 << 10)]
+#[bench::quote_kb(Fault::Quote, 1 << 10)]
+#[bench::inner_quotes_kb(Fault::InnerQuotes, 1 << 10)]
+#[bench::single_quotes_kb(Fault::SingleQuotes, 1 << 10)]
+#[bench::valid_mb(Fault::Valid, 1 << 20)]
+fn call(case: Scan) -> Scan {
+    run(case)
+}
+
+library_benchmark_group!(name = all, benchmarks = [sse, pipeline, request, call]);
 main!(library_benchmark_groups = all);

@@ -5,6 +5,7 @@ use criterion::{
     BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
 };
 use sluice_benches::answers::Said;
+use sluice_benches::calls::{FAULTS, Fault, scan};
 use sluice_benches::{Case, decoding, pushes, reading, requests};
 use std::hint::black_box;
 
@@ -57,5 +58,17 @@ fn request(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(all, sse, pipeline, request);
+fn call(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("call");
+    for (name, fault) in FAULTS {
+        bench(&mut group, &format!("1 KB, {name}"), || scan(fault, 1 << 10));
+    }
+    for bytes in [64 << 10, 256 << 10, 1 << 20] {
+        bench(&mut group, &format!("{} KB, valid", bytes >> 10), || {
+            scan(Fault::Valid, bytes)
+        });
+    }
+}
+
+criterion_group!(all, sse, pipeline, request, call);
 criterion_main!(all);

@@ -4,18 +4,21 @@
 //! input prepared and its stages warmed; `run` is what is measured. Read on in `answers.rs` (what a model sends) and
 //! `requests.rs` (what an agent asks). `broken` is no measure of time: it breaks calls and counts what repair makes of them. The servers that the end-to-end run needs are in `bin/`, the run itself in `e2e.py`.
 
-#![cfg_attr(test, allow(clippy::unwrap_used))]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 // Answers of a model, as chunks of vLLM's stream.
 pub mod answers;
 // Broken calls, and what becomes of them.
 pub mod broken;
+// One call through the scanner.
+pub mod calls;
 // Requests of an agent.
 pub mod requests;
 // The generator.
 pub mod seed;
 
 pub use answers::{Pushes, decoding, pushes};
+pub use calls::{Scan, scan};
 pub use requests::{Reading, reading};
 
 /// What is done with a prepared input.

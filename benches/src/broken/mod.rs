@@ -2,9 +2,10 @@
 //!
 //! A [`Sample`] is a call as a model should have written it, with its tools. `mutators` break its text in one way each, the
 //! scanner reads what comes of it, and [`Outcome`] says whether the client got that call, none, or another. `public` are the
-//! samples of BFCL, `coding` those of coding agents, `table` counts.
+//! samples of BFCL, `coding` those of coding agents, `decide` says which texts can't be told from sound ones, `table` counts.
 
 mod coding;
+mod decide;
 mod mutators;
 mod public;
 mod table;
@@ -38,6 +39,8 @@ pub enum Outcome {
     Reask,
     /// The broken call is shown as text.
     Text,
+    /// Another call, which the text has to give: see `decide`.
+    Undecidable,
     /// Another call.
     Wrong,
 }
@@ -68,7 +71,11 @@ impl Sample {
         }
         let mut rest = meant.iter();
         if !calls.iter().all(|call| rest.any(|other| other == call)) || calls.len() >= meant.len() {
-            return Outcome::Wrong;
+            return if self.has_to_give(mutant, &calls) {
+                Outcome::Undecidable
+            } else {
+                Outcome::Wrong
+            };
         }
         if invalid > 0 { Outcome::Reask } else { Outcome::Text }
     }

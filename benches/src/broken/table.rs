@@ -12,6 +12,8 @@ pub struct Count {
     pub reask: u32,
     /// Shown as text.
     pub text: u32,
+    /// Another call, which the text has to give.
+    pub undecidable: u32,
     /// Another call.
     pub wrong: u32,
 }
@@ -23,6 +25,7 @@ impl Count {
             Outcome::Equal => &mut self.equal,
             Outcome::Reask => &mut self.reask,
             Outcome::Text => &mut self.text,
+            Outcome::Undecidable => &mut self.undecidable,
             Outcome::Wrong => &mut self.wrong,
         };
         *slot += 1;
@@ -30,7 +33,7 @@ impl Count {
 
     /// All of them.
     pub fn all(&self) -> u32 {
-        self.equal + self.reask + self.text + self.wrong
+        self.equal + self.reask + self.text + self.undecidable + self.wrong
     }
 
     /// Percent of all.
@@ -69,6 +72,7 @@ impl Table {
             total.equal += count.equal;
             total.reask += count.reask;
             total.text += count.text;
+            total.undecidable += count.undecidable;
             total.wrong += count.wrong;
         }
         total
@@ -77,7 +81,7 @@ impl Table {
     /// The table, with its sum.
     pub fn markdown(&self) -> String {
         let mut out = String::from(
-            "| kind | texts | equal | re-ask | as text | wrong |\n| --- | --- | --- | --- | --- | --- |\n",
+            "| kind | texts | equal | re-ask | as text | not decidable | wrong |\n| --- | --- | --- | --- | --- | --- | --- |\n",
         );
         let total = [("**all**", self.total())];
         for (kind, count) in self.rows().chain(total) {
@@ -85,11 +89,12 @@ impl Table {
             // writing to a string can't fail
             let _ = writeln!(
                 out,
-                "| {kind} | {} | {} | {} | {} | {} |",
+                "| {kind} | {} | {} | {} | {} | {} | {} |",
                 count.all(),
                 share(count.equal),
                 share(count.reask),
                 share(count.text),
+                share(count.undecidable),
                 share(count.wrong)
             );
         }
