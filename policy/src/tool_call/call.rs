@@ -10,6 +10,7 @@ use super::json::{self, Member, PARTS_LIMIT};
 use super::schema::Judgement;
 use super::tools::{Tool, ToolSet, typed_value};
 use super::verdict::{Kind, Reason, Verdict};
+use serde_json::Value;
 use std::ops::Range;
 
 /// One tool call of an answer.
@@ -96,6 +97,25 @@ pub(crate) fn read_value(text: &str, start: usize, named: Option<&str>, tools: &
             read,
         });
     }
+}
+
+/// A value that stands for itself declares tools rather than calling them: what is under `parameters` is a schema.
+pub(crate) fn declares(text: &str) -> bool {
+    fn is_one(value: &Value) -> bool {
+        match value {
+            Value::Array(items) => items.iter().any(is_one),
+            Value::Object(members) => match (members.get("function"), members.get("parameters")) {
+                (Some(function), _) if function.is_object() => is_one(function),
+                (_, Some(Value::Object(schema))) => {
+                    let of_objects = schema.get("type").is_some_and(|kind| kind == "object");
+                    of_objects && (schema.len() == 1 || schema.contains_key("properties"))
+                }
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+    text.contains("\"parameters\"") && serde_json::from_str(text).is_ok_and(|value| is_one(&value))
 }
 
 fn read_object(text: &str, named: Option<&str>, tools: &ToolSet) -> Result<Parsed, Reason> {
