@@ -240,10 +240,9 @@ fn damaged(mut text: String, damage: &Damage) -> String {
         .collect();
     let all: Vec<usize> = text.char_indices().map(|(at, _)| at).collect();
     match damage {
-        Damage::Drop(at) | Damage::Double(at) if structural.is_empty() => {
-            let _ = at;
-            text
-        }
+        // A cut may have left nothing.
+        Damage::Drop(_) | Damage::Double(_) if structural.is_empty() => text,
+        Damage::Put(..) | Damage::Cut(_) if text.is_empty() => text,
         Damage::Drop(at) => {
             text.remove(structural[at.index(structural.len())]);
             text
