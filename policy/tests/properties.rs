@@ -84,6 +84,11 @@ struct Heard {
 }
 
 fn hear<'a>(release: Release, pieces: impl IntoIterator<Item = &'a str>, last: &str) -> Heard {
+    hear_deltas(release, pieces.into_iter().map(|piece| json!({"content": piece})), last)
+}
+
+/// The same for deltas of any kind.
+fn hear_deltas(release: Release, deltas: impl IntoIterator<Item = Value>, last: &str) -> Heard {
     let mut turn = Turn::new(plan(release));
     let mut heard = Heard::default();
     let mut steps = Vec::new();
@@ -92,8 +97,8 @@ fn hear<'a>(release: Release, pieces: impl IntoIterator<Item = &'a str>, last: &
             "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]});
         Bytes::from(format!("data: {chunk}\n\n"))
     };
-    for piece in pieces {
-        turn.push(chunk(json!({"content": piece}), Value::Null), &mut steps);
+    for delta in deltas {
+        turn.push(chunk(delta, Value::Null), &mut steps);
     }
     turn.push(chunk(json!({}), json!(last)), &mut steps);
     turn.push(Bytes::from_static(b"data: [DONE]\n\n"), &mut steps);
@@ -274,9 +279,17 @@ fn damaged(mut text: String, damage: &Damage) -> String {
 
 /// The text of a call, in one of the usual notations, with its damages.
 fn written() -> impl Strategy<Value = String> {
-    let notation = 0..5;
+    let notation = 0..6;
     (call(), notation, prop::collection::vec(damage(), 0..3)).prop_map(|((name, arguments), notation, damages)| {
+        let xml = |(key, value): (&String, &Value)| {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            format!("<parameter={key}>\n{value}\n</parameter>\n")
+        };
         let inside = match notation {
+            5 => {
+                let parameters: String = arguments.as_object().unwrap().iter().map(xml).collect();
+                format!("<function={name}>\n{parameters}</function>")
+            }
             0 => format!("{{\"arguments\": {arguments}, \"name\": \"{name}\"}}"),
             1 => json!({"name": name, "arguments": arguments.to_string()}).to_string(),
             2 => json!({"name": name, "parameters": arguments}).to_string(),
@@ -284,6 +297,23 @@ fn written() -> impl Strategy<Value = String> {
         };
         let call = format!("<tool_call>\n{inside}\n</tool_call>");
         damages.iter().fold(call, damaged)
+    })
+}
+
+/// A call as vLLM's parser tells it: its name, and damaged arguments in pieces.
+fn told() -> impl Strategy<Value = (&'static str, Vec<String>)> {
+    let cuts = prop::collection::vec(any::<Index>(), 0..5);
+    (call(), prop::collection::vec(damage(), 0..3), cuts).prop_map(|((name, arguments), damages, cuts)| {
+        let text = damages.iter().fold(arguments.to_string(), damaged);
+        let places: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| places[cut.index(places.len())]).collect();
+        cuts.push(text.len());
+        cuts.sort_unstable();
+        let mut from = 0;
+        let pieces = cuts
+            .into_iter()
+            .map(|at| text[std::mem::replace(&mut from, at)..at].to_owned());
+        (name, pieces.collect())
     })
 }
 
@@ -421,6 +451,47 @@ proptest! {
         }
         prop_assert_eq!(heard.calls.len() + heard.refused, heard.judged);
         prop_assert_eq!(heard.finish, if heard.calls.is_empty() { "stop" } else { "tool_calls" });
+    }
+
+    /// B19: what vLLM parsed is held to the same.
+    #[test]
+    fn calls_that_vllm_tells_are_held_to_the_same(
+        calls in prop::collection::vec(told(), 1..3),
+        mode in prop::sample::select(MODES[1..].to_vec()),
+        last in prop::sample::select(vec!["tool_calls", "length"]),
+    ) {
+        let mut deltas = Vec::new();
+        for (index, (name, pieces)) in calls.iter().enumerate() {
+            let head = json!({"index": index, "id": "x", "type": "function", "function": {"name": name, "arguments": ""}});
+            let more = pieces.iter().map(|piece| json!({"index": index, "function": {"arguments": piece}}));
+            deltas.extend(std::iter::once(head).chain(more).map(|call| json!({"tool_calls": [call]})));
+        }
+        let held = hear_deltas(Release::Hold, deltas.clone(), last);
+        prop_assert!(!held.failed);
+        let source = letters(&calls.iter().map(|(name, pieces)| format!("{name} {} ", pieces.concat())).collect::<String>());
+        for (name, arguments) in &held.calls {
+            let value: Value = serde_json::from_str(arguments).expect("JSON");
+            let (_, validator) = VALIDATORS.iter().find(|(tool, _)| tool == name).expect("a declared tool");
+            prop_assert!(validator.is_valid(&value), "{name}({arguments})");
+            let mut parts = Vec::new();
+            leaves(&value, &mut parts);
+            for part in parts {
+                prop_assert!(source.contains(&letters(&part)), "{part:?} of {arguments}");
+            }
+        }
+        let finish = match last {
+            "length" => "length",
+            _ if held.calls.is_empty() => "stop",
+            _ => "tool_calls",
+        };
+        prop_assert_eq!(&held.finish, finish);
+        let early = hear_deltas(mode, deltas, last);
+        if early.failed {
+            let whole = early.calls.len() - 1;
+            prop_assert_eq!(&early.calls[..whole], &held.calls[..whole]);
+        } else {
+            prop_assert_eq!(early, held);
+        }
     }
 
     /// Every letter of the answer is thought, said, in a call, or was left out by a repair that its verdict names.
