@@ -348,6 +348,7 @@ impl Turn {
         let Some(voice) = self.voices.get_mut(at) else {
             return Ok(Weight::default());
         };
+        voice.ends = upstream.is_some();
         let said = &mut self.said;
         said.clear();
         match &self.retold {

@@ -18,6 +18,7 @@ mod cancel;
 mod crowd;
 mod drain;
 mod edge_routes;
+mod engine_mode;
 mod errors;
 mod h2;
 mod headers;

@@ -7,9 +7,11 @@
 
 use super::block::{Block, Function};
 use super::json::{self, Member, PARTS_LIMIT};
+use super::repair;
 use super::schema::Judgement;
 use super::tools::{Tool, ToolSet, typed_value};
 use super::verdict::{Kind, Reason, Verdict};
+use serde_json::Value;
 use std::ops::Range;
 
 /// One tool call of an answer.
@@ -55,6 +57,12 @@ pub(crate) fn read(raw: &str, block: &Block, tools: &ToolSet) -> Vec<Found> {
     for span in &block.values {
         let text = raw.get(span.clone()).unwrap_or_default();
         read_value(text, span.start, block.named.as_deref(), tools, &mut found);
+        if let Some(Found { read, .. }) = found.last_mut().filter(|_| text.starts_with('{'))
+            && matches!(read, Err(Reason::NotAnObject))
+            && let Some(mended) = in_string(text, tools)
+        {
+            *read = Ok(mended);
+        }
     }
     for function in &block.functions {
         found.push(Found {
@@ -98,6 +106,25 @@ pub(crate) fn read_value(text: &str, start: usize, named: Option<&str>, tools: &
     }
 }
 
+/// A value that stands for itself declares tools rather than calling them: what is under `parameters` is a schema.
+pub(crate) fn declares(text: &str) -> bool {
+    fn is_one(value: &Value) -> bool {
+        match value {
+            Value::Array(items) => items.iter().any(is_one),
+            Value::Object(members) => match (members.get("function"), members.get("parameters")) {
+                (Some(function), _) if function.is_object() => is_one(function),
+                (_, Some(Value::Object(schema))) => {
+                    let of_objects = schema.get("type").is_some_and(|kind| kind == "object");
+                    of_objects && (schema.len() == 1 || schema.contains_key("properties"))
+                }
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+    text.contains("\"parameters\"") && serde_json::from_str(text).is_ok_and(|value| is_one(&value))
+}
+
 fn read_object(text: &str, named: Option<&str>, tools: &ToolSet) -> Result<Parsed, Reason> {
     let object = Object::read(text)?;
     if let Some(name) = named {
@@ -109,6 +136,21 @@ fn read_object(text: &str, named: Option<&str>, tools: &ToolSet) -> Result<Parse
         return Object::read(inner)?.named_inside(tools);
     }
     object.named_inside(tools)
+}
+
+/// A call whose arguments are a string with a broken object in it: mended like a block (B23).
+fn in_string(text: &str, tools: &ToolSet) -> Option<Parsed> {
+    let object = Object::read(text).ok()?;
+    let name = object.get("name").filter(|value| value.starts_with('"'));
+    let tool = find(&name.and_then(json::unquote)?, tools).ok()?;
+    let inner = object
+        .get(object.argument_key()?)
+        .filter(|value| value.starts_with('"'));
+    let mut parsed = repair::arguments(&json::unquote(inner?)?, repair::Ending::Closed, &tool.name, tools)?;
+    if name.and_then(json::unquote)? != tool.name {
+        parsed.kinds.insert(0, Kind::Name);
+    }
+    Some(parsed)
 }
 
 fn find<'a>(name: &str, tools: &'a ToolSet) -> Result<&'a Tool, Reason> {

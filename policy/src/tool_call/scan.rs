@@ -354,7 +354,11 @@ impl Scanner {
     /// The calls of an answer that is nothing but JSON: all of it, with exact names, or none.
     fn bare_calls(&self, held: &str, from: usize, end: usize) -> Option<Vec<Call>> {
         let mut found = Vec::new();
-        call::read_value(held.get(from..end)?, from, None, &self.tools, &mut found);
+        let value = held.get(from..end)?;
+        if call::declares(value) {
+            return None;
+        }
+        call::read_value(value, from, None, &self.tools, &mut found);
         let last = found.len().checked_sub(1)?;
         let mut start = 0;
         let mut calls = Vec::new();

@@ -78,6 +78,8 @@ pub(super) struct Voice {
     open: Option<Box<release::Open>>,
     /// The open call isn't held any longer.
     hurries: bool,
+    /// The text that comes now is the last: a call that isn't whole by its end is none, and is not to be begun.
+    pub(super) ends: bool,
     /// The first text came in vLLM's reasoning field.
     split_upstream: bool,
     parts: Vec<Part>,
@@ -146,6 +148,7 @@ impl Voice {
             release: if whole { Release::Hold } else { plan.release },
             open: None,
             hurries: false,
+            ends: false,
             split_upstream: false,
             parts: Vec::new(),
             pieces: Vec::new(),

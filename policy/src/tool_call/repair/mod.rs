@@ -80,7 +80,7 @@ impl Fit {
 
 /// How the text of a block ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ending {
+pub(crate) enum Ending {
     /// By its closing tag: the model meant to be done.
     Closed,
     /// With the answer, or by another tag: it may have been cut anywhere.
@@ -133,11 +133,19 @@ pub(crate) fn repair(raw: &str, named: Option<&str>, tools: &ToolSet) -> Option<
     Some(found)
 }
 
+/// The same for what may have been cut, without the kinds.
+pub(crate) fn mend_arguments(text: &str, name: &str, tools: &ToolSet) -> Option<String> {
+    arguments(text, Ending::Open, name, tools).map(|parsed| parsed.arguments)
+}
+
 /// The arguments of one call of `name`, of which nothing else is known. `None`: not to be repaired.
-pub(crate) fn mend_arguments(arguments: &str, name: &str, tools: &ToolSet) -> Option<String> {
-    let mut calls = repair(arguments, Some(name), tools)?;
+pub(crate) fn arguments(text: &str, ending: Ending, name: &str, tools: &ToolSet) -> Option<Parsed> {
+    let mut calls = match ending {
+        Ending::Open => repair(text, Some(name), tools),
+        Ending::Closed => repair(&[text, "</tool_call>"].concat(), Some(name), tools),
+    }?;
     let call = calls.pop().filter(|_| calls.is_empty())?;
-    Some(call.parsed.arguments)
+    Some(call.parsed)
 }
 
 /// One text to be repaired.

@@ -371,3 +371,26 @@ fn what_stands_around_a_broken_call_stays() {
         ]
     );
 }
+
+/// Arguments in a string are mended inside it, as a block is; what isn't JSON there stays none.
+#[test]
+fn broken_arguments_in_a_string_are_mended() {
+    let inside = |arguments: &str| format!(r#"{{"name": "get_weather", "arguments": {}}}"#, Value::from(arguments));
+    for (arguments, want) in [
+        (r#"{"city": "Paris", "unit": "celsius""#, PARIS),
+        (
+            r#"{'city': 'Paris', 'unit': 'celsius'}"#,
+            "get_weather {\"city\": \"Paris\", \"unit\": \"celsius\"}",
+        ),
+        (r#"{"city": "Paris", "unit": "celsius",}"#, PARIS),
+        ("{\"city\": \"a\nb\"}", r#"get_weather {"city": "a\nb"}"#),
+        (r#"{"city": "Par"#, "-"),
+        ("Paris", "-"),
+        ("[1]", "-"),
+        (r#"{"days": "many",}"#, "-"),
+    ] {
+        assert_eq!(calls(&inside(arguments)), [want], "{arguments}");
+    }
+    let upper = inside(r#"{"city": "Paris",}"#).replace("get_weather", "Get-Weather");
+    assert_eq!(kinds(&upper), ["name", "trailing_comma"]);
+}

@@ -49,7 +49,8 @@ impl Voice {
             Release::Certain => true,
             Release::Auto { held_bytes } => self.hurries || block.len() > held_bytes,
         };
-        if !due || (self.calls_shown >= self.call_limit && !self.shows_open()) {
+        let opens = self.calls_shown < self.call_limit && !self.ends;
+        if !due || !(opens || self.shows_open()) {
             return;
         }
         let new = Open {
