@@ -1,18 +1,20 @@
 //! The decision: the replica whose first token is expected soonest, unless the conversation's own is nearly as good.
 //!
-//! Problem: a conversation's KV cache is on one replica, load is on all. Rule: each replica that may be asked has an expected time
-//! to the first token (`cost`), with what it has of the chain (`index`). The *home* is the session's replica, else the one with most
-//! of the conversation, else the ring's; it is left only for one that is better by a margin, so that two that are equally good don't
-//! throw a conversation to and fro. A prefill also makes others wait: its time counts more than once. Cold start: the ring, with a
-//! load bound. Recovery: a replica that nobody chose for a while gets a new session, or one bad estimate would starve it.
+//! Problem: a conversation's KV cache is on one replica, load is on all. Rule: each replica that may be asked has a cost: its
+//! expected time to the first token (`cost`, with what `index` knows of the chain), the prefill once more, since others wait for it,
+//! and what its live conversations will cost this one in the turns to come. The *home* is the session's replica, else the ring's; it
+//! is left only for one that is better by a margin, so that two that are equally good don't throw a conversation to and fro.
+//! Cold start: the ring, with a load bound. Recovery: a replica that nobody chose for a while gets a new session, or one bad
+//! estimate would starve it. Source: `tests/simulate.rs`: smallest cost without the live conversations is worse than a hash of the
+//! session, since conversations pile up where the next token is soonest.
 //!
 //! | home | chosen | reason |
 //! | --- | --- | --- |
 //! | the session's | home | `session` |
 //! | the session's, it may not be asked | any | `moved: unhealthy` |
-//! | the session's, or by prefix | another, with no more of the conversation | `moved: load` |
-//! | by prefix, or another has more | the one that has | `prefix` |
-//! | the ring's | home, or a less loaded one | `ring` |
+//! | any | another, which has more of the conversation | `prefix` |
+//! | the session's | another, which has no more of it | `moved: load` |
+//! | the ring's | home, or another, which has no more of it | `ring` |
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +24,16 @@ use super::cost::{Load, Prefill, Room, Speed};
 use super::index::{Index, IndexLimits};
 use super::recent::Recent;
 
-/// A prefix is a home if it is this part of the prompt: a shared system prompt alone is none.
-const HOME_PREFIX: f64 = 0.5;
+/// A conversation that spoke within this time will speak again.
+const LIVE: Duration = Duration::from_secs(120);
+
+/// What each live conversation of a replica will cost one that comes to it, in its mean prefills: turns to come, times the share
+/// of its time that a conversation is being prefilled.
+const CROWD: f64 = 1.0;
+
+/// Weight of a prefill in its replica's mean, and the mean before there was one, in seconds.
+const MEAN_WEIGHT: f64 = 0.05;
+const FIRST_MEAN: f64 = 0.3;
 
 /// Each so many-th new session may be a trial.
 const TRIAL_EVERY: u64 = 16;
@@ -40,8 +50,8 @@ const RATIO_WEIGHT: f64 = 0.05;
 /// Shorter prompts say more of the template than of the text.
 const RATIO_LEAST_BYTES: u64 = 1024;
 
-/// Seconds that each running sequence adds to a prefill: a step has them all.
-const CROWD_SECONDS: f64 = 0.002;
+/// A prompt that waited for others says how long it took itself from so many uncached tokens on: shorter ones share a step.
+const QUEUED_LEAST_TOKENS: f64 = 2048.0;
 
 /// Less of the cache than expected is a surprise from here on: blocks and the ratio's error.
 const SURPRISE_TOKENS: f64 = 128.0;
@@ -91,7 +101,7 @@ impl Default for RouteSettings {
 pub enum Reason {
     /// The session's own.
     Session,
-    /// It has most of the conversation.
+    /// It has more of the conversation than the home.
     Prefix,
     /// The session's own has too much to do.
     MovedLoad,
@@ -151,6 +161,8 @@ pub struct Ticket {
     /// Nothing was before it.
     clear: bool,
     dispatched: Duration,
+    /// When its prefill began, as far as can be seen, and its first token.
+    began: Duration,
     first: Option<Duration>,
 }
 
@@ -169,6 +181,12 @@ struct Replica {
     speed: Speed,
     load: Load,
     chosen: Duration,
+    /// Mean seconds of its prefills, as expected.
+    mean: f64,
+    /// Conversations that spoke lately.
+    live: usize,
+    /// The last first token of any request.
+    last_first: Duration,
 }
 
 /// One backend's router.
@@ -176,6 +194,8 @@ pub struct Router {
     pub(super) settings: RouteSettings,
     pub(super) index: Index,
     pub(super) sessions: Recent<u16>,
+    /// Those that spoke lately.
+    live: Recent<u16>,
     replicas: Vec<Replica>,
     pub(super) tokens_per_byte: f64,
     has_ratio: bool,
@@ -198,11 +218,15 @@ impl Router {
         Router {
             index: Index::new(replicas, settings.index),
             sessions: Recent::default(),
+            live: Recent::default(),
             replicas: (0..replicas)
                 .map(|_| Replica {
                     speed: Speed::new(settings.prior),
                     load: Load::default(),
                     chosen: Duration::ZERO,
+                    mean: FIRST_MEAN,
+                    live: 0,
+                    last_first: Duration::ZERO,
                 })
                 .collect(),
             tokens_per_byte: FIRST_TOKENS_PER_BYTE,
@@ -230,27 +254,21 @@ impl Router {
         ring: impl Iterator<Item = usize>,
         now: Duration,
     ) -> Option<Decision> {
+        self.forget_silent(now);
         let estimates = self.estimates(question, now);
         let best = estimates.iter().min_by(|a, b| a.cost.total_cmp(&b.cost)).copied()?;
         let known = self.session(question.session, now);
         let of = |replica: usize| estimates.iter().find(|estimate| estimate.replica == replica).copied();
         let lost = known.is_some_and(|replica| of(replica).is_none());
-        let most = estimates
-            .iter()
-            .max_by(|a, b| a.cached.cmp(&b.cached).then(b.cost.total_cmp(&a.cost)));
-        let most = most.filter(|most| most.cached as f64 >= question.chain.bytes() as f64 * HOME_PREFIX);
-        let (home, reason) = match (known.and_then(of), most) {
-            (Some(home), _) => (home, Reason::Session),
-            (None, Some(most)) => (*most, Reason::Prefix),
-            (None, None) => {
+        let (home, reason) = match known.and_then(of) {
+            Some(home) => (home, Reason::Session),
+            None => {
                 let trial = self.trial(question.may, now).and_then(of);
                 if let Some(trial) = trial.filter(|_| !lost) {
                     return Some(decision(trial, Reason::Ring));
                 }
-                (
-                    self.on_ring(&estimates, ring).and_then(of).unwrap_or(best),
-                    Reason::Ring,
-                )
+                let ring = self.on_ring(&estimates, ring).and_then(of);
+                (ring.unwrap_or(best), Reason::Ring)
             }
         };
         let margin = self.settings.stay_margin.as_secs_f64();
@@ -282,11 +300,14 @@ impl Router {
                 .is_none_or(|oldest| touched.is_some_and(|t| t < oldest));
             let seconds = replica.speed.seconds((tokens - cached).max(1.0), cached);
             replica.load.dispatched(id, seconds, tokens, now);
+            replica.mean += MEAN_WEIGHT * (seconds - replica.mean);
             replica.chosen = now;
         }
         self.index.touch(place, chain.links(), 0, self.tokens_per_byte, now);
         if let Ok(number) = u16::try_from(place) {
             self.sessions.touch(session, number, now);
+            let before = self.live.touch(session, number, now).map(|entry| entry.value);
+            self.count_live(before, Some(number));
         }
         if self.sessions.len() > self.settings.sessions {
             self.sessions.pop_oldest();
@@ -300,6 +321,7 @@ impl Router {
             tokens,
             clear,
             dispatched: now,
+            began: now,
             first: None,
         }
     }
@@ -310,6 +332,8 @@ impl Router {
             ticket.first = Some(now);
             if let Some(replica) = self.replicas.get_mut(ticket.replica) {
                 replica.load.first_token(ticket.id, now);
+                ticket.began = ticket.dispatched.max(replica.last_first);
+                replica.last_first = now;
             }
         }
     }
@@ -339,11 +363,13 @@ impl Router {
         }
         if let Some(first) = ticket.first {
             let cached = used.cached_tokens.map_or(thought, |cached| cached as f64);
-            let seconds = first.saturating_sub(ticket.dispatched).as_secs_f64();
-            if ticket.clear
+            let uncached = (prompt - cached).max(1.0);
+            let seconds = first.saturating_sub(ticket.began).as_secs_f64();
+            let queued = ticket.began > ticket.dispatched && uncached >= QUEUED_LEAST_TOKENS;
+            if (ticket.clear || queued)
                 && let Some(replica) = self.replicas.get_mut(ticket.replica)
             {
-                replica.speed.learn((prompt - cached).max(1.0), cached, seconds, now);
+                replica.speed.learn(uncached, cached, seconds, now);
             }
             let answer = used.completion_tokens.unwrap_or(0) as f64 / self.tokens_per_byte;
             let links = ticket.chain.links();
@@ -374,6 +400,26 @@ impl Router {
         self.index.len()
     }
 
+    fn forget_silent(&mut self, now: Duration) {
+        while self
+            .live
+            .oldest()
+            .is_some_and(|oldest| now.saturating_sub(oldest) > LIVE)
+        {
+            let gone = self.live.pop_oldest().map(|(_, place)| place);
+            self.count_live(gone, None);
+        }
+    }
+
+    fn count_live(&mut self, before: Option<u16>, after: Option<u16>) {
+        if let Some(replica) = before.and_then(|place| self.replicas.get_mut(usize::from(place))) {
+            replica.live = replica.live.saturating_sub(1);
+        }
+        if let Some(replica) = after.and_then(|place| self.replicas.get_mut(usize::from(place))) {
+            replica.live += 1;
+        }
+    }
+
     fn session(&self, session: u64, now: Duration) -> Option<usize> {
         let entry = self.sessions.get(session)?;
         let idle = now.saturating_sub(entry.touched);
@@ -402,7 +448,7 @@ impl Router {
                 Estimate {
                     replica: place,
                     ttft,
-                    cost: ttft + burden * prefill + CROWD_SECONDS * replica.load.sequences() as f64,
+                    cost: ttft + burden * prefill + CROWD * replica.live as f64 * replica.mean,
                     cached: bytes,
                 }
             })
