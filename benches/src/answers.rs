@@ -5,7 +5,7 @@ use sluice_policy::protocol::sse::{Decoder, EVENT_LIMIT_BYTES, Event};
 use sluice_policy::reasoning::{Opener, Thinking};
 use sluice_policy::tool_call::{Bare, ToolSet};
 use sluice_policy::turn::{
-    AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Release, Step, Surface, ToolPlan, Turn,
+    AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Release, SeamPlan, Step, Surface, ToolPlan, Turn,
 };
 use std::sync::Arc;
 
@@ -62,6 +62,7 @@ pub fn plan() -> AnswerPlan {
         reasks: 0,
         on_invalid: OnInvalid::Text,
         release: Release::Hold,
+        seam: SeamPlan::off(),
     }
 }
 

@@ -15,6 +15,7 @@ use crate::record::RecordConfig;
 pub use self::{
     auth::AuthConfig,
     backend::{BackendConfig, ReplicaConfig},
+    continuation::ContinuationConfig,
     error::{ConfigError, Place, Problem},
     history::{HistoryConfig, Normalise},
     limits::LimitsConfig,
@@ -31,6 +32,7 @@ pub use self::{
 
 mod auth;
 mod backend;
+mod continuation;
 mod document;
 // Durations with their unit.
 pub mod duration;
@@ -84,6 +86,8 @@ pub struct Config {
     pub tools: ToolsConfig,
     /// vLLM's side.
     pub upstream: UpstreamConfig,
+    /// Answers whose replica is lost.
+    pub continuation: ContinuationConfig,
     /// Launch profiles beside the built-in ones, by name.
     pub profile: BTreeMap<String, ProfileTable>,
     /// The served models, at least one.

@@ -5,7 +5,8 @@
 //! logprobs, token ids, usage and fields of the future stay where vLLM put them. A chunk that needs no change leaves as the
 //! very bytes it came in. A chunk of which everything is held (part of a tag, inside of a call) isn't sent, unless it carries
 //! something else: then it leaves at once with an empty delta. `Turn::whole` sends a non-stream answer through the same
-//! stages as one chunk (B9). A call that isn't valid is asked again (`again`). Nothing here does I/O or reads a clock.
+//! stages as one chunk (B9). A call that isn't valid is asked again (`again`), and an answer whose upstream is lost goes on from
+//! another one (`seam`). Nothing here does I/O or reads a clock.
 //!
 //! White space directly behind a tag (`<think>`, `</think>`, `<tool_call>`, `</tool_call>`) is markup and dropped; before a tag
 //! it was already shown and stays, so that nothing but a partial tag is held. White space at the very start of an answer is
@@ -14,11 +15,14 @@
 mod again;
 mod body;
 mod broken;
+mod continuable;
 mod engine_calls;
 mod outlet;
 mod plan;
 mod said;
+mod seam;
 mod step;
+mod stops;
 mod torn;
 mod transcript;
 mod voice;
@@ -27,12 +31,15 @@ mod written_back;
 
 use bytes::Bytes;
 
-use self::again::Continuation;
+use self::again::{Continuation, Stage};
 use self::body::BodyWriter;
+pub use self::continuable::{Continuable, Obstacle};
 use self::outlet::Outlet;
-pub use self::plan::{AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Release, Surface, ToolPlan};
+pub use self::plan::{AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Release, SeamPlan, Surface, ToolPlan};
 use self::said::Said;
+pub use self::seam::Loss;
 pub use self::step::{AskAgain, Budget, Facts, Finish, Frame, Guide, Judged, Room, Shows, Step};
+pub use self::stops::Stops;
 use self::voice::Voice;
 pub use self::whole::{Retold, Whole};
 use crate::protocol::chat::{self, CHOICES_LIMIT, Chunk, Edits, Malformed, Span, quote, unquote};
@@ -51,6 +58,17 @@ pub struct Turn {
     phase: Phase,
     /// The upstream is no longer the first one.
     continuation: Option<Box<Continuation>>,
+    /// Whose text a continuation is: a place in `voices`.
+    speaker: usize,
+    /// How often the upstream was lost and the answer went on.
+    seams: u32,
+    /// Tokens of the prompt, as far as a continuation had to count them.
+    prompt_tokens: Option<u64>,
+    /// The client has got something that a second answer might contradict: more than the role.
+    told: bool,
+    /// What in the stream itself keeps the answer from going on: an event that is too long; a chunk that broke off half judged, so
+    /// that what was heard of it isn't known.
+    obstacle: Option<Obstacle>,
     /// What a whole answer says after all.
     retold: Option<Box<whole::Told>>,
     identity: Option<Identity>,
@@ -72,7 +90,7 @@ pub struct Turn {
 enum Phase {
     Open,
     /// A question was handed out; what still comes of the old upstream is ignored.
-    Asking,
+    Asking(Stage),
     Done,
     Broken,
 }
@@ -104,6 +122,8 @@ struct Weight {
     keeps: bool,
     /// A token came.
     token: bool,
+    /// A second answer might contradict it.
+    tells: bool,
     shows: Shows,
 }
 
@@ -122,6 +142,11 @@ impl Turn {
             decoder: Decoder::new(event_limit_bytes),
             phase: Phase::Open,
             continuation: None,
+            speaker: 0,
+            seams: 0,
+            prompt_tokens: None,
+            told: false,
+            obstacle: None,
             retold: None,
             identity: None,
             voices: Vec::new(),
@@ -149,8 +174,9 @@ impl Turn {
         let decoded = self.decoder.push(upstream, &mut events);
         self.take(&mut events, out);
         self.events = events;
-        self.facts.holds_call = self.phase == Phase::Asking || self.voices.iter().any(Voice::holds_call);
+        self.facts.holds_call = matches!(self.phase, Phase::Asking(_)) || self.voices.iter().any(Voice::holds_call);
         if let Err(error) = decoded {
+            self.obstacle = Some(Obstacle::Oversized);
             self.fail(
                 Fault::new(
                     FaultKind::UpstreamGarbled,
@@ -213,15 +239,23 @@ impl Turn {
     fn say(&mut self, text: &str, raw: Option<&Bytes>, out: &mut Vec<Step>) {
         let mut chunk = std::mem::take(&mut self.chunk);
         let head = self.identity.as_ref().map_or("", |identity| &identity.head);
-        let read = chunk.read(text, head).and_then(|()| self.chunk(text, &chunk));
+        let read = chunk.read(text, head).and_then(|()| {
+            let judged = self.chunk(text, &chunk);
+            if judged.is_err() {
+                self.obstacle = Some(Obstacle::TextUnknown);
+            }
+            judged
+        });
         match read {
             _ if chunk.error.is_some() => self.fail(Fault::from_upstream_event(text.as_bytes()), out),
             Err(malformed) => self.fail(garbled(&malformed.to_string()), out),
             Ok(None) => {}
             // What an answer that fails for a broken call says last, isn't said: a finish would look like a clean end.
             Ok(Some(_)) if self.voices.iter().any(|voice| voice.denied) => {}
-            Ok(Some(shows)) => {
+            Ok(Some(weight)) => {
+                let shows = weight.shows;
                 self.facts.shown = true;
+                self.told |= weight.tells || shows == Shows::Token;
                 match raw.filter(|raw| self.edits.is_empty() && raw.starts_with(b"data:")) {
                     Some(raw) => self.outlet.forward(raw, shows, out),
                     None => self.outlet.write(text, &mut self.edits, shows, out),
@@ -235,7 +269,7 @@ impl Turn {
     }
 
     /// Judges a chunk and collects its edits. `None` if it isn't sent.
-    fn chunk(&mut self, text: &str, chunk: &Chunk) -> Result<Option<Shows>, Malformed> {
+    fn chunk(&mut self, text: &str, chunk: &Chunk) -> Result<Option<Weight>, Malformed> {
         self.edits.clear();
         if chunk.error.is_some() {
             return Ok(None);
@@ -243,12 +277,14 @@ impl Turn {
         self.pin_identity(text, chunk);
         let mut weight = Weight {
             keeps: chunk.carries,
+            tells: chunk.carries,
             ..Weight::default()
         };
         for choice in &chunk.choices {
             let more = self.choice(text, choice)?;
             weight.keeps |= more.keeps;
             weight.token |= more.token;
+            weight.tells |= more.tells;
             weight.shows = weight.shows.or(more.shows);
         }
         if weight.token {
@@ -262,7 +298,7 @@ impl Turn {
             None if chunk.choices.is_empty() => weight.keeps = true,
             None => {}
         }
-        Ok(weight.keeps.then_some(weight.shows))
+        Ok(weight.keeps.then_some(weight))
     }
 
     fn pin_identity(&mut self, text: &str, chunk: &Chunk) {
@@ -325,6 +361,7 @@ impl Turn {
             }
             return Ok(Weight {
                 keeps: choice.carries,
+                tells: choice.carries,
                 ..Weight::default()
             });
         }
@@ -333,7 +370,7 @@ impl Turn {
             None => None,
         };
         match self.plan.surface {
-            Surface::Completions => Ok(completion(text, choice, upstream, voice, &mut self.facts)),
+            Surface::Completions => completion(text, choice, upstream, voice, &mut self.facts),
             Surface::Chat => self.chat_choice(text, choice, upstream, at),
         }
     }
@@ -400,6 +437,7 @@ impl Turn {
             .body
             .write(text, choice, voice, said, &self.plan, &mut self.edits)?;
         voice.introduced = true;
+        voice.tokens += u64::from(token);
         voice.content_shown |= !said.content.is_empty();
         self.facts.saw_role |= choice.role.is_some();
         self.facts.tool_calls += voice.calls_begun();
@@ -407,6 +445,7 @@ impl Turn {
         Ok(Weight {
             keeps: kept || choice.carries || ended,
             token,
+            tells: choice.carries || ended,
             shows,
         })
     }
@@ -452,7 +491,9 @@ impl Turn {
 
     /// The end of the stream, said by `event` or by the upstream's end of file.
     fn done(&mut self, event: Option<&Event>, out: &mut Vec<Step>) {
-        if self.voices.is_empty() || self.voices.iter().any(|voice| voice.finish.is_none()) {
+        // With `[DONE]` the upstream says itself that there is no other choice.
+        let all = event.is_some() || self.is_finished();
+        if !all || self.voices.is_empty() || self.voices.iter().any(|voice| voice.finish.is_none()) {
             return self.fail(
                 broke("The model server's stream ended before the answer was finished."),
                 out,
@@ -529,15 +570,21 @@ fn completion(
     upstream: Option<Finish>,
     voice: &mut Voice,
     facts: &mut Facts,
-) -> Weight {
+) -> Result<Weight, Malformed> {
     let token = completions::has_text(text, choice);
+    if let Some(place) = choice.text.filter(|_| token && voice.text_so_far().is_some()) {
+        voice.wrote(&unquote(place.of(text))?);
+    }
+    voice.tokens += u64::from(token);
+    let ended = upstream.is_some();
     facts.finish.extend(upstream.clone());
     voice.finish = upstream;
-    Weight {
+    Ok(Weight {
         keeps: true,
         token,
+        tells: choice.carries || ended,
         shows: if token { Shows::Token } else { Shows::Nothing },
-    }
+    })
 }
 
 fn has_text(text: &str, choice: &chat::Choice) -> bool {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::config::{BackendConfig, BadSchema, Config, Normalise, ReasoningForm, ThinkOpener, ToolParsing};
 use crate::flow::again::AgainLimits;
 use crate::flow::exchange::ExchangeLimits;
+use crate::flow::seam::SeamLimits;
 use crate::flow::tool_sets::MustCheck;
 use crate::flow::{self, FlowConfig};
 use crate::simulator::SIMULATED_SUFFIX;
@@ -71,6 +72,10 @@ pub fn flow(config: &Config) -> FlowConfig {
                 time: config.tools.reask_time,
                 tokens: config.tools.reask_tokens,
             },
+            seam: SeamLimits {
+                count: config.continuation.count,
+                hold: config.continuation.hold,
+            },
         },
         history: config.history.normalise == Normalise::OnRefusal,
         names: flow::names(config.reasoning.names),
@@ -83,6 +88,7 @@ pub fn flow(config: &Config) -> FlowConfig {
         call_bytes: usize_of(limits.held_call_bytes),
         engine_parsing: config.tools.parsing == ToolParsing::Engine,
         reasks: config.tools.reask,
+        continues: config.continuation.enabled,
         on_invalid: flow::on_invalid(config.tools.on_invalid),
         release: config.tools.release,
         release_bytes: usize_of(config.tools.release_bytes),

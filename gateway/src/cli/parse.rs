@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use sluice_policy::{
     reasoning::{Opener, Thinking},
     tool_call::{Bare, ToolSet, ToolSetError},
-    turn::{AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Release, Surface, ToolPlan},
+    turn::{AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Release, SeamPlan, Surface, ToolPlan},
 };
 
 use super::{CliError, output};
@@ -235,6 +235,7 @@ fn plan(args: &ParseArgs, tools: Option<Arc<ToolSet>>, thinking: Thinking) -> An
         reasks: 0,
         on_invalid: OnInvalid::Text,
         release: Release::Hold,
+        seam: SeamPlan::off(),
     }
 }
 

@@ -46,6 +46,7 @@ pub(super) fn check(config: &Config, overrides: &Overrides) -> Vec<Finding> {
     log(config, &mut findings);
     tools(config, &mut findings);
     upstream(config, &mut findings);
+    continuation(config, &mut findings);
     profile::check(config, &mut findings);
     backend::check(config, &mut findings);
     findings.list
@@ -182,6 +183,15 @@ fn limits(config: &Config, findings: &mut Findings<'_>) {
             )
             .help("raise buffered_bytes or lower body_bytes");
     }
+}
+
+fn continuation(config: &Config, findings: &mut Findings<'_>) {
+    if config.continuation.count == 0 {
+        findings
+            .add("continuation.count", "0 would let no answer go on")
+            .help("enabled = false does that");
+    }
+    above_zero(findings, "continuation.hold", config.continuation.hold);
 }
 
 fn tools(config: &Config, findings: &mut Findings<'_>) {

@@ -44,6 +44,34 @@ impl Progress {
     }
 }
 
+/// What became of an answer whose replica was lost after its first data line. A closed set: it labels a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seam {
+    /// It went on elsewhere.
+    Continued,
+    /// It was asked anew, since nothing of it had been shown.
+    Anew,
+    /// It can't go on: the client was told.
+    NotContinuable,
+    /// Nobody went on with it.
+    Failed,
+    /// It may not be sent to another engine.
+    Poison,
+}
+
+impl Seam {
+    /// Label value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Seam::Continued => "continued",
+            Seam::Anew => "anew",
+            Seam::NotContinuable => "not_continuable",
+            Seam::Failed => "failed",
+            Seam::Poison => "poison",
+        }
+    }
+}
+
 /// See the module.
 pub struct Account {
     record: Record,
@@ -52,7 +80,6 @@ pub struct Account {
     meter: Meter,
     books: Books,
     end: End,
-    has_token: bool,
     judged: Vec<Judged>,
     /// What was changed of past turns.
     history: Counts,
@@ -99,7 +126,6 @@ impl Account {
             meter: Meter::new(Duration::ZERO),
             books,
             end: End::Open,
-            has_token: false,
             judged: Vec::new(),
             history: Counts::default(),
             first_attempt: false,
@@ -153,17 +179,28 @@ impl Account {
         self.first_attempt = tried.count == 1;
     }
 
+    /// Another replica goes on with the answer.
+    pub fn went_on(&mut self, live: &Live, tried: &Tried) {
+        self.tried(tried);
+        self.record.simulated |= live.in_flight.replica().simulated;
+        self.crossed(Seam::Continued);
+    }
+
+    /// The replica was lost after the first data line.
+    pub fn crossed(&mut self, seam: Seam) {
+        if seam == Seam::Continued {
+            self.record.continuations += 1;
+            // From token ids that the engine never said, its text says where it was.
+            self.record.seam = Some("text");
+        }
+        self.books.metrics.continuation(&self.record.model, seam.as_str());
+    }
+
     /// Bytes came from upstream.
     pub fn heard(&mut self, at: Instant, facts: &Facts) {
         let at = self.since_accepted(at);
         self.meter.tokens(at, facts.tokens_in_last_push);
         self.meter.holds(at, facts.holds_call);
-        self.has_token |= facts.tokens_in_last_push > 0;
-    }
-
-    /// A token has come from upstream.
-    pub fn has_token(&self) -> bool {
-        self.has_token
     }
 
     /// Reasoning, text or a call is on its way to the client.
@@ -210,6 +247,9 @@ impl Account {
     /// A fault before any answer.
     pub fn refused(&mut self, fault: &Fault) {
         self.end = End::Failed;
+        if fault.kind == FaultKind::Poison {
+            self.crossed(Seam::Poison);
+        }
         self.record.error = Some(fault.kind.name().to_owned());
         self.record.error_side = Some(fault.kind.side().as_str());
         self.record.cancelled = matches!(

@@ -1,5 +1,5 @@
-//! The same replica goes on with an answer of which a call is asked again (B26): `/tokenize` for the ids of the prompt and of
-//! the text so far, then `/v1/completions` behind them.
+//! A replica goes on with an answer: `/tokenize` for the ids of the prompt and of the text so far, then `/v1/completions` behind
+//! them. The same replica, where a call is asked again (B26); another one, where the first was lost (B31, see `seam`).
 //!
 //! `policy` says from where on, and what may follow; here it is put into requests. The prompt is tokenized once per answer,
 //! from the very fields of the client's body. The guided call is sampled at temperature 0 by a grammar of the tool's schema,
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use sluice_policy::protocol::ask::Ask;
+use sluice_policy::protocol::ask::{Ask, Endpoint};
 use sluice_policy::protocol::fault::{Fault, FaultKind};
 use sluice_policy::turn::{AskAgain, Budget, Guide, Room};
 use std::sync::Arc;
@@ -90,7 +90,10 @@ pub struct Begun {
 /// Why there is none.
 pub enum Unasked {
     /// No token is left.
-    NoRoom,
+    NoRoom {
+        /// Of the first attempt.
+        prompt_tokens: u64,
+    },
     /// The replica failed, or was too slow.
     Failed(Fault),
 }
@@ -102,10 +105,11 @@ impl From<Fault> for Unasked {
 }
 
 /// Token ids of a text.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 struct Tokens {
     count: u64,
-    context: u64,
+    /// The model's context, where a replica said it.
+    context: Option<u64>,
     /// JSON numbers with commas between them; cheap to clone.
     ids: Bytes,
 }
@@ -127,10 +131,27 @@ impl Asker {
         self.deadline
     }
 
+    /// The same answer, from another replica. It serves the same model: the prompt's ids stay.
+    pub fn at(self, replica: Arc<Replica>) -> Self {
+        Asker { replica, ..self }
+    }
+
+    /// Whom it asks.
+    pub fn replica_name(&self) -> &str {
+        &self.replica.name
+    }
+
+    /// For whom.
+    pub fn exchange(&self) -> &Arc<Exchange> {
+        &self.exchange
+    }
+
     /// Asks, and gives itself back for the next question.
     pub async fn ask(mut self, question: AskAgain) -> (Self, Result<Begun, Unasked>) {
         let limits = &self.exchange.limits;
         let (until, limit) = match question.guide {
+            // A stream's head comes before its first token: only a server that hangs keeps it back.
+            Guide::Free if self.exchange.ask.stream => (Instant::now() + limits.stall, limits.stall),
             Guide::Call { .. } => {
                 self.deadline = Instant::now() + limits.again.time;
                 (self.deadline, limits.again.time)
@@ -150,7 +171,7 @@ impl Asker {
                 request = %self.exchange.id,
                 replica = %self.replica.name,
                 fault = fault.kind.name(),
-                "a tool call could not be asked again"
+                "the replica could not go on with an answer"
             );
         }
         (self, begun)
@@ -159,24 +180,33 @@ impl Asker {
     async fn begin(&mut self, question: &AskAgain) -> Result<Begun, Unasked> {
         let prompt = match self.prompt.take() {
             Some(prompt) => prompt,
-            None => {
-                self.tokenize(prompt_body(&self.exchange, &self.replica.model()))
-                    .await?
-            }
+            None => match prompt_ids(&self.exchange.ask) {
+                Some(ids) => ids,
+                None => {
+                    self.tokenize(prompt_body(&self.exchange, &self.replica.model()))
+                        .await?
+                }
+            },
         };
         self.prompt = Some(prompt.clone());
-        let said = self
-            .tokenize(text_body(&question.so_far, &self.replica.model()))
-            .await?;
+        let said = if question.so_far.is_empty() {
+            Tokens::default()
+        } else {
+            self.tokenize(text_body(&question.so_far, &self.replica.model()))
+                .await?
+        };
         let exchange = &*self.exchange;
+        let context = prompt.context.or(said.context).unwrap_or(u64::MAX);
         let budget = question.budget(&Room {
-            wanted_tokens: exchange.ask.max_tokens,
-            context_tokens: prompt.context.saturating_sub(prompt.count + said.count),
+            wanted_tokens: wanted_tokens(&exchange.ask),
+            context_tokens: context.saturating_sub(prompt.count + said.count),
             said_tokens: said.count,
             call_tokens: exchange.limits.again.tokens,
         });
-        let budget = budget.ok_or(Unasked::NoRoom)?;
-        let body = completion_body(exchange, &self.replica, question, [&prompt.ids, &said.ids], budget)?;
+        let budget = budget.ok_or(Unasked::NoRoom {
+            prompt_tokens: prompt.count,
+        })?;
+        let body = completion_body(exchange, &self.replica, question, [&prompt, &said], budget)?;
         let id = exchange.again_id(question);
         let live = attempt::send(exchange, &self.replica, "/v1/completions", id, Segments::new(body)).await?;
         Ok(Begun {
@@ -194,7 +224,12 @@ impl Asker {
             #[serde(borrow)]
             tokens: &'a RawValue,
         }
-        let mut live = attempt::send(&self.exchange, &self.replica, "/tokenize", None, Segments::new(body)).await?;
+        let sent = attempt::send(&self.exchange, &self.replica, "/tokenize", None, Segments::new(body)).await;
+        let mut live = sent.map_err(|fault| match fault.kind {
+            // No engine has the request: it can't have died of it.
+            FaultKind::UpstreamBroke => Fault::new(FaultKind::UpstreamUnreachable, fault.message),
+            _ => fault,
+        })?;
         debug_assert_eq!(live.answer.status(), StatusCode::OK);
         let said = live.answer.collect(TOKENS_BYTES).await;
         let said = said.map_err(|error| attempt::fault_of(&error))?;
@@ -204,21 +239,44 @@ impl Asker {
         let ids = ids.strip_prefix('[').and_then(|ids| ids.strip_suffix(']'));
         Ok(Tokens {
             count: wire.count,
-            context: wire.max_model_len,
+            context: Some(wire.max_model_len),
             ids: Bytes::copy_from_slice(ids.ok_or_else(unreadable)?.trim().as_bytes()),
         })
     }
+}
+
+/// vLLM's own `max_tokens` of `/v1/completions`.
+const COMPLETION_TOKENS: u64 = 16;
+
+/// Tokens of each choice that the client wants at most.
+fn wanted_tokens(ask: &Ask) -> Option<u64> {
+    let unsaid = (ask.endpoint == Endpoint::Completions).then_some(COMPLETION_TOKENS);
+    ask.max_tokens.or(unsaid)
+}
+
+/// The prompt of a completion that came as token ids.
+fn prompt_ids(ask: &Ask) -> Option<Tokens> {
+    let raw = ask.raw("prompt").filter(|_| ask.endpoint == Endpoint::Completions)?;
+    let inside = raw.strip_prefix(b"[")?.strip_suffix(b"]")?;
+    let count = inside.iter().filter(|byte| **byte == b',').count() as u64 + 1;
+    Some(Tokens {
+        count,
+        context: None,
+        ids: raw.slice_ref(inside),
+    })
 }
 
 fn json(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// The prompt as the chat request made it.
+/// The prompt as the request made it, past turns as they were sent.
 fn prompt_body(exchange: &Exchange, model: &str) -> Vec<Bytes> {
     let ask = &exchange.ask;
     let mut body = vec![Bytes::from(format!("{{\"model\":{}", json(model)))];
-    if let Some(edit) = exchange.history.edit() {
+    if ask.endpoint == Endpoint::Completions {
+        copy_fields(ask, &["prompt", "add_special_tokens"], &mut body);
+    } else if let Some(edit) = exchange.history.edit() {
         body.push(Bytes::from_static(b",\"messages\":"));
         body.extend(ask.patched(&edit));
         copy_fields(ask, &TEMPLATE_FIELDS[1..], &mut body);
@@ -250,7 +308,7 @@ fn completion_body(
     exchange: &Exchange,
     replica: &Replica,
     question: &AskAgain,
-    ids: [&Bytes; 2],
+    [prompt, said]: [&Tokens; 2],
     budget: Budget,
 ) -> Result<Vec<Bytes>, Fault> {
     let ask = &exchange.ask;
@@ -259,7 +317,7 @@ fn completion_body(
         json(&replica.model())
     ))];
     let mut comma = "";
-    for ids in ids.into_iter().filter(|ids| !ids.is_empty()) {
+    for ids in [&prompt.ids, &said.ids].into_iter().filter(|ids| !ids.is_empty()) {
         body.push(Bytes::from_static(std::mem::replace(&mut comma, ",").as_bytes()));
         body.push(ids.clone());
     }
@@ -276,6 +334,13 @@ fn completion_body(
     body.push(Bytes::from(rest));
     if question.guide == Guide::Free {
         copy_fields(ask, &SAMPLING_FIELDS, &mut body);
+        let least = ask
+            .raw("min_tokens")
+            .and_then(|raw| serde_json::from_slice::<u64>(&raw).ok());
+        let least = least.unwrap_or_default().saturating_sub(said.count).min(budget.tokens);
+        if least > 0 {
+            body.push(Bytes::from(format!(",\"min_tokens\":{least}")));
+        }
     }
     copy_fields(ask, &["cache_salt"], &mut body);
     body.push(Bytes::from_static(b"}"));

@@ -9,6 +9,8 @@
 //! | 400 for a past turn that the template doesn't take | the same once more with the turn changed (B30) |
 //! | other 4xx | the client's fault: vLLM's words |
 //! | 200 | the answer |
+//!
+//! A request that was in flight at two engine deaths is never sent again, here or by anybody else who carries its `Tried` (`poison`).
 
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue, USER_AGENT};
 use http::{Method, Request, StatusCode, Uri};
@@ -27,6 +29,9 @@ use crate::upstream::{Answer, Choice, InFlight, Replica, Route, Segments, Upstre
 const MAX_ERROR_BYTES: usize = 64 * 1024;
 /// And for at most this long.
 const ERROR_TIME: Duration = Duration::from_secs(5);
+
+/// Engine deaths after which a request isn't sent again: one may be chance.
+const DEATHS_BORNE: u32 = 2;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("sluice/", env!("CARGO_PKG_VERSION")));
@@ -56,13 +61,39 @@ pub struct Tried {
     /// The last replica asked.
     pub replica: Option<Arc<str>>,
     last_failure: Option<Fault>,
+    /// Engines that died with the request in flight.
+    deaths: u32,
 }
 
 impl Tried {
+    /// The answer goes on at another one, or is to be found another one for.
+    pub fn moves(&mut self, choice: &Choice) {
+        self.count += 1;
+        self.route = Some(choice.route);
+        self.replica = Some(choice.replica.name.clone());
+    }
+
     /// One more has failed after it had begun.
     pub fn after(mut self, fault: Fault) -> Self {
-        self.last_failure = Some(fault);
+        self.failed(fault);
         self
+    }
+
+    /// One more has failed.
+    pub fn failed(&mut self, fault: Fault) {
+        self.deaths += u32::from(fault.is_engine_death());
+        self.last_failure = Some(fault);
+    }
+
+    /// The last failure.
+    pub fn last_failure(&self) -> Fault {
+        let last = self.last_failure.clone();
+        last.unwrap_or_else(|| Fault::new(FaultKind::NoReplica, "No replica of this model is up."))
+    }
+
+    /// It may not be sent again.
+    pub fn is_poison(&self) -> bool {
+        self.deaths >= DEATHS_BORNE
     }
 }
 
@@ -82,8 +113,11 @@ pub fn next(exchange: Arc<Exchange>, mut tried: Tried) -> Trying {
 
 async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
     loop {
+        if tried.is_poison() {
+            return Err(Fault::poison());
+        }
         if tried.count >= exchange.limits.attempts {
-            return Err(given_up(tried));
+            return Err(tried.last_failure());
         }
         let backend = &exchange.backend;
         let Some(choice) = backend.choose(
@@ -92,7 +126,7 @@ async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
             &tried.replicas,
             exchange.limits.load_bound,
         ) else {
-            return Err(given_up(tried));
+            return Err(tried.last_failure());
         };
         tried.count += 1;
         tried.route = Some(choice.route);
@@ -116,7 +150,7 @@ async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
                     fault = fault.kind.name(),
                     "attempt failed, trying another replica"
                 );
-                tried.last_failure = Some(fault);
+                tried.failed(fault);
             }
             Err(fault) => return Err(fault),
         }
@@ -133,13 +167,6 @@ fn is_worth_another(fault: &Fault, tried: &Tried) -> bool {
             .is_some_and(|last| last.kind == fault.kind && last.message == fault.message),
         _ => true,
     }
-}
-
-fn given_up(tried: &mut Tried) -> Fault {
-    tried
-        .last_failure
-        .take()
-        .unwrap_or_else(|| Fault::new(FaultKind::NoReplica, "No replica of this model is up."))
 }
 
 async fn once(exchange: &Exchange, choice: &Choice, attempt: u32) -> Result<Live, Fault> {
@@ -242,8 +269,8 @@ pub fn fault_of(error: &UpstreamError) -> Fault {
             Fault::new(FaultKind::UpstreamUnreachable, "The replica can't be reached.")
         }
         UpstreamError::Lost(_) => Fault::new(
-            FaultKind::UpstreamUnreachable,
-            "The replica closed the connection before its answer was whole.",
+            FaultKind::UpstreamBroke,
+            "The replica was lost before its answer ended.",
         ),
         UpstreamError::HeadTimeout(limit) => Fault::new(
             FaultKind::UpstreamTimeout,

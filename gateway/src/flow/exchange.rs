@@ -7,6 +7,7 @@ use sluice_policy::protocol::ask::Ask;
 use sluice_policy::route::session::SessionKey;
 use sluice_policy::turn::{AskAgain, Guide};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::account::Progress;
@@ -15,6 +16,7 @@ use super::call::Buffered;
 use super::history::History;
 use super::plan::{self, Wishes};
 use super::registry::Permit;
+use super::seam::SeamLimits;
 use crate::upstream::{Backend, Replica};
 
 /// Bounds of one request's way through the replicas.
@@ -44,6 +46,8 @@ pub struct ExchangeLimits {
     pub release_after: Duration,
     /// A call that is asked again.
     pub again: AgainLimits,
+    /// An answer whose replica was lost.
+    pub seam: SeamLimits,
 }
 
 /// See the module.
@@ -70,6 +74,8 @@ pub struct Exchange {
     pub forwarded: Vec<(HeaderName, HeaderValue)>,
     /// Ours, unique per request: vLLM derives the completion's id from it.
     pub own_id: String,
+    /// Questions about its answer so far.
+    pub asked: AtomicU32,
     /// Where the account reads which attempt is under way.
     pub progress: Progress,
     /// Given back when the answer ends.
@@ -90,13 +96,15 @@ impl Exchange {
         plan::upstream_body(&self.ask, &self.wishes, &self.history, replica)
     }
 
-    /// The id of a question. vLLM logs it beside that of the attempt, which it begins with.
+    /// The id of a question. vLLM logs it beside that of the attempt, which it begins with. Questions may be put more than once,
+    /// to a replica that still works on the one before: each gets an id of its own.
     pub fn again_id(&self, question: &AskAgain) -> Option<HeaderValue> {
         let part = match question.guide {
             Guide::Call { .. } => "call",
             Guide::Free => "rest",
         };
-        HeaderValue::from_str(&format!("{}-{part}-{}", self.own_id, question.number)).ok()
+        let asked = self.asked.fetch_add(1, Ordering::Relaxed);
+        HeaderValue::from_str(&format!("{}-{part}-{}-{asked}", self.own_id, question.number)).ok()
     }
 
     /// Each attempt has an id of its own: some versions of vLLM refuse an id that still runs.

@@ -19,6 +19,8 @@ pub mod attempt;
 pub mod relay;
 // The same replica once more, for a call that isn't valid.
 pub mod again;
+// Another replica, for an answer whose own was lost.
+pub mod seam;
 // Whole answers.
 pub mod whole;
 // Answers that pass as they are.
@@ -50,6 +52,7 @@ use sluice_policy::reasoning::Opener;
 use sluice_policy::route::session;
 use sluice_policy::turn::{OnInvalid, ReasoningNames, Release};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use self::account::{Account, Books};
 use self::attempt::{Live, Tried};
@@ -89,6 +92,8 @@ pub struct FlowConfig {
     pub engine_parsing: bool,
     /// Calls of one answer that are asked again.
     pub reasks: u8,
+    /// Answers go on elsewhere when their replica is lost.
+    pub continues: bool,
     /// What becomes of a call that isn't valid.
     pub on_invalid: OnInvalid,
     /// When a call is shown.
@@ -191,6 +196,7 @@ impl Flow {
             wishes,
             history: History::new(history, backend.refuses()),
             own_id: ids::request_id(),
+            asked: AtomicU32::new(0),
             id: call.id,
             progress: account.progress(),
             backend: backend.clone(),
@@ -222,6 +228,7 @@ impl Flow {
             tools,
             engine_parsing: config.engine_parsing,
             reasks: config.reasks,
+            continues: config.continues,
             on_invalid: config.on_invalid,
             release: release(headers, identity, config)?,
             reasoning: config.reasoning,

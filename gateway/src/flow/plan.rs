@@ -13,7 +13,10 @@ use serde_json::value::RawValue;
 use sluice_policy::protocol::ask::{Ask, Edit, Endpoint, ToolChoice};
 use sluice_policy::reasoning::{Opener, Thinking};
 use sluice_policy::tool_call::{Bare, ToolSet};
-use sluice_policy::turn::{AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Release, Surface, ToolPlan, Turn};
+use sluice_policy::turn::{
+    AnswerPlan, Continuable, OnInvalid, ReasoningNames, ReasoningPlan, Release, SeamPlan, Stops, Surface, ToolPlan,
+    Turn,
+};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -30,6 +33,8 @@ pub struct Wishes {
     pub engine_parsing: bool,
     /// Calls of one answer that are asked again.
     pub reasks: u8,
+    /// Answers go on elsewhere when their replica is lost.
+    pub continues: bool,
     /// What becomes of a call that isn't valid.
     pub on_invalid: OnInvalid,
     /// When calls are shown.
@@ -113,6 +118,40 @@ pub fn answer(ask: &Ask, wishes: &Wishes, replica: &Replica) -> AnswerPlan {
         reasks: if goes_on(ask) { wishes.reasks } else { 0 },
         on_invalid: wishes.on_invalid,
         release: wishes.release,
+        seam: seam(ask, wishes, tools),
+    }
+}
+
+/// How the answer goes on when its replica is lost (B31).
+fn seam(ask: &Ask, wishes: &Wishes, tools: Tools) -> SeamPlan {
+    if !wishes.continues || !ask.stream {
+        return SeamPlan::off();
+    }
+    let wants_call = matches!(ask.tool_choice, ToolChoice::Required | ToolChoice::Named(_));
+    let guided = tools == Tools::Guided || (tools == Tools::Engine && (wants_call || ask.strict_tools));
+    SeamPlan {
+        continuable: Continuable::of(ask, guided),
+        choices: ask.n,
+        stops: stops(ask),
+    }
+}
+
+/// The client's stop words, if they can be read.
+fn stops(ask: &Ask) -> Stops {
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Wire {
+        One(String),
+        Several(Vec<String>),
+    }
+    let words = match ask.raw("stop").map(|raw| serde_json::from_slice(&raw)) {
+        Some(Ok(Wire::One(word))) => vec![word],
+        Some(Ok(Wire::Several(words))) => words,
+        Some(Err(_)) | None => Vec::new(),
+    };
+    Stops {
+        words: words.into_iter().filter(|word| !word.is_empty()).collect(),
+        included: ask.raw("include_stop_str_in_output").is_some_and(|raw| raw == "true"),
     }
 }
 
@@ -145,6 +184,7 @@ pub fn unknown(wishes: &Wishes) -> AnswerPlan {
         reasks: 0,
         on_invalid: wishes.on_invalid,
         release: wishes.release,
+        seam: SeamPlan::off(),
     }
 }
 
@@ -266,6 +306,7 @@ mod tests {
             tools: ask.tools.as_ref().map(|raw| Arc::new(ToolSet::parse(raw).unwrap())),
             engine_parsing,
             reasks: 1,
+            continues: true,
             on_invalid: OnInvalid::Text,
             release: Release::Hold,
             reasoning: true,

@@ -2,7 +2,8 @@
 //!
 //! There is no task and no channel: hyper polls it when the socket has room and drops it when the client leaves, which
 //! closes the upstream. Frames that are ready together leave together. It may still be *trying* when the head has been
-//! sent; a replica that dies before the first data line is followed by another one (B31), after it by an error event (B10).
+//! sent; a replica that dies before the first data line is followed by another one, and after it the answer goes on there (B31).
+//! Where it can't, an error event says so (B10).
 //!
 //! | state | event | next |
 //! | --- | --- | --- |
@@ -11,18 +12,21 @@
 //! | `Streaming` | bytes | frames |
 //! | `Streaming` | `[DONE]` after a finish | `Over`, the connection is read to its end |
 //! | `Streaming` | reset, early end, error event, stall; nothing shown | `Trying` the next |
-//! | `Streaming` | the same; something shown | error event, `Over` |
+//! | `Streaming` | the same; something shown, and it can go on | `Asking` another replica |
+//! | `Streaming` | the same; but no more than the role, and it can't | `Trying` the next |
+//! | `Streaming` | the same; it can't | error event, `Over` |
 //! | `Streaming` | a call isn't valid (B26) | `Asking` the same replica |
 //! | `Asking` | it goes on | `Streaming` |
 //! | `Asking`, `Streaming` its call | failed, or too late | what was said before (B27), `Over` |
-//! | `Asking` what follows the call | failed | error event, `Over` |
+//! | `Asking` what follows the call | failed | `Asking` another replica |
+//! | `Asking` another replica | none within `hold` | error event, `Over` |
 //! | any | cancelled, drained | error event, `Over` |
 //! | any | dropped | the record says `cancelled` |
 
 use bytes::{Bytes, BytesMut};
 use sluice_policy::protocol::fault::{Fault, FaultKind};
 use sluice_policy::protocol::sse::KEEP_ALIVE;
-use sluice_policy::turn::{AskAgain, Guide, Shows, Step, Turn};
+use sluice_policy::turn::{AskAgain, Guide, Loss, Obstacle, Shows, Step, Turn};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -30,25 +34,25 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::time::{Sleep, sleep_until};
 
-use super::account::Account;
+use super::account::{Account, Seam};
 use super::again::{Asker, Begun, Unasked};
 use super::attempt::{self, Live, Tried, Trying};
 use super::exchange::Exchange;
 use super::gate::More;
 use super::plan;
 use super::registry::Registered;
-use crate::upstream::UpstreamError;
+use super::seam;
 
 /// Frames that are ready at once are merged up to this size: more would only wait in the socket's buffer.
 const MERGE_BYTES: usize = 64 * 1024;
 
 /// A question that is under way.
-type Asking = Pin<Box<dyn Future<Output = (Asker, Result<Begun, Unasked>)> + Send>>;
+pub(super) type Asking = Pin<Box<dyn Future<Output = (Asker, Tried, Result<Begun, Unasked>)> + Send>>;
 
 enum State {
     Trying(Trying),
     Streaming(Box<Live>, Tried),
-    Asking(Asking, Tried),
+    Asking(Asking),
     Over,
 }
 
@@ -66,8 +70,14 @@ pub struct Relay {
     asker: Option<Asker>,
     /// When a call that is asked again must be there.
     call_by: Option<Instant>,
-    /// A data line has been handed over: from now on nobody else can answer.
+    /// A data line has been handed over.
     begun: bool,
+    /// The replica that answers now has sent a token.
+    speaks: bool,
+    /// How often the answer has gone on elsewhere.
+    seams: u32,
+    /// It is on its way elsewhere.
+    crossing: bool,
     /// When something was last sent to the client, and when something last came from upstream.
     sent: Instant,
     heard: Instant,
@@ -116,6 +126,9 @@ impl Relay {
             asker: None,
             call_by: None,
             begun: false,
+            speaks: false,
+            seams: 0,
+            crossing: false,
             sent: now,
             heard: now,
             now,
@@ -179,10 +192,10 @@ impl Relay {
                     Poll::Ready(())
                 }
             },
-            State::Asking(asking, _) => match asking.as_mut().poll(cx) {
+            State::Asking(asking) => match asking.as_mut().poll(cx) {
                 Poll::Pending => Poll::Pending,
-                Poll::Ready((asker, begun)) => {
-                    self.asked(asker, begun, cx, out);
+                Poll::Ready((asker, tried, begun)) => {
+                    self.asked(asker, tried, begun, cx, out);
                     Poll::Ready(())
                 }
             },
@@ -202,14 +215,7 @@ impl Relay {
                 }
                 Poll::Ready(Some(Err(error))) => {
                     live.in_flight.replica().failed();
-                    let fault = match error {
-                        // A stream that had begun: what was said of connections before it would mislead.
-                        UpstreamError::Lost(_) => Fault::new(
-                            FaultKind::UpstreamBroke,
-                            "The replica was lost before its answer ended.",
-                        ),
-                        error => attempt::fault_of(&error),
-                    };
+                    let fault = attempt::fault_of(&error);
                     self.broke(fault, cx, out);
                     Poll::Ready(())
                 }
@@ -226,14 +232,22 @@ impl Relay {
     }
 
     fn begin(&mut self, live: Live, tried: Tried) {
-        self.turn = plan::turn(&self.exchange, live.in_flight.replica());
+        let replica = live.in_flight.replica();
+        if self.begun {
+            self.turn
+                .anew(plan::answer(&self.exchange.ask, &self.exchange.wishes, replica));
+        } else {
+            self.turn = plan::turn(&self.exchange, replica);
+        }
         self.account.dispatched(&live, &tried);
+        self.speaks = false;
         self.heard = self.now;
         self.state = State::Streaming(Box::new(live), tried);
     }
 
     fn carry_out(&mut self, cx: &mut Context<'_>, out: &mut Outgoing) {
         self.account.heard(self.heard, self.turn.facts());
+        self.speaks |= self.turn.facts().tokens_in_last_push > 0;
         self.held_since = self
             .held_since
             .or(Some(self.heard))
@@ -266,6 +280,10 @@ impl Relay {
                     self.ask_again(question, cx);
                     return;
                 }
+                Step::GoOn(question) => {
+                    self.next_choice(question, cx, out);
+                    return;
+                }
             }
         }
         // The list is kept: its room is used again by the next push.
@@ -286,50 +304,159 @@ impl Relay {
         let asker = self.asker.take();
         let asker = asker.unwrap_or_else(|| Asker::new(self.exchange.clone(), replica));
         self.call_by = None;
-        self.state = State::Asking(Box::pin(asker.ask(question)), tried);
+        self.state = State::Asking(Box::pin(async move {
+            let (asker, begun) = asker.ask(question).await;
+            (asker, tried, begun)
+        }));
     }
 
-    fn asked(&mut self, asker: Asker, begun: Result<Begun, Unasked>, cx: &mut Context<'_>, out: &mut Outgoing) {
-        let State::Asking(_, tried) = std::mem::replace(&mut self.state, State::Over) else {
-            return;
-        };
+    /// One choice has gone on to its end: another one goes on, at the same replica if it can.
+    fn next_choice(&mut self, question: AskAgain, cx: &mut Context<'_>, out: &mut Outgoing) {
+        match (std::mem::replace(&mut self.state, State::Over), self.asker.take()) {
+            (State::Streaming(live, tried), Some(asker)) => {
+                live.answer.finish_in_background(cx);
+                self.cross(seam::at_hand(asker, tried, question));
+            }
+            (State::Streaming(live, tried), None) => {
+                let asker = Asker::new(self.exchange.clone(), live.in_flight.replica().clone());
+                self.cross(seam::at_hand(asker, tried, question));
+            }
+            _ => self.fail(&Fault::new(FaultKind::Internal, "No answer that could go on."), out),
+        }
+    }
+
+    fn cross(&mut self, asking: Asking) {
+        self.crossing = true;
+        self.call_by = None;
+        self.state = State::Asking(asking);
+    }
+
+    fn asked(
+        &mut self,
+        asker: Asker,
+        tried: Tried,
+        begun: Result<Begun, Unasked>,
+        cx: &mut Context<'_>,
+        out: &mut Outgoing,
+    ) {
+        self.state = State::Over;
         self.heard = Instant::now();
+        let crosses = std::mem::take(&mut self.crossing);
         match begun {
             Ok(begun) => {
+                if crosses {
+                    self.account.went_on(&begun.live, &tried);
+                }
                 self.call_by = self.turn.can_give_up().then(|| asker.deadline());
                 self.asker = Some(asker);
                 self.turn.again(begun.budget, begun.prompt_tokens);
+                self.speaks = false;
                 self.state = State::Streaming(Box::new(begun.live), tried);
             }
-            Err(Unasked::NoRoom) => {
-                self.turn.cut_short(&mut self.steps);
-                self.carry_out(cx, out);
+            Err(Unasked::NoRoom { prompt_tokens }) => {
+                if crosses {
+                    self.account.crossed(Seam::Continued);
+                }
+                self.turn.cut_short(Some(prompt_tokens), &mut self.steps);
+                // Another choice may go on from there.
+                self.asker = Some(asker);
+                self.carry_out_without(tried, cx, out);
             }
-            Err(Unasked::Failed(fault)) => self.broke(fault, cx, out),
+            // Every replica that there is was asked, for as long as one may wait.
+            Err(Unasked::Failed(fault)) if crosses => {
+                self.account.tried(&tried);
+                if fault.kind != FaultKind::Poison {
+                    self.account.crossed(Seam::Failed);
+                }
+                self.fail(&fault, out);
+            }
+            Err(Unasked::Failed(fault)) => self.lost(asker, tried, fault, cx, out),
         }
     }
 
-    /// The upstream broke: what was said before a question, or another replica, as long as nothing has been shown.
-    fn broke(&mut self, fault: Fault, cx: &mut Context<'_>, out: &mut Outgoing) {
-        if self.turn.can_give_up() {
-            self.state = State::Over;
-            self.turn.give_up(&mut self.steps);
+    /// The steps of a turn that no upstream speaks to.
+    fn carry_out_without(&mut self, tried: Tried, cx: &mut Context<'_>, out: &mut Outgoing) {
+        if let (Some(Step::GoOn(_)), Some(asker)) = (self.steps.last(), self.asker.take())
+            && let Some(Step::GoOn(question)) = self.steps.pop()
+        {
             self.carry_out(cx, out);
+            return self.cross(seam::at_hand(asker, tried, question));
+        }
+        self.carry_out(cx, out);
+    }
+
+    /// The upstream broke.
+    fn broke(&mut self, fault: Fault, cx: &mut Context<'_>, out: &mut Outgoing) {
+        match std::mem::replace(&mut self.state, State::Over) {
+            State::Streaming(live, tried) => {
+                let asker = self.asker.take();
+                let asker =
+                    asker.unwrap_or_else(|| Asker::new(self.exchange.clone(), live.in_flight.replica().clone()));
+                // Closed before another one is asked.
+                drop(live);
+                self.lost(asker, tried, fault, cx, out);
+            }
+            _ if self.turn.can_give_up() => self.give_up(cx, out),
+            _ => self.fail(&fault, out),
+        }
+    }
+
+    fn give_up(&mut self, cx: &mut Context<'_>, out: &mut Outgoing) {
+        self.turn.give_up(&mut self.steps);
+        self.carry_out(cx, out);
+    }
+
+    /// What was said before a question; another replica, as long as nothing has been shown; or the answer goes on elsewhere.
+    fn lost(&mut self, asker: Asker, mut tried: Tried, fault: Fault, cx: &mut Context<'_>, out: &mut Outgoing) {
+        if self.turn.can_give_up() {
+            return self.give_up(cx, out);
+        }
+        if !fault.kind.retryable() {
+            return self.fail(&fault, out);
+        }
+        tracing::warn!(
+            request = %self.exchange.id,
+            replica = %asker.replica_name(),
+            fault = fault.kind.name(),
+            begun = self.begun,
+            "the replica was lost in the middle of an answer"
+        );
+        tried.failed(fault.clone());
+        if !self.begun {
+            self.state = State::Trying(attempt::next(self.exchange.clone(), tried));
             return;
         }
-        if self.begun || !matches!(self.state, State::Streaming(..)) || fault.kind == FaultKind::CallInvalid {
-            self.fail(&fault, out);
-            return;
+        let loss = self.turn.lost();
+        if tried.is_poison() && loss != Loss::Whole {
+            return self.fail(&Fault::poison(), out);
         }
-        if let State::Streaming(live, tried) = std::mem::replace(&mut self.state, State::Over) {
-            tracing::warn!(
-                request = %self.exchange.id,
-                replica = %live.in_flight.replica().name,
-                fault = fault.kind.name(),
-                "the replica was lost before its first data line"
-            );
-            drop(live);
-            self.state = State::Trying(attempt::next(self.exchange.clone(), tried.after(fault)));
+        match loss {
+            Loss::Whole => {
+                self.turn.end_whole(&mut self.steps);
+                self.carry_out(cx, out);
+            }
+            Loss::Anew => {
+                self.account.crossed(Seam::Anew);
+                self.state = State::Trying(attempt::next(self.exchange.clone(), tried));
+            }
+            Loss::GoesOn(question) if self.seams < self.exchange.limits.seam.count => {
+                self.seams += 1;
+                self.cross(seam::elsewhere(asker, tried, question));
+            }
+            Loss::GoesOn(_) => {
+                self.account.crossed(Seam::Failed);
+                self.fail(&fault, out);
+            }
+            // Nobody wanted it to go on, or nobody could: the client hears what happened.
+            Loss::Ends(Obstacle::Off | Obstacle::Oversized) => self.fail(&fault, out),
+            Loss::Ends(obstacle) => {
+                self.account.crossed(Seam::NotContinuable);
+                let message = format!(
+                    "The replica was lost, and this answer can't go on on another one: {}.",
+                    obstacle.reason()
+                );
+                self.fail(&Fault::new(FaultKind::NotContinuable, message), out);
+            }
         }
     }
 
@@ -399,11 +526,7 @@ impl Relay {
     /// How long the replica may be silent now.
     fn silence(&self) -> Duration {
         let limits = &self.exchange.limits;
-        if self.account.has_token() {
-            limits.stall
-        } else {
-            limits.answer
-        }
+        if self.speaks { limits.stall } else { limits.answer }
     }
 
     /// When a timer will have something to do. Attempts that are under way have limits of their own.

@@ -85,7 +85,7 @@ async fn tell(exchange: &Arc<Exchange>, replica: &Arc<Replica>, body: &Bytes) ->
         };
         whole = match answer {
             Ok((answer, budget, prompt_tokens)) => retold.heard(&answer, budget, prompt_tokens)?,
-            Err(Unasked::NoRoom) => retold.cut_short()?,
+            Err(Unasked::NoRoom { .. }) => retold.cut_short()?,
             Err(Unasked::Failed(_)) if retold.can_give_up() => retold.give_up()?,
             Err(Unasked::Failed(fault)) => return Err(fault),
         };

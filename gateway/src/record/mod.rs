@@ -103,6 +103,11 @@ pub struct Record<S = &'static str> {
     pub verdicts: Option<String>,
     /// Past turns that were changed before they were sent (B30).
     pub history_changes: u32,
+    /// How often the answer went on elsewhere after its replica was lost.
+    pub continuations: u32,
+    /// What it went on from: `text` (tokenized again, so that the tokens may differ from those of the first engine). Penalties and
+    /// seeds begin anew there.
+    pub seam: Option<S>,
 }
 
 impl<S> Record<S> {

@@ -137,6 +137,8 @@ pub fn json_line(row: &Row) -> String {
             ),
         ),
         ("history_changes", json!(row.history_changes)),
+        ("continuations", json!(row.continuations)),
+        ("seam", json!(row.seam)),
     ];
     object(fields).to_string()
 }

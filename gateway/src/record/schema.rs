@@ -48,10 +48,13 @@ pub(super) const MIGRATIONS: &[&str] = &["
     ALTER TABLE requests ADD COLUMN verdicts TEXT;
 ", "
     ALTER TABLE requests ADD COLUMN history_changes INTEGER NOT NULL DEFAULT 0;
+", "
+    ALTER TABLE requests ADD COLUMN continuations INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE requests ADD COLUMN seam TEXT;
 "];
 
 /// The columns in the order in which [`bind`] and [`read`] take them.
-pub(super) const COLUMNS: [&str; 39] = [
+pub(super) const COLUMNS: [&str; 41] = [
     "id",
     "started_us",
     "key_name",
@@ -91,6 +94,8 @@ pub(super) const COLUMNS: [&str; 39] = [
     "engine_tokens",
     "verdicts",
     "history_changes",
+    "continuations",
+    "seam",
 ];
 
 /// Opens the file for writing: made with mode 0600 if missing, WAL, schema up to date.
@@ -258,7 +263,9 @@ pub(super) fn bind<S: AsRef<str>>(statement: &mut Statement<'_>, r: &Record<S>) 
     to.count(r.engine_tokens)?;
     // Bounded where it is made: a clipped one would be no JSON.
     to.put(r.verdicts.as_deref())?;
-    to.put(r.history_changes)
+    to.put(r.history_changes)?;
+    to.put(r.continuations)?;
+    to.maybe_text(r.seam.as_ref().map(S::as_ref))
 }
 
 /// Reads a row that was selected with [`select_list`].
@@ -304,6 +311,8 @@ pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Record<String>> {
         engine_tokens: from.count()?,
         verdicts: from.get()?,
         history_changes: from.or_default()?,
+        continuations: from.or_default()?,
+        seam: from.get()?,
     })
 }
 
@@ -451,7 +460,7 @@ mod tests {
 
     /// A column that a later version might add.
     const LATER: &str =
-        "ALTER TABLE requests ADD COLUMN seam TEXT NOT NULL DEFAULT 'none'; CREATE INDEX l ON requests (seam)";
+        "ALTER TABLE requests ADD COLUMN later TEXT NOT NULL DEFAULT 'none'; CREATE INDEX l ON requests (later)";
 
     fn insert(db: &Connection, record: &Record) -> rusqlite::Result<()> {
         let mut statement = db.prepare(&insert_sql())?;
@@ -476,8 +485,10 @@ mod tests {
         let newer = [MIGRATIONS, &[LATER]].concat();
         migrate(&mut db, &newer).unwrap();
         assert_eq!(user_version(&db).unwrap(), newer.len());
-        let seam: String = db.query_row("SELECT seam FROM requests", [], |row| row.get(0)).unwrap();
-        assert_eq!(seam, "none");
+        let later: String = db
+            .query_row("SELECT later FROM requests", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(later, "none");
         migrate(&mut db, &newer).unwrap();
         // This version's code goes on writing to and reading from the newer file.
         drop(db);

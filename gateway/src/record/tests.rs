@@ -62,6 +62,8 @@ pub(super) fn full(number: u64) -> Record {
         engine_tokens: Some(400),
         verdicts: Some(r#"[{"tool":"now","verdict":"repaired","kinds":["number","null"]}]"#.to_owned()),
         history_changes: 2,
+        continuations: 2,
+        seam: Some("text"),
     }
 }
 
@@ -84,6 +86,7 @@ fn as_row(record: Record) -> query::Row {
         session_source: record.session_source.map(str::to_owned),
         route: record.route.to_owned(),
         error_side: record.error_side.map(str::to_owned),
+        seam: record.seam.map(str::to_owned),
         // The same names, other types: nothing can be left out.
         id: record.id,
         started: record.started,
@@ -120,6 +123,7 @@ fn as_row(record: Record) -> query::Row {
         engine_tokens: record.engine_tokens,
         verdicts: record.verdicts,
         history_changes: record.history_changes,
+        continuations: record.continuations,
     }
 }
 

@@ -54,9 +54,17 @@ pub(super) fn compose(ask: &Ask, config: &SimConfig) -> Vec<Script> {
 
 fn text(ask: &Ask, config: &SimConfig, prompt: Option<&str>, dice: u64) -> String {
     let begun = prompt.filter(|_| ask.surface == Surface::Completions).and_then(begun);
-    // A marker of the conversation is about its answer, not about what follows the start of one.
-    if let Some(text) = ask.knobs.text.as_ref().filter(|_| begun.is_none_or(str::is_empty)) {
-        return text.clone();
+    if let Some(text) = &ask.knobs.text {
+        match begun.map(|begun| begun.strip_prefix(NO_THINKING).unwrap_or(begun)) {
+            None | Some("") => return text.clone(),
+            // It goes on with that text, if it was the start of it.
+            Some(begun) if ask.form == Form::Free => {
+                if let Some(rest) = text.strip_prefix(begun) {
+                    return rest.to_owned();
+                }
+            }
+            Some(_) => {}
+        }
     }
     match &ask.form {
         Form::Json(schema) => return spaced(&schema::instance(schema, Optional::Some, dice)),
@@ -82,8 +90,11 @@ fn length(ask: &Ask, config: &SimConfig, dice: u64) -> u32 {
     if ask.ignore_eos { ask.max_tokens + 1 } else { wanted }
 }
 
+/// What the template puts there where the model may not think.
+const NO_THINKING: &str = "<think>\n\n</think>\n\n";
+
 /// What a prompt holds of an answer already; none if it isn't a rendered conversation.
-fn begun(prompt: &str) -> Option<&str> {
+pub(super) fn begun(prompt: &str) -> Option<&str> {
     prompt.rsplit_once("<|im_start|>assistant\n").map(|(_, begun)| begun)
 }
 

@@ -367,7 +367,12 @@ fn completions(object: &Map<String, Value>, knobs: Knobs) -> Result<Ask, Refusal
         .first()
         .and_then(|prompt| prompt.text.clone())
         .unwrap_or_default();
+    let fault = ask.knobs.fault;
     ask.knobs.read_markers(&ask.question).map_err(knob_refused)?;
+    if super::answer::begun(&ask.question).is_some_and(|begun| !begun.is_empty()) {
+        // A marker of the conversation broke its answer; what goes on with that isn't broken once more.
+        ask.knobs.fault = fault;
+    }
     read_body_knobs(object, &mut ask.knobs)?;
     Ok(ask)
 }

@@ -149,6 +149,17 @@ impl Metrics {
         );
     }
 
+    /// Counts an answer whose replica was lost after its first data line, by what became of it: `continued`, `anew`,
+    /// `not_continuable`, `failed`, `poison`.
+    pub fn continuation(&self, model: &str, outcome: &'static str) {
+        let state = &*self.inner.state;
+        let labels = [
+            KeyValue::new("model", Arc::clone(&state.model(model).name)),
+            KeyValue::new("outcome", outcome),
+        ];
+        state.instruments.continuations.add(1, &labels);
+    }
+
     /// Counts a request as running until the guard is dropped.
     pub fn in_flight(&self, model: &str) -> InFlight {
         let model = self.inner.state.model(model);

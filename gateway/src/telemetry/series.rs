@@ -50,6 +50,7 @@ pub(super) struct Instruments {
     pub(super) errors: Counter<u64>,
     pub(super) tool_calls: Counter<u64>,
     pub(super) history_changes: Counter<u64>,
+    pub(super) continuations: Counter<u64>,
 }
 
 impl Instruments {
@@ -110,6 +111,10 @@ impl Instruments {
             history_changes: counter(
                 "sluice_history_changes",
                 "Past turns that were changed before they were sent, by what was changed",
+            ),
+            continuations: counter(
+                "sluice_continuations",
+                "Answers whose replica was lost after their first data line, by what became of them",
             ),
         })
     }

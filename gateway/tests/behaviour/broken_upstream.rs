@@ -1,5 +1,5 @@
-//! B10, B31 (first half): a replica that breaks before the first data line is followed by another one, after it the client
-//! is told. Never a clean end.
+//! B10, B31 (first half): a replica that breaks before the first data line is followed by another one; after it the client is
+//! told, where the answer may not go on elsewhere (`continuation`). Never a clean end.
 
 use futures_util::future::join_all;
 use serde_json::json;
@@ -119,7 +119,7 @@ async fn b31_every_end_before_the_first_data_line_is_followed_by_another_replica
 #[tokio::test]
 async fn b10_every_end_after_the_first_data_line_is_one_error_event_and_no_done() {
     let cases = ENDS.map(async |end| {
-        let (gateway, mut a, mut b) = two().await;
+        let (gateway, mut a, mut b) = two_with(|s| s.set("continuation", "enabled = false")).await;
         let mut client = gateway.open(Request::chat(true).id("r")).await;
         let (mut asked, other) = first(&mut a, &mut b).await;
         asked.stream().await;
@@ -167,6 +167,7 @@ async fn b10_b31_a_stall_is_a_failure_too() {
     let (gateway, mut a, mut b) = two_with(|s| {
         s.set("upstream", "stall = \"300ms\"")
             .set("upstream", "answer = \"800ms\"")
+            .set("continuation", "enabled = false")
     })
     .await;
     // Before the first token: another replica.

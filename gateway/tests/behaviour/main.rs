@@ -15,6 +15,7 @@ mod auth;
 mod bodies;
 mod broken_upstream;
 mod cancel;
+mod continuation;
 mod crowd;
 mod drain;
 mod edge_routes;

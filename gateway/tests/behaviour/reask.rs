@@ -287,7 +287,7 @@ async fn b26_a_client_that_leaves_ends_the_question() {
 }
 
 #[tokio::test]
-async fn b26_a_replica_lost_behind_the_call_is_an_error_event() {
+async fn b26_b31_a_replica_lost_behind_the_call_goes_on_when_it_is_back() {
     let (gateway, mut replica) = gateway(|settings| settings).await;
     let mut client = gateway.open(request(true)).await;
     let _first = says(replica.next().await, true, BROKEN).await;
@@ -295,17 +295,28 @@ async fn b26_a_replica_lost_behind_the_call_is_an_error_event() {
     tokenizes_text(&mut replica, "<tool_call>\n", 3).await;
     let asked = goes_on(&mut replica, 3).await;
     tells(asked, GUIDED, 103, 20).await;
-    tokenizes_text(&mut replica, &format!("<tool_call>\n{GUIDED}"), 23).await;
+    let so_far = format!("<tool_call>\n{GUIDED}");
+    tokenizes_text(&mut replica, &so_far, 23).await;
     // On a connection that was used before a reset may mean that it was idle for too long: it is sent once more.
     goes_on(&mut replica, 23).await.reset();
     goes_on(&mut replica, 23).await.reset();
-    let answer = client.message().await;
-    let text = answer.text();
-    assert!(
-        text.contains("tool_calls") && text.contains("\"error\"") && !text.contains("[DONE]"),
-        "{text}"
+    tokenizes_text(&mut replica, &so_far, 23).await;
+    tells(goes_on(&mut replica, 23).await, "\nThat is all.", 123, 5).await;
+    let (content, calls, end, counts) = message(&client.message().await.chunks());
+    assert_eq!(
+        (&*content, calls, end),
+        ("That is all.", vec![weather("Bonn")], json!("tool_calls"))
     );
-    assert_eq!(record(&gateway, "r").await["tool_calls"], 1);
+    assert_eq!(
+        (&counts["prompt_tokens"], &counts["completion_tokens"]),
+        (&json!(100), &json!(28))
+    );
+    let row = record(&gateway, "r").await;
+    assert_eq!(
+        (&row["tool_calls"], &row["continuations"], &row["error"]),
+        (&json!(1), &json!(1), &json!(null)),
+        "{row}"
+    );
 }
 
 #[tokio::test]

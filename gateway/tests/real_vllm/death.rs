@@ -1,5 +1,5 @@
-//! An engine killed with -9 (B10, first half of B31). Before the first byte another replica answers and the client never
-//! knows; in mid-stream the client is told, by an error event and no `[DONE]`.
+//! An engine killed with -9 (B10, B31). Before the first byte another replica answers, in mid-stream another one goes on, and the
+//! client never knows. If there is none, the client is told, by an error event and no `[DONE]`.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::engine::{Engine, SetUp, shared};
 use crate::gateway::Gateway;
 use crate::message::{Message, payload};
-use crate::script::Script;
+use crate::script::{MODEL, Script};
 use crate::wire::Answer;
 
 /// Sessions tried until one lands on the replica that is going to die.
@@ -53,9 +53,9 @@ fn before_the_first_byte_another_replica_answers() {
 }
 
 #[test]
-fn in_mid_stream_the_client_is_told() {
+fn in_mid_stream_the_client_is_told_if_nobody_can_go_on() {
     let mut victim = Engine::start(SetUp::Raw).unwrap();
-    let gateway = Gateway::over(&[("victim", &victim)]);
+    let gateway = Gateway::over_with(&[("victim", &victim)], "[continuation]\nhold = \"1s\"\n");
     let script = Script::say(&format!("<think>\n{}</think>\n\nDone.", "word ".repeat(400)));
     let script = script.each_token_after(Duration::from_millis(20));
     let id = "dies-in-mid-stream";
@@ -85,6 +85,77 @@ fn in_mid_stream_the_client_is_told() {
     let row = gateway.record(id);
     assert_eq!(row["error"], error["code"], "the record names the error");
     assert_eq!((&row["cancelled"], &row["attempts"]), (&json!(false), &json!(1)));
+}
+
+/// Conversations that are under way on the engine that dies.
+const STREAMS: usize = 6;
+const TOKENS: u64 = 120;
+
+/// The random model's own words, greedy: no script, which would begin anew in a continuation. Streams, killed at different places,
+/// must end as the undisturbed ones do. The engine isn't bound to say the same in another batch, and the text is tokenized
+/// again: how many are equal to the byte is printed, and what was shown before stays.
+#[test]
+fn in_mid_stream_another_engine_goes_on() {
+    for set_up in SetUp::BOTH {
+        let mut victim = Engine::start(set_up).unwrap();
+        let gateway = Gateway::over(&[("victim", &victim), ("survivor", shared(set_up))]);
+        let session = session_on(&gateway, "victim");
+        let body = |number: usize| {
+            json!({"model": MODEL, "messages": [{"role": "user", "content": format!("Tell me story {number}.")}],
+                "max_tokens": TOKENS, "temperature": 0, "stream": true, "stream_options": {"include_usage": true}})
+        };
+        let undisturbed: Vec<Message> = (0..STREAMS)
+            .map(|number| {
+                Message::of_events(
+                    &gateway
+                        .stream(&format!("whole-{number}"), &body(number))
+                        .events()
+                        .unwrap(),
+                )
+            })
+            .collect();
+        let mut streams: Vec<(Answer, Vec<String>)> = (0..STREAMS)
+            .map(|number| {
+                let (id, body) = (format!("cut-{number}"), body(number));
+                let headers = [("x-request-id", id.as_str()), ("x-session-id", &session)];
+                let answer = gateway.post("/v1/chat/completions", &headers, &body).open().unwrap();
+                assert_eq!(answer.headers.get("x-sluice-replica"), Some("victim"));
+                (answer, Vec::new())
+            })
+            .collect();
+        for (number, (answer, events)) in streams.iter_mut().enumerate() {
+            for _ in 0..3 + 2 * number {
+                events.push(answer.event().unwrap().expect("the stream is far from its end"));
+            }
+        }
+        victim.kill();
+        let mut equal = 0;
+        for (number, (mut answer, mut events)) in streams.into_iter().enumerate() {
+            events.extend(answer.events().expect("the stream ends well"));
+            let message = Message::of_events(&events);
+            assert_eq!(
+                message.finish, undisturbed[number].finish,
+                "{set_up:?}, stream {number}"
+            );
+            equal += usize::from(message == undisturbed[number]);
+            let row = gateway.record(&format!("cut-{number}"));
+            assert_eq!(
+                (&row["replica"], &row["error"], &row["status"]),
+                (&json!("survivor"), &Value::Null, &json!(200)),
+                "{row}"
+            );
+            assert_eq!(
+                (&row["continuations"], &row["seam"]),
+                (&json!(1), &json!("text")),
+                "{row}"
+            );
+            eprintln!(
+                "{set_up:?}, stream {number}: {} tokens, longest gap {} ms",
+                row["completion_tokens"], row["itl_max_ms"]
+            );
+        }
+        eprintln!("{set_up:?}: {equal} of {STREAMS} are equal to the undisturbed answer");
+    }
 }
 
 /// A session that the gateway sends to `replica`.

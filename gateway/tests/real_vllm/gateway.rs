@@ -39,12 +39,17 @@ impl Gateway {
 
     /// Before replicas of one model.
     pub(crate) fn over(replicas: &[(&str, &Engine)]) -> Self {
+        Self::over_with(replicas, "")
+    }
+
+    /// The same, with more sections in its configuration.
+    pub(crate) fn over_with(replicas: &[(&str, &Engine)], sections: &str) -> Self {
         let home = TempDir::with_prefix("sluice-real-vllm-").expect("a folder for the test");
         let (port, admin_port) = (free_port(), free_port());
         let state = home.path().join("state");
         let mut config = format!(
             "[server]\nlisten = \"127.0.0.1:{port}\"\nstate_dir = \"{}\"\nkeep_alive = \"1s\"\n\n\
-             [admin]\nlisten = \"127.0.0.1:{admin_port}\"\n\n\
+             [admin]\nlisten = \"127.0.0.1:{admin_port}\"\n\n{sections}\n\
              [[backend]]\nname = \"qwen3\"\nmodel = \"{MODEL}\"\naliases = [\"qwen3-alias\"]\nkey_env = \"ENGINE_KEY\"\n",
             state.display()
         );

@@ -3,7 +3,8 @@
 //! The turn hands out a question ([`Step::AskAgain`]), whoever does the I/O drops the old upstream and asks the same replica,
 //! [`Turn::again`] says that it answers. What comes then is a stream of `/v1/completions`; each of its events becomes a chunk
 //! of the first answer's kind and identity and goes through the same stages. Two questions follow each other: the guided call,
-//! and what the model says behind it, unguided. The client sees one stream.
+//! and what the model says behind it, unguided. The client sees one stream. An answer whose upstream was lost goes on in the
+//! same way (`seam`).
 //!
 //! | stage | event | next |
 //! | --- | --- | --- |
@@ -11,9 +12,14 @@
 //! | `Call` | anything else | given up: what was set aside is given out (B27), the answer ends |
 //! | `Rest` | text, finish, usage, `[DONE]` | as those of a first answer |
 //! | `Rest` | another broken call, a try left | `Call` is asked |
+//! | `Seam` | as `Rest`; a stop word that began before the seam | the choice ends |
+//! | `Seam` | its choice is finished, another isn't | that one's `Seam` is asked |
 
+use std::borrow::Cow;
+
+use super::stops::SeamStops;
 use super::whole::{Written, completed_usage};
-use super::{Budget, Finish, Phase, Step, Turn, VERDICTS_LIMIT, Voice, broke, garbled};
+use super::{Budget, Finish, Phase, Step, Surface, Turn, VERDICTS_LIMIT, Voice, broke, garbled};
 use crate::protocol::chat::{Chunk, quote, unquote};
 use crate::protocol::fault::{Fault, FaultKind};
 use crate::protocol::sse::{Decoder, Event};
@@ -24,9 +30,9 @@ use crate::protocol::usage::Usage;
 pub(super) struct Continuation {
     stage: Stage,
     budget: Budget,
-    /// Tokens of the prompt of the first attempt.
-    prompt_tokens: u64,
     finish: Option<Finish>,
+    /// Only behind a seam.
+    stops: Option<SeamStops>,
     /// The last usage that was sent.
     usage: Option<Usage>,
     /// Chunks with a token before it began.
@@ -35,32 +41,41 @@ pub(super) struct Continuation {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
     /// The guided call.
     Call,
     /// What follows it.
     Rest,
+    /// The rest of one choice, whose upstream was lost.
+    Seam,
 }
 
 impl Turn {
     /// The question is being answered: what is pushed from now on is the stream of `/v1/completions`. `prompt_tokens` are
     /// those of the first attempt.
     pub fn again(&mut self, budget: Budget, prompt_tokens: u64) {
-        if self.phase != Phase::Asking {
-            return;
-        }
+        let Phase::Asking(stage) = self.phase else { return };
         self.count_aborted();
-        let stage = if self.awaits_call() { Stage::Call } else { Stage::Rest };
-        if let Some(voice) = self.voices.first_mut() {
-            voice.go_on();
+        let mut stops = None;
+        if let Some(voice) = self.voices.get_mut(self.speaker) {
+            match stage {
+                Stage::Call => voice.go_on(),
+                Stage::Rest => {}
+                Stage::Seam => {
+                    voice.cross_seam();
+                    let before = voice.text_so_far().unwrap_or_default();
+                    stops = SeamStops::new(&self.plan.seam.stops, before);
+                }
+            }
         }
+        self.prompt_tokens = Some(prompt_tokens);
         self.decoder = Decoder::new(self.event_limit_bytes);
         self.phase = Phase::Open;
         self.continuation = Some(Box::new(Continuation {
             stage,
             budget,
-            prompt_tokens,
             finish: None,
+            stops,
             usage: None,
             chunks_before: self.facts.upstream_chunks,
             chunk: Chunk::default(),
@@ -80,7 +95,7 @@ impl Turn {
 
     /// A call is asked again and hasn't come: [`give_up`](Self::give_up) can still end the answer properly.
     pub fn can_give_up(&self) -> bool {
-        matches!(self.phase, Phase::Open | Phase::Asking) && self.asked_for_call() && self.awaits_call()
+        matches!(self.phase, Phase::Open | Phase::Asking(_)) && self.asked_for_call() && self.awaits_call()
     }
 
     /// No answer to the question is to be had: the client gets what the first attempt said (B27), and the answer ends. Past the
@@ -89,14 +104,15 @@ impl Turn {
         self.end_here(Finish::Stop, out);
     }
 
-    /// No token is left for the question: the answer ends as `length`.
-    pub fn cut_short(&mut self, out: &mut Vec<Step>) {
+    /// No token is left for the question behind so many tokens of the prompt: the answer ends as `length`.
+    pub fn cut_short(&mut self, prompt_tokens: Option<u64>, out: &mut Vec<Step>) {
+        self.prompt_tokens = self.prompt_tokens.or(prompt_tokens);
         self.end_here(Finish::Length, out);
     }
 
     /// A question was handed out, and nothing else can happen before its answer.
     fn asked_for_call(&self) -> bool {
-        self.phase == Phase::Asking
+        matches!(self.phase, Phase::Asking(_))
             || self
                 .continuation
                 .as_ref()
@@ -104,7 +120,7 @@ impl Turn {
     }
 
     fn awaits_call(&self) -> bool {
-        self.voices.first().is_some_and(Voice::awaits_call)
+        self.voices.get(self.speaker).is_some_and(Voice::awaits_call)
     }
 
     /// Behind each chunk: hands out a question, or ends an answer that may not have a broken call.
@@ -119,7 +135,7 @@ impl Turn {
         let question = self.voices.first().and_then(Voice::question);
         if let Some(question) = question {
             self.outlet.flush(out);
-            self.phase = Phase::Asking;
+            self.phase = Phase::Asking(Stage::Call);
             self.facts.holds_call = true;
             out.push(Step::AskAgain(question));
         }
@@ -132,6 +148,7 @@ impl Turn {
         };
         let heard = self.hear_continuation(text, &mut continuation);
         let stage = continuation.stage;
+        let stopped = continuation.stops.as_ref().is_some_and(SeamStops::is_stopped);
         self.continuation = Some(continuation);
         match heard {
             Err(fault) => self.fail(fault, out),
@@ -145,13 +162,18 @@ impl Turn {
                 if stage == Stage::Call && failed {
                     self.give_up(out);
                 }
+                if stopped && self.phase == Phase::Open {
+                    self.close_seam(out);
+                }
             }
         }
     }
 
     /// The event as chunks of the first answer's kind: its text, its usage.
     fn hear_continuation(&mut self, text: &str, continuation: &mut Continuation) -> Result<[Option<String>; 2], Fault> {
-        let Continuation { chunk, stage, .. } = continuation;
+        let Continuation {
+            chunk, stage, stops, ..
+        } = continuation;
         chunk
             .read(text, "")
             .map_err(|malformed| garbled(&malformed.to_string()))?;
@@ -160,15 +182,26 @@ impl Turn {
         }
         let mut said = None;
         if let Some(choice) = chunk.choices.first() {
-            let token = choice.text.map_or("\"\"", |place| place.of(text));
-            let finish = choice.finish.map(|place| place.of(text));
+            let mut token = Cow::Borrowed(choice.text.map_or("\"\"", |place| place.of(text)));
+            let mut finish = choice.finish.map(|place| place.of(text));
             if let Some(finish) = finish {
                 let word = unquote(finish).map_err(|malformed| garbled(&malformed.to_string()))?;
                 continuation.finish = Some(Finish::read(&word));
             }
+            if let Some(stops) = stops {
+                let heard = unquote(&token).map_err(|malformed| garbled(&malformed.to_string()))?;
+                let mut says = stops.push(&heard);
+                if finish.is_some() {
+                    says.push_str(&stops.finish());
+                }
+                if stops.is_stopped() {
+                    finish = Some("\"stop\"");
+                }
+                token = Cow::Owned(quoted(&says));
+            }
             // The end of the guided call isn't the end of the answer.
-            let finish = finish.filter(|_| *stage == Stage::Rest).unwrap_or("null");
-            said = Some(self.chunk_of(token, finish));
+            let finish = finish.filter(|_| *stage != Stage::Call).unwrap_or("null");
+            said = Some(self.chunk_of(&token, finish));
         }
         let mut counted = None;
         if let Some(place) = chunk.usage {
@@ -181,8 +214,11 @@ impl Turn {
             let engine = self.facts.engine_tokens.get_or_insert_default();
             *engine += usage.completion_tokens.unwrap_or_default().saturating_sub(before);
             continuation.usage = Some(usage);
-            if continuation.stage == Stage::Rest && chunk.choices.is_empty() {
-                counted = self.usage_chunk(continuation);
+            match continuation.stage {
+                Stage::Rest if continuation.chunk.choices.is_empty() => counted = self.usage_chunk(continuation),
+                // Told when all choices have ended.
+                Stage::Seam => self.count_speaker(usage),
+                Stage::Call | Stage::Rest => {}
             }
         }
         Ok([said, counted])
@@ -190,17 +226,19 @@ impl Turn {
 
     /// The upstream has no more to say, by `[DONE]` or by the end of its body.
     pub(super) fn ended(&mut self, event: Option<&Event>, out: &mut Vec<Step>) {
-        let Some(continuation) = self.continuation.as_ref().filter(|now| now.stage == Stage::Call) else {
-            return self.done(event, out);
+        let continuation = match &self.continuation {
+            Some(continuation) if continuation.stage == Stage::Call => continuation,
+            Some(continuation) if continuation.stage == Stage::Seam => return self.close_seam(out),
+            _ => return self.done(event, out),
         };
         if self.awaits_call() {
             let cut = continuation.finish == Some(Finish::Length) && continuation.budget.ends_answer;
             return self.end_here(if cut { Finish::Length } else { Finish::Stop }, out);
         }
-        match self.voices.first().and_then(Voice::question_behind) {
+        match self.voices.get(self.speaker).and_then(Voice::question_behind) {
             Some(question) => {
                 self.outlet.flush(out);
-                self.phase = Phase::Asking;
+                self.phase = Phase::Asking(Stage::Rest);
                 out.push(Step::AskAgain(question));
             }
             None => self.end_here(Finish::Stop, out),
@@ -209,20 +247,22 @@ impl Turn {
 
     /// The answer ends with what is there, without another word of the upstream.
     fn end_here(&mut self, finish: Finish, out: &mut Vec<Step>) {
-        if !matches!(self.phase, Phase::Open | Phase::Asking) {
-            return;
-        }
+        let seam = match self.phase {
+            Phase::Open => false,
+            Phase::Asking(stage) => stage == Stage::Seam,
+            Phase::Done | Phase::Broken => return,
+        };
         self.phase = Phase::Open;
         let continuation = self.continuation.take();
-        let Some(voice) = self.voices.first_mut() else {
+        let Some(voice) = self.voices.get_mut(self.speaker) else {
             return self.fail(broke("The answer can't be ended."), out);
         };
         voice.give_up();
-        let mut word = Vec::new();
-        quote(finish.as_str(), &mut word);
-        let word = String::from_utf8(word).unwrap_or_default();
-        let last = self.chunk_of("\"\"", &word);
+        let last = self.chunk_of("\"\"", &quoted(finish.as_str()));
         self.say(&last, None, out);
+        if seam || self.seams > 0 {
+            return self.close_seam(out);
+        }
         if let Some(counted) = continuation.and_then(|continuation| self.usage_chunk(&continuation)) {
             self.say(&counted, None, out);
         }
@@ -236,9 +276,14 @@ impl Turn {
         let usage = continuation.usage?;
         let total = usage.prompt_tokens? + usage.completion_tokens?;
         let written = Written {
-            prompt_tokens: continuation.prompt_tokens,
+            prompt_tokens: self.prompt_tokens?,
             total_tokens: total,
         };
+        self.chunk_of_usage(written)
+    }
+
+    /// The chunk that tells so many tokens.
+    pub(super) fn chunk_of_usage(&self, written: Written) -> Option<String> {
         let mut chunk = self.head();
         chunk.push_str("[],\"usage\":");
         chunk.push_str(&completed_usage("{}", written)?);
@@ -247,18 +292,26 @@ impl Turn {
     }
 
     fn chunk_of(&self, content: &str, finish: &str) -> String {
-        let index = self.voices.first().map_or(0, |voice| voice.index);
+        let index = self.voices.get(self.speaker).map_or(0, |voice| voice.index);
+        let said = match self.plan.surface {
+            Surface::Chat => format!("\"delta\":{{\"content\":{content}}}"),
+            Surface::Completions => format!("\"text\":{content}"),
+        };
         let mut chunk = self.head();
         chunk.push_str(&format!(
-            "[{{\"index\":{index},\"delta\":{{\"content\":{content}}},\"logprobs\":null,\"finish_reason\":{finish}}}]}}"
+            "[{{\"index\":{index},{said},\"logprobs\":null,\"finish_reason\":{finish}}}]}}"
         ));
         chunk
     }
 
     /// A chunk up to the value of `choices`, with the identity of the first one.
     fn head(&self) -> String {
+        let object = match self.plan.surface {
+            Surface::Chat => "chat.completion.chunk",
+            Surface::Completions => "text_completion",
+        };
         let Some(identity) = self.identity.as_ref() else {
-            return "{\"object\":\"chat.completion.chunk\",\"choices\":".to_owned();
+            return format!("{{\"object\":\"{object}\",\"choices\":");
         };
         if !identity.head.is_empty() {
             return identity.head.clone();
@@ -273,9 +326,16 @@ impl Turn {
                 head.push_str(&format!("\"{key}\":{value},"));
             }
         }
-        head.push_str("\"object\":\"chat.completion.chunk\",\"choices\":");
+        head.push_str(&format!("\"object\":\"{object}\",\"choices\":"));
         head
     }
+}
+
+/// `text` as a JSON string.
+fn quoted(text: &str) -> String {
+    let mut token = Vec::new();
+    quote(text, &mut token);
+    String::from_utf8(token).unwrap_or_default()
 }
 
 /// `on_invalid = "error"` (B27).

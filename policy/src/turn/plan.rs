@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use super::continuable::{Continuable, Obstacle};
+use super::stops::Stops;
 use crate::reasoning::{Opener, Thinking};
 use crate::tool_call::{Bare, ToolSet};
 
@@ -34,6 +36,34 @@ pub struct AnswerPlan {
     pub on_invalid: OnInvalid,
     /// When a call is shown (B20). A whole answer is always held.
     pub release: Release,
+    /// How it goes on when its replica is lost (B31). For a stream only.
+    pub seam: SeamPlan,
+}
+
+/// What is known beforehand of an answer that may have to go on elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeamPlan {
+    /// Whether it can.
+    pub continuable: Continuable,
+    /// How many choices the client asked for.
+    pub choices: u32,
+    /// Matched across the seam.
+    pub stops: Stops,
+}
+
+impl SeamPlan {
+    /// The answer doesn't go on elsewhere.
+    pub fn off() -> Self {
+        Self {
+            continuable: Continuable::Not(Obstacle::Off),
+            choices: 1,
+            stops: Stops::default(),
+        }
+    }
+
+    pub(super) fn goes_on(&self) -> bool {
+        self.continuable == Continuable::ByText
+    }
 }
 
 impl AnswerPlan {

@@ -19,6 +19,9 @@ pub enum Step {
     /// Drop the upstream and ask the same replica to go on (B26): then [`Turn::again`](super::Turn::again), or
     /// [`Turn::give_up`](super::Turn::give_up). Nothing follows before that.
     AskAgain(AskAgain),
+    /// One choice has gone on to its end after the upstream was lost (B31): ask for the rest of the next, as after
+    /// [`Loss::GoesOn`](super::Loss::GoesOn). Nothing follows before that.
+    GoOn(AskAgain),
 }
 
 /// What the model is to go on from.
@@ -30,6 +33,8 @@ pub struct AskAgain {
     pub guide: Guide,
     /// Counts the questions of one answer, from 1 on.
     pub number: u32,
+    /// The choice that is to go on.
+    pub choice: u32,
 }
 
 /// What may follow the text so far.

@@ -29,6 +29,7 @@ pub(super) fn plan() -> AnswerPlan {
         reasks: 0,
         on_invalid: OnInvalid::Text,
         release: Release::Hold,
+        seam: SeamPlan::off(),
     }
 }
 

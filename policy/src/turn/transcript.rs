@@ -1,9 +1,10 @@
 //! The text of one choice as the model wrote it, tags included, and how much of it has been judged: what a continuation is
-//! asked from (B26).
+//! asked from (B26, B31).
 //!
 //! Text is added as it comes; what leaves the stages (text, reasoning, calls) is found again in it, in order, so that the place
-//! where a call begins is known to the byte. Only markup and white space stand between two findings. A text that isn't found,
-//! or is longer than the limit, spoils the transcript: then nothing can be asked again, and nothing else changes.
+//! where a call begins is known to the byte. Only markup and white space stand between two findings. A text that isn't found
+//! spoils the places: then no call can be asked again. A text that is longer than the limit spoils the transcript, so that the
+//! answer can't go on elsewhere either. Nothing else changes.
 
 /// Longest answer that can be asked again, in bytes: some 250,000 tokens.
 const LIMIT_BYTES: usize = 1 << 20;
@@ -14,6 +15,7 @@ pub(super) struct Transcript {
     text: String,
     /// What comes before has left the stages.
     judged: usize,
+    lost_place: bool,
     spoilt: bool,
 }
 
@@ -23,6 +25,7 @@ impl Transcript {
         Self {
             text,
             judged: 0,
+            lost_place: false,
             spoilt: false,
         }
     }
@@ -39,7 +42,8 @@ impl Transcript {
 
     /// This left the stages: where it began, if that is certain.
     pub(super) fn judged(&mut self, text: &str) -> Option<usize> {
-        let rest = self.text.get(self.judged..).filter(|_| !self.spoilt)?;
+        let certain = !self.spoilt && !self.lost_place;
+        let rest = self.text.get(self.judged..).filter(|_| certain)?;
         // Almost always it is what comes next; a search costs more than the comparison.
         let found = if rest.starts_with(text) {
             Some(0)
@@ -47,7 +51,7 @@ impl Transcript {
             rest.find(text)
         };
         let Some(skipped) = found else {
-            self.spoil();
+            self.lost_place = true;
             return None;
         };
         let start = self.judged + skipped;
@@ -85,7 +89,9 @@ mod tests {
         transcript.heard(" c");
         assert_eq!(transcript.judged("c"), Some(31));
         assert_eq!(transcript.judged("a"), None);
-        assert_eq!(transcript.text(), None, "what isn't found spoils it");
+        transcript.heard(" d");
+        assert_eq!(transcript.judged("d"), None, "what isn't found spoils the places");
+        assert!(transcript.text().unwrap().ends_with(" c d"), "but not the text");
     }
 
     #[test]

@@ -57,7 +57,11 @@ pub(super) struct Voice {
     inline_open: bool,
     /// Content whose place isn't known yet: `source` is still `Reasoning`.
     torn: Option<Box<Torn>>,
-    /// What the model wrote; only where a call may be asked again.
+    /// Events that brought a token of it.
+    pub(super) tokens: u64,
+    /// Its tokens by an engine's count, where it went on behind a seam.
+    pub(super) counted: Option<u64>,
+    /// What the model wrote; only where a call may be asked again, or the answer may have to go on elsewhere.
     transcript: Option<Transcript>,
     again: Again,
     reasks_left: u8,
@@ -135,7 +139,9 @@ impl Voice {
             inline: plan.names == ReasoningNames::Inline,
             inline_open: false,
             torn: None,
-            transcript: (reasks_left > 0).then(Transcript::default),
+            tokens: 0,
+            counted: None,
+            transcript: (reasks_left > 0 || (!whole && plan.seam.goes_on())).then(Transcript::default),
             again: Again::Idle,
             reasks_left,
             asked: 0,
@@ -162,7 +168,9 @@ impl Voice {
 
     /// Who opens think blocks, if this choice, ended as `upstream` says, showed it.
     pub(super) fn learn_opener(&self, upstream: &Finish) -> Option<Opener> {
-        let splitter = self.splitter.as_ref().filter(|_| self.source == Source::OneField);
+        // Once vLLM's split was undone, its text says nothing of who opened the block.
+        let told = self.source == Source::OneField && !self.split_upstream;
+        let splitter = self.splitter.as_ref().filter(|_| told);
         splitter.and_then(|splitter| splitter.learn(*upstream == Finish::Stop))
     }
 
@@ -293,7 +301,7 @@ impl Voice {
         }
     }
 
-    fn wrote(&mut self, text: &str) {
+    pub(super) fn wrote(&mut self, text: &str) {
         if let Some(transcript) = &mut self.transcript {
             transcript.heard(text);
         }

@@ -169,6 +169,7 @@ impl Retold {
             so_far: std::mem::take(&mut told.text),
             guide: Guide::Free,
             number: self.question.number,
+            choice: self.question.choice,
         };
         // Should nothing be left for what follows, this is what was said.
         told.text.clone_from(&self.question.so_far);

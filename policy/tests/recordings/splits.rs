@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sluice_policy::reasoning::{Opener, Thinking};
 use sluice_policy::tool_call::{Bare, ToolSet};
 use sluice_policy::turn::{
-    AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Release, Step, Surface, ToolPlan, Turn,
+    AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Release, SeamPlan, Step, Surface, ToolPlan, Turn,
 };
 
 use crate::client::{Heard, listen, read};
@@ -36,6 +36,7 @@ pub(crate) fn plan(tools: &Value, opener: Opener, names: ReasoningNames) -> Answ
         reasks: 0,
         on_invalid: OnInvalid::Text,
         release: Release::Hold,
+        seam: SeamPlan::off(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use sluice_policy::reasoning::{Opener, Thinking};
 use sluice_policy::tool_call::{Bare, ToolSet};
-use sluice_policy::turn::{AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Release, Surface, ToolPlan};
+use sluice_policy::turn::{AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Release, SeamPlan, Surface, ToolPlan};
 
 pub(crate) const SETS: [&str; 3] = ["raw", "parsers", "parsers-v0.12"];
 
@@ -103,6 +103,7 @@ impl Tape {
             reasks: 0,
             on_invalid: OnInvalid::Text,
             release: Release::Hold,
+            seam: SeamPlan::off(),
         }
     }
 }

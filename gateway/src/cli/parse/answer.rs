@@ -48,7 +48,7 @@ impl Answer {
                             .map_err(|error| failed(error.to_string()))?;
                     }
                     Step::Fault(fault) => return Err(failed(fault.message)),
-                    Step::Done | Step::AskAgain(_) => {}
+                    Step::Done | Step::AskAgain(_) | Step::GoOn(_) => {}
                 }
             }
             for event in events.drain(..) {

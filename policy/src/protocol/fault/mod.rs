@@ -200,6 +200,24 @@ impl Fault {
         self.kind.status()
     }
 
+    /// The engine died with the request in flight, for all that can be seen: the connection broke, or vLLM says so itself. What is
+    /// slow, refuses, or was never reached didn't die of it.
+    pub fn is_engine_death(&self) -> bool {
+        match self.kind {
+            FaultKind::UpstreamBroke => true,
+            FaultKind::UpstreamFailed(_) => self.message.contains("EngineCore") || self.message.contains("EngineDead"),
+            _ => false,
+        }
+    }
+
+    /// A request that was in flight at as many engine deaths as are borne (B31).
+    pub fn poison() -> Self {
+        Fault::new(
+            FaultKind::Poison,
+            "Two model servers died while they worked on this request; it is not sent to another one.",
+        )
+    }
+
     /// Value of the `Retry-After` header: whole seconds, rounded up, at least 1.
     pub fn retry_after_s(&self) -> Option<u64> {
         self.retry_after

@@ -155,6 +155,7 @@ fn stream(plan: AnswerPlan, deltas: &[Value], finish: &str, replies: &[Reply], s
                     Step::Emit(frame) => out.extend_from_slice(&frame.bytes),
                     Step::Done => done = true,
                     Step::Fault(what) => fault = Some(what.kind),
+                    Step::GoOn(_) => panic!("no upstream was lost"),
                     Step::AskAgain(question) => {
                         questions.push(question);
                         asks = true;
@@ -175,7 +176,7 @@ fn stream(plan: AnswerPlan, deltas: &[Value], finish: &str, replies: &[Reply], s
                     assert!(turn.can_give_up());
                     turn.give_up(&mut steps);
                 }
-                NoRoom => turn.cut_short(&mut steps),
+                NoRoom => turn.cut_short(None, &mut steps),
             }
         }
     }
@@ -322,12 +323,14 @@ fn an_unknown_name_is_asked_again_among_all_tools() {
             AskAgain {
                 so_far: so_far.clone(),
                 guide: Guide::Call { tool: None },
-                number: 1
+                number: 1,
+                choice: 0,
             },
             AskAgain {
                 so_far: so_far + WEATHER,
                 guide: Guide::Free,
-                number: 1
+                number: 1,
+                choice: 0,
             }
         ]
     );
@@ -580,6 +583,7 @@ fn a_budget_is_what_is_left_or_the_limit() {
         so_far: String::new(),
         guide,
         number: 1,
+        choice: 0,
     };
     let call = ask(Guide::Call { tool: None });
     let rest = ask(Guide::Free);

@@ -134,6 +134,7 @@ impl Voice {
                 tool: aside.tool.clone(),
             },
             number: self.asked,
+            choice: self.index,
         })
     }
 
@@ -144,7 +145,22 @@ impl Voice {
             so_far,
             guide: Guide::Free,
             number: self.asked,
+            choice: self.index,
         })
+    }
+
+    /// The upstream is lost, and another one goes on behind what was heard (B31). Content whose place isn't known was never shown:
+    /// it is forgotten, and said anew. From now on one field holds all text, whatever vLLM had split.
+    pub(in super::super) fn cross_seam(&mut self) {
+        self.torn = None;
+        if self.source != super::Source::Fresh {
+            self.source = super::Source::OneField;
+        }
+    }
+
+    /// What the model has written of this choice, if it is known.
+    pub(in super::super) fn text_so_far(&self) -> Option<&str> {
+        self.transcript.as_ref()?.text()
     }
 
     /// The continuation begins: what is heard from now on is its text.
