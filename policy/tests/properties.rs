@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use sluice_policy::reasoning::{Opener, Thinking};
 use sluice_policy::tool_call::{Bare, ToolSet};
 use sluice_policy::turn::{
-    AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Release, Step, Surface, ToolPlan, Turn,
+    AnswerPlan, OnInvalid, ReasoningNames, ReasoningPlan, Release, SeamPlan, Step, Surface, ToolPlan, Turn,
 };
 use std::sync::{Arc, LazyLock};
 
@@ -66,6 +66,7 @@ fn plan(release: Release) -> AnswerPlan {
         reasks: 0,
         on_invalid: OnInvalid::Text,
         release,
+        seam: SeamPlan::off(),
     }
 }
 
