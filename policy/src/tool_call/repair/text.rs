@@ -250,8 +250,12 @@ impl Faults {
     }
 }
 
-/// A structural character at the end, and nothing in the text opened it: it may have changed places with the quote behind.
+/// A structural character at the end, and nothing in the text opened it: it may have changed places with the quote behind. A text
+/// of such characters alone is one that was meant so.
 pub(super) fn may_be_swapped(text: &str) -> bool {
+    if !text.contains(char::is_alphanumeric) {
+        return false;
+    }
     match text.bytes().last() {
         Some(b',' | b':') => true,
         Some(b'}') => unbalanced(text, b'{', b'}'),
