@@ -49,6 +49,23 @@ def main(shared, corpus):
         for line in path.read_text().splitlines():
             vector = json.loads(line)
             seed("call_scan", vector["id"], b"\x00\x03" + vector["text"].encode())
+            block = vector["text"].partition("<tool_call>")[2].partition("</tool_call>")[0].strip()
+            if block:
+                seed("repair", vector["id"], b"\x00\x03" + block.encode())
+    # one edit at a time of each call that the target knows
+    for call in range(5):
+        for edit in range(5):
+            for place in range(0, 100, 9):
+                seed("repair", f"edit-{call}-{edit}-{place}", bytes([call * 2 + 1, 3, 0, place, edit, place % 16]))
+    for number, line in enumerate((vllm / "vectors" / "bfcl.jsonl").read_text().splitlines()):
+        case = json.loads(line)
+        declared = {tool["function"]["name"]: tool["function"].get("parameters", {}) for tool in case["tools"]}
+        for block in case["hermes"].split("<tool_call>\n")[1:]:
+            called = json.loads(block.partition("\n</tool_call>")[0])
+            schema = declared.get(called["name"])
+            if schema is not None:
+                pair = json.dumps(schema) + "\n" + json.dumps(called["arguments"])
+                seed("schema_judge", f"bfcl-{number}", pair.encode())
     if count < 100:
         sys.exit(f"{vllm} holds {count} seeds only")
     print(f"{count} seeds in {corpus}")

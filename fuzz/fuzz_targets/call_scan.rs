@@ -4,33 +4,23 @@
 //! out between them is white space, a fence or a tag; a call's arguments are a JSON object and its name is declared.
 #![no_main]
 
-use std::sync::{Arc, LazyLock};
-
 use libfuzzer_sys::fuzz_target;
 use serde::de::IgnoredAny;
-use sluice_policy::tool_call::{Bare, Piece, Scanner, ToolSet};
+use sluice_policy::tool_call::{Bare, Piece};
+
+use scanning::{TOOLS, merged, scan};
 
 #[path = "cuts.rs"]
 mod cuts;
-
-static TOOLS: LazyLock<Arc<ToolSet>> = LazyLock::new(|| {
-    let tools = br#"[
-        {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "required": ["city"], "properties": {
-            "city": {"type": "string"}, "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]}, "days": {"type": "integer"}}}}},
-        {"type": "function", "function": {"name": "search", "parameters": {"type": "object", "properties": {
-            "query": {"type": "string"}, "limit": {"type": "integer"}, "filters": {"type": "object"}}}}},
-        {"type": "function", "function": {"name": "write_file", "parameters": {"type": "object", "properties": {
-            "path": {"type": "string"}, "content": {"type": "string"}}}}},
-        {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}]"#;
-    Arc::new(ToolSet::parse(tools).expect("four tools"))
-});
+#[path = "scanning.rs"]
+mod scanning;
 
 fuzz_target!(|input: &[u8]| {
     let [bare, seed, text @ ..] = input else { return };
     let bare = if bare & 1 == 0 { Bare::Calls } else { Bare::Text };
     let text = String::from_utf8_lossy(text);
-    let whole = scan(bare, std::iter::once(text.as_bytes()));
-    let parts = scan(bare, cuts::cut(text.as_bytes(), *seed));
+    let whole = scan(&TOOLS, bare, std::iter::once(text.as_bytes()));
+    let parts = scan(&TOOLS, bare, cuts::cut(text.as_bytes(), *seed));
     assert_eq!(merged(&whole), merged(&parts), "the cut shows");
 
     let mut rest = text.as_ref();
@@ -50,33 +40,6 @@ fuzz_target!(|input: &[u8]| {
     }
     assert!(is_markup(rest), "text is lost at the end: {rest:?}");
 });
-
-fn scan<'a>(bare: Bare, parts: impl Iterator<Item = &'a [u8]>) -> Vec<Piece> {
-    let (mut scanner, mut pieces) = (Scanner::new(Arc::clone(&TOOLS), bare), Vec::new());
-    // Text comes in whole characters: the end of a cut one waits for the next piece.
-    let mut bytes = Vec::new();
-    for part in parts {
-        bytes.extend_from_slice(part);
-        let valid = std::str::from_utf8(&bytes).map_or_else(|error| error.valid_up_to(), str::len);
-        let ready: Vec<u8> = bytes.drain(..valid).collect();
-        scanner.push(std::str::from_utf8(&ready).expect("whole characters"), &mut pieces);
-    }
-    scanner.finish(&mut pieces);
-    pieces
-}
-
-/// Text that stands together as one piece.
-fn merged(pieces: &[Piece]) -> Vec<Piece> {
-    let mut out: Vec<Piece> = Vec::new();
-    for piece in pieces {
-        match (out.last_mut(), piece) {
-            (Some(Piece::Text(whole)), Piece::Text(text)) => whole.push_str(text),
-            _ => out.push(piece.clone()),
-        }
-    }
-    out.retain(|piece| !matches!(piece, Piece::Text(text) if text.is_empty()));
-    out
-}
 
 /// The rest behind the first place of `raw` that only whole markup lies before: a short piece may also stand inside a tag
 /// that was left out ("all>" in `</tool_call>all>`).

@@ -11,8 +11,8 @@ use super::text::{Quote, is_short, may_be_swapped};
 use crate::tool_call::json::space;
 use crate::tool_call::verdict::Kind;
 
-/// What the end of a string says of a tag inside it.
-const TAG: &str = "tool_call";
+/// A tag that isn't text: it stands behind a closer, or on a line of its own.
+const TAGS: [&str; 4] = ["}</tool_call", "]</tool_call", "\n</tool_call", "\n<tool_call"];
 
 impl Search<'_> {
     /// A string value whose quote stands at `at`.
@@ -112,6 +112,8 @@ impl Search<'_> {
     fn looks_like_key(&self, frame: Id, word: &str, at: usize, behind: usize) -> bool {
         let colon = self.byte(self.skip_space(behind)) == Some(b':');
         let bracket = matches!(self.byte(behind), Some(b'{' | b'}' | b'[' | b']'));
+        // the colon is missing before another string
+        let bracket = bracket || self.text.get(behind..).is_some_and(|rest| rest.starts_with(" \""));
         if !colon && !bracket {
             return false;
         }
@@ -207,7 +209,7 @@ impl Search<'_> {
             }
         };
         let text = region.get(..len).unwrap_or_default();
-        let doubtful = text.ends_with(['{', '[', ':', ',', '\'', '\\']) || text.contains(TAG);
+        let doubtful = text.ends_with(['{', '[', ':', ',', '\'', '\\']) || may_hold_a_tag(text);
         if doubtful || !self.ends_value(node.frame, from + len) {
             return;
         }
@@ -262,7 +264,7 @@ impl Search<'_> {
     }
 
     /// The same before a key.
-    fn replaced_key_start(&mut self, id: Id, at: usize) {
+    pub(super) fn replaced_key_start(&mut self, id: Id, at: usize) {
         let node = self.node(id);
         let from = at + 1;
         let near = super::super::tag::floor(self.rest(from), KEY_LIMIT);
@@ -293,7 +295,7 @@ impl Search<'_> {
         self.spend(to - at);
         let text = self.text.get(at..to).unwrap_or_default();
         if self.ends_value(node.frame, to + 1)
-            && !text.contains(TAG)
+            && !may_hold_a_tag(text)
             && !text.ends_with([',', ':', '{', '['])
             && !text.contains(": ")
         {
@@ -537,4 +539,9 @@ impl Search<'_> {
             Declared::Open => quoted,
         }
     }
+}
+
+/// A string that goes on to here may have swallowed the end of its call.
+fn may_hold_a_tag(text: &str) -> bool {
+    TAGS.iter().any(|tag| text.contains(tag))
 }

@@ -83,6 +83,7 @@ impl Search<'_> {
             }
             b'}' | b']' => {
                 self.replaced_start(id, at);
+                self.replaced_opener(id, at);
                 return self.fail(id);
             }
             _ => {}
@@ -356,6 +357,18 @@ impl Search<'_> {
         }
     }
 
+    /// A closer stands where the call's own brace should be: `]"name": …`.
+    fn replaced_opener(&mut self, id: Id, at: usize) {
+        let node = self.node(id);
+        if node.frame == 0
+            && self.byte(at + 1) == Some(b'"')
+            && let Some(frame) = self.open(id, node.frame, true, at)
+        {
+            let edit = Edit::of(Kind::Replaced, EDIT);
+            self.later(id, at + 1, first(true), frame, Op::Put(b'{'), edit);
+        }
+    }
+
     /// An opener and the quote behind it changed places: `"[a"` for `["a"`.
     fn swapped_opener(&mut self, id: Id, at: usize, frame: Id, opener: u8) {
         let edit = Edit::of(Kind::Swapped, EDIT);
@@ -407,6 +420,7 @@ impl Search<'_> {
                     None => self.unopened(id, at),
                 }
             }
+            (Expect::FirstKey, b'}') => self.replaced_key_start(id, at),
             (Expect::Next, b',') => self.put_closer(id, EDIT),
             (Expect::Next, b'}' | b']') => {
                 let member = if self.frame(node.frame).object {

@@ -225,6 +225,9 @@ fn a_replaced_character_is_put_back() {
         r#"{"name": "search", "arguments": {"query": "a.", "filters": {"MODE": "x", "K"[ "y"}}}"#,
         r#"{"name": "search", "arguments": {"query": "a.", "filters": {"MODE": "x", "K"} "y"}}}"#,
         r#"{"name": "search", "arguments": {"query": "a.", "filters": {"MODE": "x", }K": "y"}}}"#,
+        r#"{]name": "search", "arguments": {"query": "a.", "filters": {"MODE": "x", "K": "y"}}}"#,
+        r#"{"name": "search", "arguments": {"query": "a.", "filters": {}MODE": "x", "K": "y"}}}"#,
+        r#"]"name": "search", "arguments": {"query": "a.", "filters": {"MODE": "x", "K": "y"}}}"#,
     ] {
         assert_eq!(calls(broken), [search], "{broken}");
     }
@@ -259,6 +262,14 @@ fn a_text_cut_by_a_tag_of_its_own_is_no_call() {
     let whole = r#"write_file {"path": "p", "content": "all."}"#;
     let inside = r#"{"name": "write_file", "arguments": {"path": "p", "content": "all.""#;
     assert_eq!(calls(inside), [whole]);
+}
+
+/// A tag inside a string whose closing quote is missing is text: a real one stands behind a closer or on a line of its own.
+#[test]
+fn a_tag_inside_an_unclosed_string_is_text() {
+    let broken = r#"{"name": "write_file", "arguments": {"path": "p", "content": "a = '</tool_call>';, "mode": "w"}}"#;
+    let whole = r#"write_file {"path": "p", "content": "a = '</tool_call>';", "mode": "w"}"#;
+    assert_eq!(calls(broken), [whole]);
 }
 
 /// `//` behind an empty string is no comment that takes the rest of the call along.
