@@ -7,7 +7,7 @@
 //!
 //! # Grammar
 //! ```text
-//! text    = junk (object | array) {[","] (object | array)} rest      forms beside it: `forms`, `code`
+//! text    = junk (object | array) {[","] (object | array)} rest      forms beside it: `forms`, `code`, `xml`
 //! object  = "{" [key ":" value {"," key ":" value}] "}"              array = "[" [value {"," value}] "]"
 //! value   = object | array | string | number | literal               white space and comments anywhere between
 //! junk    = chat tokens, a fence's first line                        rest = closers, a fence, a sentence
@@ -45,6 +45,7 @@ mod shape;
 #[cfg(test)]
 mod tests;
 mod text;
+mod xml;
 
 pub(crate) use finish::calls_only;
 
@@ -110,6 +111,8 @@ pub(crate) fn repair(raw: &str, named: Option<&str>, tools: &ToolSet) -> Option<
     let task = Task::new(text, body.ending, named, tools);
     let mut found = if let Some(found) = forms::marked_up(&task) {
         found
+    } else if let Some(found) = xml::call(&task) {
+        vec![found]
     } else if let Some(found) = code::calls(&task) {
         found
     } else {

@@ -405,3 +405,38 @@ fn broken_arguments_in_a_string_are_mended() {
     let upper = inside(r#"{"city": "Paris",}"#).replace("get_weather", "Get-Weather");
     assert_eq!(kinds(&upper), ["name", "trailing_comma"]);
 }
+
+/// The XML dialect: a tag that is missing or written another way is put right where nothing else can be meant.
+#[test]
+fn broken_tags_of_the_xml_dialect_are_mended() {
+    let good = "<function=write_file>\n<parameter=path>\na.txt\n</parameter>\n<parameter=content>\nx = 1\ny = \"<b>\"\n</parameter>\n</function>";
+    let want = r#"write_file {"path": "a.txt", "content": "x = 1\ny = \"<b>\""}"#;
+    for broken in [
+        good.replace("\n</function>", ""),
+        good.replace("\n</parameter>\n</function>", "\n</function>"),
+        good.replacen("path>", "path", 1),
+        good.replacen("write_file>", "write_file", 1),
+        good.replacen("parameter=path", "parameter name=\"path\"", 1),
+        good.replacen("function=write_file", "function name=\"write_file\"", 1),
+        good.replacen("<parameter=path>", "< parameter = path >", 1),
+    ] {
+        assert_eq!(calls(&broken), [want], "{broken}");
+        assert_eq!(kinds(&broken), ["markup"], "{broken}");
+    }
+    let object = "<function=write_file>\n{\"path\": \"a.txt\", \"content\": \"x\"}\n</function>";
+    assert_eq!(calls(object), [r#"write_file {"path": "a.txt", "content": "x"}"#]);
+    for unclear in [
+        // The value of `path` may be all of it.
+        good.replacen("\n</parameter>", "", 1),
+        good.replacen("</parameter>", "</param>", 1),
+        // Cut, or as good as.
+        good.replace("\n</parameter>\n</function>", ""),
+        good.replace("path", "pth").replace("\n</function>", ""),
+        good.replace("\n</function>", "\nThat is it."),
+        "<function=write_file>\n{\"path\": \"a.txt\", \"content\": \"x\n</function>".to_owned(),
+    ] {
+        assert_eq!(calls(&unclear), ["-"], "{unclear}");
+    }
+    // Without a closing tag of the call nobody says that it was whole.
+    assert_eq!(scan(&good.replace("\n</function>", "")), ["-"]);
+}
