@@ -211,7 +211,10 @@ async fn of_a_scan_only_so_many_are_kept_and_the_rest_is_counted() {
 #[tokio::test]
 async fn of_an_upstream_error_before_and_after_the_head() {
     let replica = Replica::start().await;
-    let gateway = Settings::before(&[&replica]).start().await;
+    let gateway = Settings::before(&[&replica])
+        .set("continuation", "enabled = false")
+        .start()
+        .await;
     let mut replica = replica;
     let error = json!({"error": {"message": "EngineCore died", "type": "InternalServerError", "code": 500}});
     let mut client = gateway.open(Request::chat(false).id("before")).await;
