@@ -9,6 +9,8 @@
 pub mod beside;
 // From configuration to what requests use.
 pub mod build;
+// What the routers know, over a restart.
+pub mod remembered;
 // The end.
 pub mod drain;
 // What a person reads at the start.
@@ -30,6 +32,7 @@ use tower::ServiceBuilder;
 
 use self::beside::{Beside, Start};
 use self::drain::Drain;
+use self::remembered::Remembered;
 use crate::config::{Config, ConfigError, Live, Source};
 use crate::downstream::cors::Cors;
 use crate::downstream::endpoints::Endpoints;
@@ -133,6 +136,8 @@ pub fn run(source: Source, config: Config) -> Result<(), StartError> {
     };
     books.metrics.watch_records(&books.recorder);
     let (fleet, specs) = build::fleet(&config)?;
+    let remembered = Remembered::new(&state_folder);
+    remembered.restore(&fleet);
     if let Some(secret) = &opened.first {
         greeting::say(&secret.introduction(config.server.listen, config.server.tls.enabled));
     }
@@ -167,6 +172,7 @@ pub fn run(source: Source, config: Config) -> Result<(), StartError> {
         flow: flow.clone(),
         connections: connections.clone(),
         limit: config.server.drain,
+        remembered: remembered.clone(),
     };
     let server_conf = server_conf(&config);
     let listen = config.server.listen;
@@ -180,6 +186,7 @@ pub fn run(source: Source, config: Config) -> Result<(), StartError> {
         refusals,
     );
     let beside = Beside {
+        remembered,
         live,
         flow,
         draining,

@@ -23,6 +23,7 @@ pub use self::{
     log::{LogConfig, LogFormat},
     profile::ProfileTable,
     reasoning::{ReasoningConfig, ReasoningForm, ReasoningNames, ThinkOpener},
+    routing::RoutingConfig,
     server::{ServerConfig, TlsConfig},
     source::{BackendOverride, Origin, Overrides, Source},
     tools::{BadSchema, OnInvalid, ReleaseMode, ToolParsing, ToolsConfig},
@@ -45,6 +46,7 @@ mod profile;
 mod reading;
 mod history;
 mod reasoning;
+mod routing;
 mod server;
 // Sizes with their unit.
 pub mod size;
@@ -88,6 +90,8 @@ pub struct Config {
     pub upstream: UpstreamConfig,
     /// Answers whose replica is lost.
     pub continuation: ContinuationConfig,
+    /// Which replica.
+    pub routing: RoutingConfig,
     /// Launch profiles beside the built-in ones, by name.
     pub profile: BTreeMap<String, ProfileTable>,
     /// The served models, at least one.

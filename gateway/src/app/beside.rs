@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::build;
 use super::drain::Drain;
 use super::greeting;
+use super::remembered::{self, Remembered};
 use crate::admin::{self, AdminState};
 use crate::config::live::on_hangup;
 use crate::config::{Live, Watch};
@@ -40,6 +41,8 @@ pub struct Beside {
     pub live: Arc<Live>,
     /// What requests use.
     pub flow: Arc<Flow>,
+    /// Where what is known of conversations is saved.
+    pub remembered: Remembered,
     /// This process is on its way out.
     pub draining: Arc<AtomicBool>,
     /// The accepted keys.
@@ -72,8 +75,10 @@ impl BackgroundService for Beside {
         self.look_for_vllm();
         let _watch = self.reload_on_change();
         let sweeper = tokio::spawn(sweep(self.live.clone(), self.flow.clone()));
+        let saver = tokio::spawn(save(self.remembered.clone(), self.flow.clone()));
         let _ = shutdown.wait_for(|draining| *draining).await;
         sweeper.abort();
+        saver.abort();
         if let Some(drain) = take(&self.drain) {
             drain.run(supervisor).await
         }
@@ -210,6 +215,18 @@ async fn sweep(live: Arc<Live>, flow: Arc<Flow>) {
     }
 }
 
+/// What is known of conversations, now and then: a gateway that is killed loses the last minutes of it.
+async fn save(remembered: Remembered, flow: Arc<Flow>) {
+    let mut ticks = tokio::time::interval(remembered::EVERY);
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        let (remembered, fleet) = (remembered.clone(), flow.fleet.load_full());
+        // On a thread for waiting: it is a few megabytes of disk.
+        let _ = tokio::task::spawn_blocking(move || remembered.save(&fleet)).await;
+    }
+}
+
 /// Carries what the supervisor says of a replica to where requests look.
 async fn follow(
     backend: Arc<Backend>,
@@ -217,6 +234,8 @@ async fn follow(
     mut states: watch::Receiver<ReplicaState>,
     flow: Arc<Flow>,
 ) {
+    let place = backend.replicas.iter().position(|one| Arc::ptr_eq(one, &replica));
+    let mut was_ready = false;
     loop {
         let state = states.borrow_and_update().clone();
         match &state {
@@ -227,6 +246,14 @@ async fn follow(
                 replica.moved_to(address.ok());
                 learn(&backend, &replica, models).await;
                 let before = replica.set_readiness(Readiness::Ready);
+                if let Some(place) = place {
+                    if was_ready && before != Readiness::Ready {
+                        // Down in between: for all that is known, it has started anew.
+                        backend.routing().restarted(place);
+                    }
+                    tokio::spawn(learn_capacity(backend.clone(), replica.clone(), place));
+                }
+                was_ready = true;
                 if before != Readiness::Ready {
                     greeting::ready(&backend, &replica, url);
                 }
@@ -246,6 +273,20 @@ async fn follow(
         if states.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// How much its KV cache holds, for the index of what is cached where.
+async fn learn_capacity(backend: Arc<Backend>, replica: Arc<Replica>, place: usize) {
+    match probe::kv_tokens(&replica).await {
+        Ok(Some(tokens)) => {
+            backend.routing().capacity(place, tokens);
+            tracing::info!(replica = %replica.name, tokens, "the size of the replica's KV cache is known");
+        }
+        Ok(None) => {
+            tracing::debug!(replica = %replica.name, "the replica's metrics don't say how large its KV cache is")
+        }
+        Err(error) => tracing::debug!(replica = %replica.name, %error, "the replica's metrics can't be read"),
     }
 }
 

@@ -4,8 +4,8 @@ use http::HeaderValue;
 use sluice_policy::profile::Profile;
 use sluice_policy::protocol::ask::AskLimits;
 use sluice_policy::reasoning::Opener;
+use sluice_policy::route::choose::{Margins, RouteSettings};
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::config::{BackendConfig, BadSchema, Config, Normalise, ReasoningForm, ThinkOpener, ToolParsing};
 use crate::flow::again::AgainLimits;
@@ -15,14 +15,7 @@ use crate::flow::tool_sets::MustCheck;
 use crate::flow::{self, FlowConfig};
 use crate::simulator::SIMULATED_SUFFIX;
 use crate::supervisor::{ReplicaKey, ReplicaSpec};
-use crate::upstream::fleet::SessionLimits;
 use crate::upstream::{Backend, Fleet, Replica};
-
-/// A session is forgotten after this long, and the least recently used past this number.
-const SESSIONS: SessionLimits = SessionLimits {
-    idle: Duration::from_secs(2 * 60 * 60),
-    count: 100_000,
-};
 
 /// Why the fleet can't be built.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +58,13 @@ pub fn flow(config: &Config) -> FlowConfig {
             keep_alive: config.server.keep_alive,
             head_after: config.server.head_after,
             event_bytes: usize_of(limits.sse_event_bytes),
-            load_bound: config.upstream.load_bound,
+            margins: Margins {
+                stay_ratio: config.routing.stay_ratio,
+                stay_margin: config.routing.stay_margin,
+                load_bound: config.upstream.load_bound,
+                trial_after: config.routing.trial_after,
+                ..Margins::default()
+            },
             answer_bytes: usize_of(limits.body_bytes),
             release_after: config.tools.release_after,
             again: AgainLimits {
@@ -112,12 +111,13 @@ pub fn fleet(config: &Config) -> Result<(Fleet, Vec<ReplicaSpec>), BuildError> {
             profile: backend.profile.clone(),
         })?;
         specs.extend(backend_specs(backend, &profile));
-        backends.push(Arc::new(self::backend(backend)?));
+        backends.push(Arc::new(self::backend(backend, &profile)?));
     }
     Ok((Fleet { backends }, specs))
 }
 
-fn backend(config: &BackendConfig) -> Result<Backend, BuildError> {
+fn backend(config: &BackendConfig, profile: &Profile) -> Result<Backend, BuildError> {
+    let routing = RouteSettings::default();
     let all_simulated = config.replica.iter().all(|replica| replica.launcher.is_simulated());
     let authorization = authorization(config)?;
     let replicas = config
@@ -143,7 +143,13 @@ fn backend(config: &BackendConfig) -> Result<Backend, BuildError> {
         aliases,
         &config.profile,
         replicas,
-        SESSIONS,
+        RouteSettings {
+            sequences: profile
+                .max_num_seqs
+                .set()
+                .map_or(routing.sequences, |count| *count as usize),
+            ..routing
+        },
     ))
 }
 

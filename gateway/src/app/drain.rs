@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::remembered::Remembered;
 use crate::flow::Flow;
 use crate::flow::registry::Registry;
 use crate::supervisor::Supervisor;
@@ -29,6 +30,8 @@ pub struct Drain {
     pub flow: Arc<Flow>,
     /// Client connections.
     pub connections: Arc<AtomicUsize>,
+    /// Where what is known of conversations is saved.
+    pub remembered: Remembered,
     /// How long running streams may take.
     pub limit: Duration,
 }
@@ -50,6 +53,7 @@ impl Drain {
         }
         self.connections_closed(self.limit.saturating_sub(begun.elapsed()))
             .await;
+        self.remembered.save(&self.flow.fleet.load());
         if let Some(supervisor) = supervisor {
             supervisor.shutdown().await;
         }

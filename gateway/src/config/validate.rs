@@ -47,6 +47,7 @@ pub(super) fn check(config: &Config, overrides: &Overrides) -> Vec<Finding> {
     tools(config, &mut findings);
     upstream(config, &mut findings);
     continuation(config, &mut findings);
+    routing(config, &mut findings);
     profile::check(config, &mut findings);
     backend::check(config, &mut findings);
     findings.list
@@ -308,6 +309,13 @@ fn upstream(config: &Config, findings: &mut Findings<'_>) {
             "upstream.load_bound",
             format!("{} is not between 1 and 100", upstream.load_bound),
         );
+    }
+}
+
+fn routing(config: &Config, findings: &mut Findings<'_>) {
+    let ratio = config.routing.stay_ratio;
+    if !(0.1..=1.0).contains(&ratio) {
+        findings.add("routing.stay_ratio", format!("{ratio} is not between 0.1 and 1"));
     }
 }
 

@@ -165,6 +165,7 @@ impl Account {
         self.record.history_changes = tried.history.iter().sum();
         self.record.attempts = tried.count;
         self.record.route = tried.route.map_or("", |route| route.as_str());
+        self.record.route_reason = tried.route.map_or("", |route| route.reason.as_str());
         if let Some(replica) = &tried.replica {
             self.record.replica = replica.to_string();
         }
@@ -297,6 +298,7 @@ impl Drop for Account {
             record.attempts = count;
             record.replica = replica.to_string();
             record.route = route.as_str();
+            record.route_reason = route.reason.as_str();
         }
         if self.end == End::Open {
             record.cancelled = true;

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use super::exchange::Exchange;
 use crate::upstream::client::{self, SendLimits};
-use crate::upstream::{Answer, Choice, InFlight, Replica, Route, Segments, UpstreamError};
+use crate::upstream::{Answer, Choice, InFlight, Replica, Route, Routed, Segments, UpstreamError};
 
 /// An error body is read up to this size; vLLM's are below 10 KB.
 const MAX_ERROR_BYTES: usize = 64 * 1024;
@@ -44,6 +44,8 @@ pub struct Live {
     pub answer: Answer,
     /// Counts on its replica until dropped.
     pub in_flight: InFlight,
+    /// Counts as the replica's load until dropped; a question to the same replica has none.
+    pub routed: Option<Routed>,
     /// When the request was sent.
     pub dispatched: Instant,
 }
@@ -120,12 +122,7 @@ async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
             return Err(tried.last_failure());
         }
         let backend = &exchange.backend;
-        let Some(choice) = backend.choose(
-            exchange.session.hash,
-            exchange.has_past(),
-            &tried.replicas,
-            exchange.limits.load_bound,
-        ) else {
+        let Some(choice) = backend.choose(exchange.wanted(&tried.replicas)) else {
             return Err(tried.last_failure());
         };
         tried.count += 1;
@@ -138,8 +135,8 @@ async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
         let outcome = once(exchange, &choice, tried.count).await;
         tried.history = exchange.history.counts();
         match outcome {
-            Ok(live) => {
-                backend.pin(exchange.session.hash, choice.index);
+            Ok(mut live) => {
+                live.routed = Some(choice.routed);
                 return Ok(live);
             }
             Err(fault) if fault.kind.side() == Side::Upstream && is_worth_another(&fault, tried) => {
@@ -236,6 +233,7 @@ pub async fn send(
         return Ok(Live {
             answer,
             in_flight,
+            routed: None,
             dispatched,
         });
     }

@@ -4,6 +4,8 @@ use bytes::Bytes;
 use http::Method;
 use http::header::{HeaderName, HeaderValue};
 use sluice_policy::protocol::ask::Ask;
+use sluice_policy::route::chain::Chain;
+use sluice_policy::route::choose::Margins;
 use sluice_policy::route::session::SessionKey;
 use sluice_policy::turn::{AskAgain, Guide};
 use std::sync::Arc;
@@ -17,7 +19,7 @@ use super::history::History;
 use super::plan::{self, Wishes};
 use super::registry::Permit;
 use super::seam::SeamLimits;
-use crate::upstream::{Backend, Replica};
+use crate::upstream::{Backend, Replica, Wanted};
 
 /// Bounds of one request's way through the replicas.
 #[derive(Debug, Clone, Copy)]
@@ -38,8 +40,8 @@ pub struct ExchangeLimits {
     pub head_after: Duration,
     /// One upstream event.
     pub event_bytes: usize,
-    /// A replica takes a new session while it carries at most this many times the mean.
-    pub load_bound: f64,
+    /// How easily conversations move.
+    pub margins: Margins,
     /// An answer that is held whole.
     pub answer_bytes: usize,
     /// A call that is held for longer is shown as it becomes certain, where that is wanted.
@@ -64,6 +66,8 @@ pub struct Exchange {
     pub backend: Arc<Backend>,
     /// Which conversation.
     pub session: SessionKey,
+    /// Its prompt, hashed piece by piece.
+    pub chain: Arc<Chain>,
     /// Bounds.
     pub limits: ExchangeLimits,
     /// Upstream's method and path.
@@ -89,6 +93,17 @@ impl Exchange {
     pub fn has_past(&self) -> bool {
         // A system and a user message begin a conversation.
         self.ask.messages > 2
+    }
+
+    /// What is to be decided for the next attempt, leaving out replicas that were `tried`.
+    pub fn wanted<'w>(&'w self, tried: &'w [usize]) -> Wanted<'w> {
+        Wanted {
+            session: self.session,
+            chain: &self.chain,
+            has_past: self.has_past(),
+            tried,
+            margins: self.limits.margins,
+        }
     }
 
     /// The body as this replica should get it.

@@ -49,6 +49,7 @@ use sluice_policy::history::Changes;
 use sluice_policy::protocol::ask::{self, AskLimits, Endpoint, Grants};
 use sluice_policy::protocol::fault::{Fault, FaultKind};
 use sluice_policy::reasoning::Opener;
+use sluice_policy::route::chain::Chain;
 use sluice_policy::route::session;
 use sluice_policy::turn::{OnInvalid, ReasoningNames, Release};
 use std::sync::Arc;
@@ -201,6 +202,7 @@ impl Flow {
             progress: account.progress(),
             backend: backend.clone(),
             session,
+            chain: Arc::new(Chain::of(&ask)),
             limits: config.exchange,
             method: Method::POST,
             path: call.endpoint.path(),

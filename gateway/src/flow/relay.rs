@@ -248,6 +248,12 @@ impl Relay {
     fn carry_out(&mut self, cx: &mut Context<'_>, out: &mut Outgoing) {
         self.account.heard(self.heard, self.turn.facts());
         self.speaks |= self.turn.facts().tokens_in_last_push > 0;
+        if self.speaks
+            && let State::Streaming(live, _) = &mut self.state
+            && let Some(routed) = &mut live.routed
+        {
+            routed.token();
+        }
         self.held_since = self
             .held_since
             .or(Some(self.heard))
@@ -264,7 +270,10 @@ impl Relay {
                 }
                 Step::Done => {
                     self.account.finished(self.turn.facts());
-                    if let State::Streaming(live, _) = std::mem::replace(&mut self.state, State::Over) {
+                    if let State::Streaming(mut live, _) = std::mem::replace(&mut self.state, State::Over) {
+                        if let Some(routed) = &mut live.routed {
+                            routed.used(&self.turn.facts().usage);
+                        }
                         if let Some(opener) = self.turn.facts().opener {
                             live.in_flight.replica().set_opener(opener);
                         }

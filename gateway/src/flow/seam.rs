@@ -85,8 +85,8 @@ async fn search(mut asker: Asker, mut tried: Tried, question: AskAgain) -> (Aske
         let (asked, begun) = asker.at(choice.replica.clone()).ask(question.clone()).await;
         asker = asked;
         match begun {
-            Ok(begun) => {
-                exchange.backend.pin(exchange.session.hash, choice.index);
+            Ok(mut begun) => {
+                begun.live.routed = Some(choice.routed);
                 return (asker, tried, Ok(begun));
             }
             Err(Unasked::Failed(fault)) if fault.kind.retryable() => tried.failed(fault),
@@ -104,9 +104,10 @@ fn place(asker: &Asker) -> Option<usize> {
 /// A replica that may be asked now; not one that rests and would only be asked for want of a better one.
 fn choose(asker: &Asker, left_out: &[usize]) -> Option<Choice> {
     let exchange = asker.exchange();
-    let bound = exchange.limits.load_bound;
-    let choice = exchange
-        .backend
-        .choose(exchange.session.hash, exchange.has_past(), left_out, bound)?;
-    choice.replica.is_usable().then_some(choice)
+    // Asked before: what is chosen counts as sent.
+    let mut replicas = exchange.backend.replicas.iter().enumerate();
+    if !replicas.any(|(index, replica)| !left_out.contains(&index) && replica.is_usable()) {
+        return None;
+    }
+    exchange.backend.choose(exchange.wanted(left_out))
 }

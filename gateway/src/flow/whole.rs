@@ -46,7 +46,12 @@ pub async fn answer(
                     told = tell(exchange, live.in_flight.replica(), &body) => told,
                 };
                 match told {
-                    Ok((message, facts)) => return (tried, Ok((message, facts, live.in_flight))),
+                    Ok((message, facts)) => {
+                        if let Some(routed) = &mut live.routed {
+                            routed.used(&facts.usage);
+                        }
+                        return (tried, Ok((message, facts, live.in_flight)));
+                    }
                     // A message that is no whole one (B10) is the replica's failure; what it says of the request isn't.
                     Err(fault) if fault.kind.retryable() => fault,
                     Err(fault) => return (tried, Err(fault)),

@@ -108,6 +108,8 @@ pub struct Record<S = &'static str> {
     /// What it went on from: `text` (tokenized again, so that the tokens may differ from those of the first engine). Penalties and
     /// seeds begin anew there.
     pub seam: Option<S>,
+    /// Why it went there, like `session` or `moved: load`; empty if it went nowhere.
+    pub route_reason: S,
 }
 
 impl<S> Record<S> {

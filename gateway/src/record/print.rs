@@ -139,6 +139,7 @@ pub fn json_line(row: &Row) -> String {
         ("history_changes", json!(row.history_changes)),
         ("continuations", json!(row.continuations)),
         ("seam", json!(row.seam)),
+        ("route_reason", json!(row.route_reason)),
     ];
     object(fields).to_string()
 }

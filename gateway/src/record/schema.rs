@@ -51,10 +51,12 @@ pub(super) const MIGRATIONS: &[&str] = &["
 ", "
     ALTER TABLE requests ADD COLUMN continuations INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE requests ADD COLUMN seam TEXT;
+", "
+    ALTER TABLE requests ADD COLUMN route_reason TEXT NOT NULL DEFAULT '';
 "];
 
 /// The columns in the order in which [`bind`] and [`read`] take them.
-pub(super) const COLUMNS: [&str; 41] = [
+pub(super) const COLUMNS: [&str; 42] = [
     "id",
     "started_us",
     "key_name",
@@ -96,6 +98,7 @@ pub(super) const COLUMNS: [&str; 41] = [
     "history_changes",
     "continuations",
     "seam",
+    "route_reason",
 ];
 
 /// Opens the file for writing: made with mode 0600 if missing, WAL, schema up to date.
@@ -265,7 +268,8 @@ pub(super) fn bind<S: AsRef<str>>(statement: &mut Statement<'_>, r: &Record<S>) 
     to.put(r.verdicts.as_deref())?;
     to.put(r.history_changes)?;
     to.put(r.continuations)?;
-    to.maybe_text(r.seam.as_ref().map(S::as_ref))
+    to.maybe_text(r.seam.as_ref().map(S::as_ref))?;
+    to.text(r.route_reason.as_ref())
 }
 
 /// Reads a row that was selected with [`select_list`].
@@ -313,6 +317,7 @@ pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Record<String>> {
         history_changes: from.or_default()?,
         continuations: from.or_default()?,
         seam: from.get()?,
+        route_reason: from.or_default()?,
     })
 }
 

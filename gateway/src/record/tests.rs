@@ -64,6 +64,7 @@ pub(super) fn full(number: u64) -> Record {
         history_changes: 2,
         continuations: 2,
         seam: Some("text"),
+        route_reason: "moved: load",
     }
 }
 
@@ -124,6 +125,7 @@ fn as_row(record: Record) -> query::Row {
         verdicts: record.verdicts,
         history_changes: record.history_changes,
         continuations: record.continuations,
+        route_reason: record.route_reason.to_owned(),
     }
 }
 

@@ -1,47 +1,71 @@
 //! Backends with their replicas, and which replica a request goes to.
 //!
-//! Enters: a backend, the hash of a session key, the replicas already tried. Leaves: a [`Choice`] with the reason that
-//! `x-sluice-route` shows. A session stays where it was while its replica is usable; a new one goes to the consistent
-//! ring (ketama), past replicas that carry more than their share. Nothing is awaited and no lock is held over a request.
+//! Enters: a backend, a session key, the conversation's chain, the replicas already tried. Leaves: a [`Choice`] with the reason that
+//! `x-sluice-route` and the record show, counted as load before anything is sent. `policy::route` decides; here is what it can't know:
+//! which replicas may be asked now, the ring (ketama), and the time. Nothing is awaited and no lock is held over a request.
 //!
 //! Ring: positions come from the replica's *name*, so that they survive a restart on another port and several gateways
-//! in front of the same fleet agree. Load bound: "consistent hashing with bounded loads" (Mirrokni, Thorup, Zadimoghaddam,
-//! 2016): no replica takes a new session while it carries more than `load_bound` × the mean.
+//! in front of the same fleet agree.
 
 use arc_swap::ArcSwap;
-use moka::sync::Cache;
 use pingora_ketama::{Bucket, Continuum};
 use sha2::{Digest, Sha256};
 use sluice_policy::history::Rules;
+use sluice_policy::route::chain::Chain;
+use sluice_policy::route::choose::{Margins, Question, Reason, RouteSettings};
+use sluice_policy::route::session::{SessionKey, SessionSource};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Duration;
 
 use super::replica::{Readiness, Replica};
+use super::routing::{Routed, Routing};
+
+/// Points of a replica on the ring, as ketama has them.
+const RING_POINTS: usize = 160;
+
+/// Where a request went, as `x-sluice-route` says, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// What happened.
+    pub happened: Happened,
+    /// Why.
+    pub reason: Reason,
+}
 
 /// What `x-sluice-route` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Route {
-    /// The session's own replica.
+pub enum Happened {
+    /// The conversation's own replica: its session's, or the one that has its past.
     Hit,
     /// A conversation with a past that this gateway doesn't remember.
     Miss,
-    /// The session's replica couldn't be used: moved.
+    /// The session's replica couldn't be used, or another one is much sooner: moved.
     Repin,
     /// A new session.
     New,
 }
 
 impl Route {
+    fn new(reason: Reason, has_past: bool) -> Route {
+        let happened = match reason {
+            Reason::Session => Happened::Hit,
+            Reason::Prefix if has_past => Happened::Hit,
+            Reason::MovedLoad | Reason::MovedUnhealthy => Happened::Repin,
+            Reason::Ring if has_past => Happened::Miss,
+            Reason::Prefix | Reason::Ring => Happened::New,
+        };
+        Route { happened, reason }
+    }
+
     /// The header's and the record's word.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Route::Hit => "hit",
-            Route::Miss => "miss",
-            Route::Repin => "repin",
-            Route::New => "new",
+        match self.happened {
+            Happened::Hit => "hit",
+            Happened::Miss => "miss",
+            Happened::Repin => "repin",
+            Happened::New => "new",
         }
     }
 }
@@ -54,15 +78,23 @@ pub struct Choice {
     pub replica: Arc<Replica>,
     /// Why.
     pub route: Route,
+    /// What it counts until it ends.
+    pub routed: Routed,
 }
 
-/// Sessions remembered per backend.
-#[derive(Debug, Clone, Copy)]
-pub struct SessionLimits {
-    /// Forgotten after this long without a request.
-    pub idle: Duration,
-    /// The least recently used are forgotten past this number.
-    pub count: u64,
+/// What is to be decided for one attempt.
+#[derive(Clone, Copy)]
+pub struct Wanted<'w> {
+    /// Which session.
+    pub session: SessionKey,
+    /// The prompt.
+    pub chain: &'w Arc<Chain>,
+    /// The conversation has had turns before.
+    pub has_past: bool,
+    /// Replicas that have failed already.
+    pub tried: &'w [usize],
+    /// How easily conversations move.
+    pub margins: Margins,
 }
 
 /// A served model as configured.
@@ -80,7 +112,7 @@ pub struct Backend {
     refuses: AtomicU8,
     ring: Continuum,
     places: HashMap<SocketAddr, usize>,
-    sessions: Cache<u64, u16>,
+    router: Arc<Routing>,
 }
 
 impl Backend {
@@ -91,7 +123,7 @@ impl Backend {
         aliases: Vec<String>,
         profile: &str,
         replicas: Vec<Arc<Replica>>,
-        limits: SessionLimits,
+        settings: RouteSettings,
     ) -> Self {
         let places: HashMap<SocketAddr, usize> = replicas
             .iter()
@@ -108,11 +140,8 @@ impl Backend {
             profile: profile.into(),
             ring: Continuum::new(&buckets),
             places,
+            router: Arc::new(Routing::new(replicas.len(), settings)),
             replicas,
-            sessions: Cache::builder()
-                .max_capacity(limits.count)
-                .time_to_idle(limits.idle)
-                .build(),
         }
     }
 
@@ -143,41 +172,35 @@ impl Backend {
         self.model.load().as_str() == model || self.aliases.iter().any(|alias| alias == model)
     }
 
-    /// The replica for a session, leaving out those `tried`. `None` if nothing usable is left.
-    pub fn choose(&self, session: u64, has_past: bool, tried: &[usize], load_bound: f64) -> Option<Choice> {
-        let known = self.sessions.get(&session).map(usize::from);
-        if let Some(index) = known
-            && !tried.contains(&index)
-            && let Some(replica) = self.replicas.get(index).filter(|replica| replica.is_usable())
-        {
-            return Some(Choice {
-                index,
-                replica: replica.clone(),
-                route: Route::Hit,
-            });
-        }
-        let index = self.on_ring(session, tried, load_bound)?;
-        let replica = self.replicas.get(index)?.clone();
-        let route = match known {
-            Some(_) => Route::Repin,
-            None if !tried.is_empty() => Route::Repin,
-            None if has_past => Route::Miss,
-            None => Route::New,
+    /// The replica for a request, leaving out those `tried`; it counts as sent from now on. `None` if nothing usable is left.
+    pub fn choose(&self, wanted: Wanted<'_>) -> Option<Choice> {
+        let may = self.may_be_asked(wanted.tried);
+        let key = wanted.session.hash.to_be_bytes();
+        // One turn around the ring meets every replica.
+        let ring = self.ring.node_iter(&key).take(self.replicas.len() * RING_POINTS);
+        let ring = ring.filter_map(|place| self.places.get(place).copied());
+        let question = Question {
+            session: wanted.session.hash,
+            is_named: wanted.session.source != SessionSource::ConversationHash,
+            chain: wanted.chain,
+            may: &may,
         };
-        Some(Choice { index, replica, route })
+        let (decision, routed) = self.router.decide(question, wanted.margins, ring)?;
+        Some(Choice {
+            index: decision.replica,
+            replica: self.replicas.get(decision.replica)?.clone(),
+            route: Route::new(decision.reason, wanted.has_past),
+            routed,
+        })
     }
 
-    /// The session's KV cache is there from now on.
-    pub fn pin(&self, session: u64, index: usize) {
-        if let Ok(index) = u16::try_from(index)
-            && self.sessions.get(&session) != Some(index)
-        {
-            self.sessions.insert(session, index);
-        }
+    /// What is known of its conversations and replicas.
+    pub fn routing(&self) -> &Arc<Routing> {
+        &self.router
     }
 
-    /// Ready replicas first; one that nobody has asked yet only if there is no ready one; a resting one as the last resort.
-    fn on_ring(&self, session: u64, tried: &[usize], load_bound: f64) -> Option<usize> {
+    /// Ready replicas; one that nobody has asked yet only if there is no ready one; a resting one as the last resort.
+    fn may_be_asked(&self, tried: &[usize]) -> Vec<bool> {
         let untried = |index: &usize| !tried.contains(index);
         let usable = |index: &usize| self.replicas.get(*index).is_some_and(|r| r.is_usable());
         let ready = |index: &usize| {
@@ -198,24 +221,9 @@ impl Backend {
                 .filter(|i| self.replicas.get(*i).is_some_and(resting))
                 .collect();
         }
-        let load = |index: usize| self.replicas.get(index).map_or(0, |r| r.in_flight());
-        let total: usize = candidates.iter().map(|&i| load(i)).sum();
-        let bound = ((total + 1) as f64 * load_bound / candidates.len().max(1) as f64).ceil() as usize;
-        let mut seen = 0_usize;
-        for place in self.ring.node_iter(&session.to_be_bytes()) {
-            // One turn around the ring meets every replica: 160 points each.
-            seen += 1;
-            if seen > self.replicas.len() * 160 {
-                break;
-            }
-            if let Some(&index) = self.places.get(place)
-                && candidates.contains(&index)
-                && load(index) < bound
-            {
-                return Some(index);
-            }
-        }
-        candidates.into_iter().min_by_key(|&i| load(i))
+        let mut may = vec![false; self.replicas.len()];
+        candidates.into_iter().for_each(|index| may[index] = true);
+        may
     }
 
     /// All its replicas are stand-ins.
@@ -283,31 +291,43 @@ mod tests {
                 Arc::new(replica)
             })
             .collect();
-        let limits = SessionLimits {
-            idle: Duration::from_secs(60),
-            count: 1000,
-        };
-        Backend::new("b", "m", vec![], "p", replicas, limits)
+        Backend::new("b", "m", vec![], "p", replicas, RouteSettings::default())
+    }
+
+    fn choose(backend: &Backend, session: u64, has_past: bool, tried: &[usize]) -> Option<Choice> {
+        backend.choose(Wanted {
+            session: SessionKey {
+                hash: session,
+                source: SessionSource::SessionIdHeader,
+            },
+            chain: &Arc::default(),
+            has_past,
+            tried,
+            margins: Margins::default(),
+        })
     }
 
     #[test]
     fn a_session_stays_and_moves_only_when_its_replica_is_down() {
         let backend = backend(4);
-        let first = backend.choose(7, false, &[], 1.25).unwrap();
-        assert_eq!(first.route, Route::New);
-        backend.pin(7, first.index);
-        let again = backend.choose(7, true, &[], 1.25).unwrap();
-        assert_eq!((again.index, again.route), (first.index, Route::Hit));
+        let first = choose(&backend, 7, false, &[]).unwrap();
+        assert_eq!(first.route.as_str(), "new");
+        let again = choose(&backend, 7, true, &[]).unwrap();
+        assert_eq!((again.index, again.route.as_str()), (first.index, "hit"));
         backend.replicas[first.index].set_readiness(Readiness::Down);
-        let moved = backend.choose(7, true, &[], 1.25).unwrap();
+        let moved = choose(&backend, 7, true, &[]).unwrap();
         assert_ne!(moved.index, first.index);
-        assert_eq!(moved.route, Route::Repin);
+        assert_eq!(
+            (moved.route.as_str(), moved.route.reason),
+            ("repin", Reason::MovedUnhealthy)
+        );
+        assert_eq!(choose(&backend, 8, true, &[]).unwrap().route.as_str(), "miss");
     }
 
     #[test]
     fn the_ring_spreads_and_a_lost_replica_moves_only_its_own_sessions() {
         let backend = backend(4);
-        let place = |session: u64| backend.choose(session, false, &[], 1.25).unwrap().index;
+        let place = |session: u64| choose(&backend, session, false, &[]).unwrap().index;
         let before: Vec<usize> = (0..1000).map(place).collect();
         for index in 0..4 {
             let share = before.iter().filter(|&&i| i == index).count();
@@ -326,21 +346,22 @@ mod tests {
     #[test]
     fn a_loaded_replica_takes_no_new_session() {
         let backend = backend(2);
-        let home = backend.choose(1, false, &[], 1.25).unwrap().index;
-        let load: Vec<_> = (0..10).map(|_| backend.replicas[home].begin()).collect();
-        assert_ne!(backend.choose(1, false, &[], 1.25).unwrap().index, home);
-        drop(load);
-        assert_eq!(backend.choose(1, false, &[], 1.25).unwrap().index, home);
+        let home = choose(&backend, 1, false, &[]).unwrap().index;
+        let load: Vec<_> = (0..10)
+            .map(|i| choose(&backend, 100 + i, false, &[1 - home]).unwrap())
+            .collect();
+        assert!(load.iter().all(|choice| choice.index == home));
+        assert_ne!(choose(&backend, 2, false, &[]).unwrap().index, home);
     }
 
     #[test]
     fn tried_replicas_are_left_out_and_a_resting_one_is_the_last_resort() {
         let backend = backend(2);
-        assert!(backend.choose(1, false, &[0, 1], 1.25).is_none());
-        assert_eq!(backend.choose(1, false, &[0], 1.25).unwrap().index, 1);
+        assert!(choose(&backend, 1, false, &[0, 1]).is_none());
+        assert_eq!(choose(&backend, 1, false, &[0]).unwrap().index, 1);
         backend.replicas[1].failed();
-        assert_eq!(backend.choose(1, false, &[], 1.25).unwrap().index, 0);
-        assert_eq!(backend.choose(1, false, &[0], 1.25).unwrap().index, 1);
+        assert_eq!(choose(&backend, 1, false, &[]).unwrap().index, 0);
+        assert_eq!(choose(&backend, 1, false, &[0]).unwrap().index, 1);
     }
 
     #[test]

@@ -5,6 +5,8 @@
 
 // Backends with their replicas, and the choice between them.
 pub mod fleet;
+// What is known of conversations and replicas, for that choice.
+pub mod routing;
 // One running vLLM.
 pub mod replica;
 // Where it listens.
@@ -16,5 +18,6 @@ pub mod probe;
 
 pub use address::{Address, UrlFault};
 pub use client::{Answer, Segments, UpstreamError};
-pub use fleet::{Backend, Choice, Fleet, Route};
+pub use fleet::{Backend, Choice, Fleet, Route, Wanted};
 pub use replica::{InFlight, Replica};
+pub use routing::Routed;

@@ -28,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// An answer of one token is below 4 KB.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
+/// A page of metrics is about 100 KB.
+const MAX_METRICS_BYTES: usize = 4 * 1024 * 1024;
+
 /// Why a replica's set-up isn't known.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
@@ -70,6 +73,45 @@ pub async fn opener(replica: &Replica, model: &str) -> Result<Opener, ProbeError
     Ok(Opener::of_prompt(
         body.get("prompt").and_then(Value::as_str).unwrap_or_default(),
     ))
+}
+
+/// Tokens that its KV cache keeps for later prompts, as `vllm:cache_config_info` says; 0 if it keeps none. `None`: it doesn't say.
+///
+/// # Errors
+/// The replica did not answer.
+pub async fn kv_tokens(replica: &Replica) -> Result<Option<u64>, ProbeError> {
+    let (status, body) = exchange(replica, Method::GET, "/metrics", Bytes::new(), MAX_METRICS_BYTES).await?;
+    if status != StatusCode::OK {
+        return Err(ProbeError::Status(status.as_u16()));
+    }
+    Ok(cache_config(&String::from_utf8_lossy(&body)))
+}
+
+/// Of the metrics' text; engines of data-parallel ranks are added up.
+fn cache_config(metrics: &str) -> Option<u64> {
+    let engines = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("vllm:cache_config_info{"));
+    let tokens = engines.map(|labels| {
+        let label = |name: &str| {
+            let of = |part: &'_ str| {
+                part.strip_prefix(name)?
+                    .strip_prefix("=\"")?
+                    .split('"')
+                    .next()
+                    .map(str::to_owned)
+            };
+            labels.split(',').find_map(of)
+        };
+        let number = |name: &str| label(name)?.parse::<u64>().ok();
+        let tokens = number("num_gpu_blocks")?.checked_mul(number("block_size")?)?;
+        Some(if label("enable_prefix_caching").as_deref() == Some("False") {
+            0
+        } else {
+            tokens
+        })
+    });
+    tokens.flatten().reduce(u64::saturating_add)
 }
 
 /// Asks how it takes tools.
@@ -120,11 +162,21 @@ async fn ask(replica: &Replica, model: &str, tool_choice: Option<&str>) -> Resul
 }
 
 async fn send(replica: &Replica, path: &'static str, body: Bytes) -> Result<(StatusCode, Bytes), ProbeError> {
+    exchange(replica, Method::POST, path, body, MAX_ANSWER_BYTES).await
+}
+
+async fn exchange(
+    replica: &Replica,
+    method: Method,
+    path: &'static str,
+    body: Bytes,
+    most: usize,
+) -> Result<(StatusCode, Bytes), ProbeError> {
     let address = replica.address().ok_or(ProbeError::NoAddress)?;
     let body = Segments::new(vec![body]);
     let request = || {
         let mut request = Request::new(body.clone());
-        *request.method_mut() = Method::POST;
+        *request.method_mut() = method.clone();
         *request.uri_mut() = Uri::from_static(path);
         let headers = request.headers_mut();
         headers.insert(HOST, address.host_header());
@@ -142,8 +194,35 @@ async fn send(replica: &Replica, path: &'static str, body: Bytes) -> Result<(Sta
     // A pool of its own: a connection is woken by the runtime that opened it, and requests must not wait for that of the probes.
     let mut answer = client::send(&Arc::default(), &address, request, limits).await?;
     let status = answer.status();
-    let body = tokio::time::timeout(PATIENCE, answer.collect(MAX_ANSWER_BYTES))
+    let body = tokio::time::timeout(PATIENCE, answer.collect(most))
         .await
         .map_err(|_| UpstreamError::HeadTimeout(PATIENCE))??;
     Ok((status, body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kv_caches_size_is_read_off_the_metrics() {
+        let engine = |n: u32, caching: &str| {
+            format!(
+                "vllm:cache_config_info{{block_size=\"16\",enable_prefix_caching=\"{caching}\",engine=\"{n}\",num_gpu_blocks=\"8750\",num_gpu_blocks_override=\"None\"}} 1.0\n"
+            )
+        };
+        let head = "# TYPE vllm:cache_config_info gauge\n";
+        for (metrics, tokens) in [
+            (format!("{head}{}", engine(0, "True")), Some(140_000)),
+            (format!("{}{}", engine(0, "True"), engine(1, "True")), Some(280_000)),
+            (engine(0, "False"), Some(0)),
+            (
+                "vllm:cache_config_info{block_size=\"None\",num_gpu_blocks=\"None\"} 1.0".to_owned(),
+                None,
+            ),
+            (head.to_owned(), None),
+        ] {
+            assert_eq!(cache_config(&metrics), tokens, "{metrics}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! Problem: a conversation's KV cache is on one replica, load is on all. Rule: each replica that may be asked has a cost: its
 //! expected time to the first token (`cost`, with what `index` knows of the chain), the prefill once more, since others wait for it,
-//! and what its live conversations will cost this one in the turns to come. The *home* is the session's replica, else the ring's; it
+//! and, for a conversation without a home, what a replica's live ones will cost it in the turns to come. The *home* is the session's replica, else the ring's; it
 //! is left only for one that is better by a margin, so that two that are equally good don't throw a conversation to and fro.
 //! Cold start: the ring, with a load bound. Recovery: a replica that nobody chose for a while gets a new session, or one bad
 //! estimate would starve it. Source: `tests/simulate.rs`: smallest cost without the live conversations is worse than a hash of the
@@ -23,6 +23,9 @@ use super::chain::Chain;
 use super::cost::{Load, Prefill, Room, Speed};
 use super::index::{Index, IndexLimits};
 use super::recent::Recent;
+
+/// A conversation without a name is where at least this part of it is.
+const UNNAMED_PREFIX: f64 = 0.25;
 
 /// A conversation that spoke within this time will speak again.
 const LIVE: Duration = Duration::from_secs(120);
@@ -57,9 +60,9 @@ const QUEUED_LEAST_TOKENS: f64 = 2048.0;
 const SURPRISE_TOKENS: f64 = 128.0;
 const SURPRISE_PART: f64 = 0.15;
 
-/// Settings of a router.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RouteSettings {
+/// What may change while a router runs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Margins {
     /// A conversation leaves its replica for one whose cost is less than this part of its own. Default 0.7.
     pub stay_ratio: f64,
     /// And less by at least so much. Default 50 ms.
@@ -70,6 +73,25 @@ pub struct RouteSettings {
     pub load_bound: f64,
     /// A replica that nobody chose for so long gets a new session. Default 60 s.
     pub trial_after: Duration,
+}
+
+impl Default for Margins {
+    fn default() -> Self {
+        Margins {
+            stay_ratio: 0.7,
+            stay_margin: Duration::from_millis(50),
+            burden: 1.0,
+            load_bound: 1.25,
+            trial_after: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Settings of a router.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouteSettings {
+    /// Those that may change.
+    pub margins: Margins,
     /// `max_num_seqs` of the replicas. Default 32.
     pub sequences: usize,
     /// Sessions remembered. Default 100,000.
@@ -83,11 +105,7 @@ pub struct RouteSettings {
 impl Default for RouteSettings {
     fn default() -> Self {
         RouteSettings {
-            stay_ratio: 0.7,
-            stay_margin: Duration::from_millis(50),
-            burden: 1.0,
-            load_bound: 1.25,
-            trial_after: Duration::from_secs(60),
+            margins: Margins::default(),
             sequences: 32,
             sessions: 100_000,
             index: IndexLimits::default(),
@@ -129,6 +147,8 @@ impl Reason {
 pub struct Question<'q> {
     /// Hash of the session key.
     pub session: u64,
+    /// The client gave the key; else it is a hash of how the conversation begins, and many may begin so.
+    pub is_named: bool,
     /// The prompt.
     pub chain: &'q Arc<Chain>,
     /// By number: may it be asked?
@@ -208,7 +228,10 @@ pub struct Router {
 struct Estimate {
     replica: usize,
     ttft: f64,
+    /// Of this turn.
     cost: f64,
+    /// Of this and the turns to come, for a conversation that has no home yet.
+    stay: f64,
     cached: u64,
 }
 
@@ -238,12 +261,8 @@ impl Router {
     }
 
     /// Other margins from now on; what is known stays.
-    pub fn set_margins(&mut self, settings: &RouteSettings) {
-        self.settings.stay_ratio = settings.stay_ratio;
-        self.settings.stay_margin = settings.stay_margin;
-        self.settings.burden = settings.burden;
-        self.settings.load_bound = settings.load_bound;
-        self.settings.trial_after = settings.trial_after;
+    pub fn set_margins(&mut self, margins: Margins) {
+        self.settings.margins = margins;
     }
 
     /// Decides. `ring` gives the replicas in the ring's order for this session, the same on every gateway; repetitions don't
@@ -256,11 +275,21 @@ impl Router {
     ) -> Option<Decision> {
         self.forget_silent(now);
         let estimates = self.estimates(question, now);
-        let best = estimates.iter().min_by(|a, b| a.cost.total_cmp(&b.cost)).copied()?;
         let known = self.session(question.session, now);
         let of = |replica: usize| estimates.iter().find(|estimate| estimate.replica == replica).copied();
         let lost = known.is_some_and(|replica| of(replica).is_none());
-        let (home, reason) = match known.and_then(of) {
+        let most = estimates.iter().map(|estimate| estimate.cached).max().unwrap_or(0);
+        let whole = question.chain.bytes();
+        // A session without a name is no home if its replica hasn't got this conversation: another one began alike.
+        let is_own = |home: &Estimate| {
+            let has_it = home.cached as f64 >= whole as f64 * UNNAMED_PREFIX;
+            question.is_named || most == 0 || (has_it && home.cached == most)
+        };
+        let own = known.and_then(of).filter(is_own);
+        // A conversation that has a home isn't moved for the balance: its cache is worth more.
+        let cost = |estimate: &Estimate| if own.is_some() { estimate.cost } else { estimate.stay };
+        let best = estimates.iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).copied()?;
+        let (home, reason) = match own {
             Some(home) => (home, Reason::Session),
             None => {
                 let trial = self.trial(question.may, now).and_then(of);
@@ -271,8 +300,9 @@ impl Router {
                 (ring.unwrap_or(best), Reason::Ring)
             }
         };
-        let margin = self.settings.stay_margin.as_secs_f64();
-        let leaves = best.cost < home.cost * self.settings.stay_ratio && best.cost + margin < home.cost;
+        let margins = self.settings.margins;
+        let (least, here) = (cost(&best), cost(&home));
+        let leaves = least < here * margins.stay_ratio && least + margins.stay_margin.as_secs_f64() < here;
         let (chosen, reason) = match (leaves, reason) {
             (false, reason) => (home, reason),
             (true, _) if best.cached > home.cached => (best, Reason::Prefix),
@@ -429,7 +459,7 @@ impl Router {
     fn estimates(&mut self, question: Question<'_>, now: Duration) -> Vec<Estimate> {
         let cached = self.index.cached(question.chain.links());
         let tokens = question.chain.bytes() as f64 * self.tokens_per_byte;
-        let (ratio, burden) = (self.tokens_per_byte, self.settings.burden);
+        let (ratio, burden) = (self.tokens_per_byte, self.settings.margins.burden);
         let index = &self.index;
         let settings = &self.settings;
         let asked = self.replicas.iter_mut().enumerate();
@@ -445,10 +475,12 @@ impl Router {
                 };
                 let prefill = replica.speed.seconds((tokens - cached).max(1.0), cached);
                 let ttft = replica.load.wait(tokens, room, now) + prefill;
+                let cost = ttft + burden * prefill;
                 Estimate {
                     replica: place,
                     ttft,
-                    cost: ttft + burden * prefill + CROWD * replica.live as f64 * replica.mean,
+                    cost,
+                    stay: cost + CROWD * replica.live as f64 * replica.mean,
                     cached: bytes,
                 }
             })
@@ -467,7 +499,7 @@ impl Router {
         let load = |replica: usize| self.replicas.get(replica).map_or(0, |replica| replica.load.sequences());
         let total: usize = estimates.iter().map(|estimate| load(estimate.replica)).sum();
         let mean = (total + 1) as f64 / estimates.len().max(1) as f64;
-        let bound = (mean * self.settings.load_bound).ceil() as usize;
+        let bound = (mean * self.settings.margins.load_bound).ceil() as usize;
         ring.find(|place| estimates.iter().any(|estimate| estimate.replica == *place) && load(*place) < bound)
     }
 
@@ -479,7 +511,7 @@ impl Router {
         }
         let idle = self.replicas.iter().enumerate();
         let idle = idle.filter(|(place, replica)| {
-            may.get(*place) == Some(&true) && now.saturating_sub(replica.chosen) > self.settings.trial_after
+            may.get(*place) == Some(&true) && now.saturating_sub(replica.chosen) > self.settings.margins.trial_after
         });
         idle.min_by_key(|(_, replica)| replica.chosen).map(|(place, _)| place)
     }

@@ -120,6 +120,7 @@ mod tests {
     fn ask(router: &mut Router, session: u64, chain: &Arc<Chain>, ring: usize) -> (usize, Reason) {
         let question = Question {
             session,
+            is_named: true,
             chain,
             may: &[true, true],
         };

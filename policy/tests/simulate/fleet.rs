@@ -324,8 +324,10 @@ impl World {
     fn arrives(&mut self, agent: usize, turn: usize, at: u64, now: u64) {
         let clock = Duration::from_micros(now);
         let what = &self.agents[agent].turns[turn];
-        let session = self.agents[agent].session;
-        let (replica, pending) = self.chooser.choose(session, what, &self.truth, clock).unwrap();
+        let (replica, pending) = self
+            .chooser
+            .choose(&self.agents[agent], what, &self.truth, clock)
+            .unwrap();
         let seconds = self.truth[replica].prefill(&what.blocks);
         let job = self.jobs.len();
         self.jobs.push(Job {

@@ -5,7 +5,7 @@ use sluice_policy::route::cost::Prefill;
 use std::time::Duration;
 
 use super::fleet::Truth;
-use super::work::{Dice, Turn};
+use super::work::{Agent, Dice, Turn};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rival {
@@ -57,7 +57,7 @@ impl Chooser {
 
     pub(crate) fn choose(
         &mut self,
-        session: u64,
+        agent: &Agent,
         turn: &Turn,
         truth: &[Truth],
         now: Duration,
@@ -66,7 +66,7 @@ impl Chooser {
         let up: Vec<usize> = (0..may.len()).filter(|place| may[*place]).collect();
         // Rendezvous stands for the ring: an order of its own for each session, the same everywhere.
         let mut ring = up.clone();
-        ring.sort_by_key(|place| Dice::new(session ^ (*place as u64) << 48).next());
+        ring.sort_by_key(|place| Dice::new(agent.session ^ (*place as u64) << 48).next());
         let least = |places: &[usize]| {
             places
                 .iter()
@@ -96,12 +96,13 @@ impl Chooser {
             }),
             Rival::Ours => {
                 let question = Question {
-                    session,
+                    session: agent.session,
+                    is_named: agent.is_named,
                     chain: &turn.chain,
                     may: &may,
                 };
                 let decision = self.router.choose(question, ring.into_iter(), now)?;
-                let ticket = self.router.dispatch(session, &turn.chain, &decision, now);
+                let ticket = self.router.dispatch(agent.session, &turn.chain, &decision, now);
                 return Some((decision.replica, Some((decision, ticket))));
             }
         };

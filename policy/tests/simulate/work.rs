@@ -84,12 +84,13 @@ pub(crate) struct Turn {
 
 pub(crate) struct Agent {
     pub(crate) session: u64,
+    pub(crate) is_named: bool,
     pub(crate) begins: f64,
     pub(crate) turns: Vec<Turn>,
 }
 
 /// True tokens of a block.
-const BLOCK: u32 = 256;
+const BLOCK: u32 = 512;
 
 /// A conversation as it grows: pieces of text with the tokens they have.
 #[derive(Clone, Default)]
@@ -174,6 +175,7 @@ pub(crate) fn agents(scenario: Scenario, count: usize, seed: u64) -> Vec<Agent> 
         };
         agents.push(Agent {
             session,
+            is_named: scenario != Scenario::Nameless,
             begins: clock,
             turns: said,
         });

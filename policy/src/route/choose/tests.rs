@@ -16,7 +16,12 @@ fn at(seconds: f64) -> Duration {
 
 /// What the router would do with the ring pointing there.
 fn decide(router: &mut Router, session: u64, chain: &Arc<Chain>, may: &[bool], ring: usize, now: f64) -> Decision {
-    let question = Question { session, chain, may };
+    let question = Question {
+        session,
+        is_named: true,
+        chain,
+        may,
+    };
     router.choose(question, [ring].into_iter(), at(now)).unwrap()
 }
 
@@ -52,6 +57,28 @@ fn the_first_turn_goes_to_the_ring_the_next_where_it_was_and_a_fork_to_its_prefi
 }
 
 #[test]
+fn conversations_that_only_begin_alike_are_not_one() {
+    let mut router = Router::new(2, RouteSettings::default());
+    let ask = |router: &mut Router, chain: &Arc<Chain>, ring: usize, now: f64| {
+        let question = Question {
+            session: 1,
+            is_named: false,
+            chain,
+            may: &[true, true],
+        };
+        let decision = router.choose(question, [ring].into_iter(), at(now)).unwrap();
+        let mut ticket = router.dispatch(1, chain, &decision, at(now));
+        router.first_token(&mut ticket, at(now) + decision.expected);
+        router.ended(ticket, Used::default(), at(now + 5.0));
+        (decision.replica, decision.reason)
+    };
+    assert_eq!(ask(&mut router, &chain(1, 10), 0, 0.0), (0, Reason::Ring));
+    assert_eq!(ask(&mut router, &chain(2, 10), 1, 10.0), (1, Reason::Ring));
+    assert_eq!(ask(&mut router, &chain(1, 11), 1, 20.0), (0, Reason::Prefix));
+    assert_eq!(ask(&mut router, &chain(1, 12), 1, 30.0), (0, Reason::Session));
+}
+
+#[test]
 fn a_session_leaves_for_load_only_by_a_margin() {
     let mut router = Router::new(2, RouteSettings::default());
     serve(&mut router, 1, &chain(1, 10), 0, 0.0);
@@ -77,6 +104,7 @@ fn a_session_whose_replica_cannot_be_asked_moves_and_stays_there() {
     assert_eq!((back.replica, back.reason), (2, Reason::Session));
     let none = Question {
         session: 1,
+        is_named: true,
         chain: &chain(1, 1),
         may: &[false; 3],
     };
@@ -105,6 +133,7 @@ fn the_ring_gives_no_more_than_a_share() {
     }
     let question = Question {
         session: 20,
+        is_named: true,
         chain: &chain(20, 1),
         may: &[true, true],
     };
