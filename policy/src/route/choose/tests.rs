@@ -72,10 +72,16 @@ fn conversations_that_only_begin_alike_are_not_one() {
         router.ended(ticket, Used::default(), at(now + 5.0));
         (decision.replica, decision.reason)
     };
-    assert_eq!(ask(&mut router, &chain(1, 10), 0, 0.0), (0, Reason::Ring));
-    assert_eq!(ask(&mut router, &chain(2, 10), 1, 10.0), (1, Reason::Ring));
-    assert_eq!(ask(&mut router, &chain(1, 11), 1, 20.0), (0, Reason::Prefix));
-    assert_eq!(ask(&mut router, &chain(1, 12), 1, 30.0), (0, Reason::Session));
+    // One system prompt, and then a conversation of its own.
+    let alike = |name: u64, links: u64| {
+        let mut links = chain(name, links).links().to_vec();
+        links[0].hash = 1;
+        Arc::new(Chain::from_links(links))
+    };
+    assert_eq!(ask(&mut router, &alike(1, 10), 0, 0.0), (0, Reason::Ring));
+    assert_eq!(ask(&mut router, &alike(2, 10), 1, 10.0), (1, Reason::Ring));
+    assert_eq!(ask(&mut router, &alike(1, 11), 1, 20.0), (0, Reason::Prefix));
+    assert_eq!(ask(&mut router, &alike(1, 12), 1, 30.0), (0, Reason::Session));
 }
 
 #[test]
