@@ -202,7 +202,11 @@ impl Flow {
             progress: account.progress(),
             backend: backend.clone(),
             session,
-            chain: Arc::new(Chain::of(&ask)),
+            // Read only where there is a choice: it is a second walk of the body.
+            chain: match backend.replicas.len() {
+                0 | 1 => Arc::default(),
+                _ => Arc::new(Chain::of(&ask)),
+            },
             limits: config.exchange,
             method: Method::POST,
             path: call.endpoint.path(),

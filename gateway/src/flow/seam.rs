@@ -10,7 +10,7 @@
 //! | it failed for its own reasons | the next usable one |
 //! | two engine deaths | `poison` |
 //! | it refuses, or no token is left | the end |
-//! | nobody is usable | a look every [`PAUSE`], until `hold` is over |
+//! | nobody is usable | a look every `PAUSE`, until `hold` is over |
 
 use sluice_policy::protocol::fault::Fault;
 use sluice_policy::turn::AskAgain;
