@@ -8,9 +8,7 @@ use sluice_policy::route::choose::{Margins, RouteSettings};
 use std::sync::Arc;
 
 use crate::config::{BackendConfig, BadSchema, Config, Normalise, ReasoningForm, ThinkOpener, ToolParsing};
-use crate::flow::again::AgainLimits;
-use crate::flow::exchange::ExchangeLimits;
-use crate::flow::seam::SeamLimits;
+use crate::flow::exchange::{AgainLimits, ExchangeLimits, SeamLimits};
 use crate::flow::tool_sets::MustCheck;
 use crate::flow::{self, FlowConfig};
 use crate::simulator::SIMULATED_SUFFIX;

@@ -13,7 +13,7 @@ use sluice_policy::protocol::ask::{Ask, Endpoint};
 use sluice_policy::protocol::fault::{Fault, FaultKind};
 use sluice_policy::turn::{AskAgain, Budget, Guide, Room};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::attempt::{self, Live};
 use super::exchange::Exchange;
@@ -57,15 +57,6 @@ const SAMPLING_FIELDS: [&str; 17] = [
     "skip_special_tokens",
     "spaces_between_special_tokens",
 ];
-
-/// Bounds of a question.
-#[derive(Debug, Clone, Copy)]
-pub struct AgainLimits {
-    /// From the question to the end of the guided call.
-    pub time: Duration,
-    /// Tokens of the guided call.
-    pub tokens: u64,
-}
 
 /// Asks one replica for the rest of one answer.
 pub struct Asker {

@@ -13,12 +13,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::account::Progress;
-use super::again::AgainLimits;
 use super::call::Buffered;
 use super::history::History;
 use super::plan::{self, Wishes};
 use super::registry::Permit;
-use super::seam::SeamLimits;
 use crate::upstream::{Backend, Replica, Wanted};
 
 /// Bounds of one request's way through the replicas.
@@ -50,6 +48,24 @@ pub struct ExchangeLimits {
     pub again: AgainLimits,
     /// An answer whose replica was lost.
     pub seam: SeamLimits,
+}
+
+/// Bounds of a question.
+#[derive(Debug, Clone, Copy)]
+pub struct AgainLimits {
+    /// From the question to the end of the guided call.
+    pub time: Duration,
+    /// Tokens of the guided call.
+    pub tokens: u64,
+}
+
+/// Bounds of going on.
+#[derive(Debug, Clone, Copy)]
+pub struct SeamLimits {
+    /// How often one answer goes on.
+    pub count: u32,
+    /// How long a replica is waited for.
+    pub hold: Duration,
 }
 
 /// See the module.

@@ -24,15 +24,6 @@ use crate::upstream::Choice;
 /// Between two looks for a replica.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Bounds of going on.
-#[derive(Debug, Clone, Copy)]
-pub struct SeamLimits {
-    /// How often one answer goes on.
-    pub count: u32,
-    /// How long a replica is waited for.
-    pub hold: Duration,
-}
-
 /// The replica of the last answer is asked first.
 pub(super) fn at_hand(asker: Asker, tried: Tried, question: AskAgain) -> Asking {
     Box::pin(async move {

@@ -4,7 +4,9 @@
 use futures_util::future::join_all;
 use serde_json::json;
 
-use super::harness::{Asked, Gateway, Replica, Request, Settings, completion, delta, finish, record, until, within};
+use super::harness::{
+    Asked, Breaks, Gateway, Replica, Request, Settings, completion, delta, finish, record, until, within,
+};
 
 async fn two() -> (Gateway, Replica, Replica) {
     two_with(|settings| settings).await
@@ -30,18 +32,7 @@ async fn first<'a>(a: &'a mut Replica, b: &'a mut Replica) -> (Asked, &'a mut Re
     }
 }
 
-/// How a stream ends too early.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Breaks {
-    Reset,
-    EndOfFile,
-    CleanEnd,
-    Done,
-    ErrorThenDone,
-    Oversized,
-    Garbage,
-}
-
+/// Each is an end in the middle.
 const ENDS: [Breaks; 7] = [
     Breaks::Reset,
     Breaks::EndOfFile,
@@ -51,39 +42,6 @@ const ENDS: [Breaks; 7] = [
     Breaks::Oversized,
     Breaks::Garbage,
 ];
-
-impl Breaks {
-    async fn play(self, mut asked: Asked) {
-        match self {
-            Breaks::Reset => asked.reset(),
-            Breaks::EndOfFile => asked.close(),
-            Breaks::CleanEnd => asked.write(b"0\r\n\r\n").await,
-            Breaks::Done => asked.done().await,
-            Breaks::ErrorThenDone => {
-                let error = json!({"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "param": null, "code": 500}});
-                asked.event(&error).await;
-                asked.done().await;
-            }
-            Breaks::Oversized => {
-                let piece = vec![b'x'; 1 << 20];
-                asked
-                    .piece(b"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"")
-                    .await;
-                for _ in 0..64 {
-                    let framed = [format!("{:x}\r\n", piece.len()).as_bytes(), &piece, b"\r\n"].concat();
-                    if !asked.try_write(&framed).await {
-                        return;
-                    }
-                }
-                panic!("64 MiB of one event were read");
-            }
-            Breaks::Garbage => {
-                asked.piece(b"data: <html>502</html>\n\n").await;
-                asked.gone().await;
-            }
-        }
-    }
-}
 
 #[tokio::test]
 async fn b31_every_end_before_the_first_data_line_is_followed_by_another_replica() {

@@ -1,11 +1,12 @@
 //! B31, second half: a replica that is lost in the middle of an answer is followed by another one that goes on with it, and the
 //! client sees one answer. What can't go on is asked anew or ends honestly (B10).
 
+use base64::prelude::{BASE64_STANDARD_NO_PAD, Engine};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
-use super::harness::{Asked, Gateway, MODEL, Replica, Request, Settings, record, until};
+use super::harness::{self, Asked, Breaks, Gateway, MODEL, Replica, Request, Settings, record, until};
 
 const PROMPT_TOKENS: u64 = 100;
 const TEXT: &str = "<think>\nIs it so?\n</think>\n\nIt is <b>so</b>.";
@@ -54,17 +55,6 @@ fn chat(body: &Value) -> Request {
 }
 
 /// How a stream is lost.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Breaks {
-    Reset,
-    EndOfFile,
-    CleanEnd,
-    Done,
-    ErrorThenDone,
-    Garbage,
-    HalfAnEvent,
-}
-
 const ENDS: [Breaks; 7] = [
     Breaks::Reset,
     Breaks::EndOfFile,
@@ -75,35 +65,8 @@ const ENDS: [Breaks; 7] = [
     Breaks::HalfAnEvent,
 ];
 
-impl Breaks {
-    async fn play(self, mut asked: Asked) {
-        match self {
-            Breaks::Reset => asked.reset(),
-            Breaks::EndOfFile => asked.close(),
-            Breaks::CleanEnd => asked.write(b"0\r\n\r\n").await,
-            Breaks::Done => asked.done().await,
-            Breaks::ErrorThenDone => {
-                let error = json!({"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "param": null, "code": 500}});
-                asked.event(&error).await;
-                asked.done().await;
-            }
-            Breaks::Garbage => {
-                asked.piece(b"data: <html>502</html>\n\n").await;
-                asked.gone().await;
-            }
-            Breaks::HalfAnEvent => {
-                asked
-                    .piece(b"data: {\"id\":\"chatcmpl-1\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"neve")
-                    .await;
-                asked.close();
-            }
-        }
-    }
-}
-
 fn chunk(index: u64, delta: Value, finish: Value) -> Value {
-    json!({"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": MODEL,
-        "choices": [{"index": index, "delta": delta, "logprobs": null, "finish_reason": finish}]})
+    harness::chunk(json!([{"index": index, "delta": delta, "logprobs": null, "finish_reason": finish}]))
 }
 
 async fn begins(asked: &mut Asked, choices: u64) {
@@ -640,18 +603,6 @@ async fn b31_one_answer_goes_on_so_often_and_no_more() {
     assert_eq!(record(&gateway, "r").await["continuations"], 2);
 }
 
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::new();
-    for group in bytes.chunks(3) {
-        let word = group.iter().fold(0_u32, |word, &byte| word << 8 | u32::from(byte)) << (8 * (3 - group.len()));
-        for place in 0..=group.len() {
-            out.push(char::from(ALPHABET[(word >> (18 - 6 * place)) as usize & 63]));
-        }
-    }
-    out
-}
-
 /// The whole way with simulated replicas: the answer breaks where the marker says, and the other one goes on with its text.
 #[tokio::test]
 async fn b31_simulated_replicas_lose_and_go_on() {
@@ -661,7 +612,7 @@ async fn b31_simulated_replicas_lose_and_go_on() {
         "Why? ".repeat(20),
         "So it is. ".repeat(20)
     );
-    let script = base64(text.as_bytes());
+    let script = BASE64_STANDARD_NO_PAD.encode(&text);
     for fault in ["reset_mid:7", "close_mid:40", "error_event:90", "close_mid:1"] {
         let id = fault.replace(':', "-");
         let content = format!("Say it. [[sim text={script} fault={fault}]]");

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::harness::{Asked, MODEL, Message, Replica, Request, Settings, delta, finish, record, usage};
+use super::harness::{Asked, Gateway, MODEL, Message, Replica, Request, Settings, delta, finish, record, usage};
 
 fn request(stream: bool) -> Request {
     let tool = json!({"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "required": ["city"],
@@ -69,15 +69,18 @@ fn got(answer: &Message, stream: bool) -> (Vec<String>, String, String) {
     (calls, content, finish)
 }
 
+/// A gateway that leaves parsing to its replica.
+async fn engine_mode() -> (Gateway, Replica) {
+    let replica = Replica::start().await;
+    let settings = Settings::before(&[&replica]).set("tools", "parsing = \"engine\"");
+    (settings.start().await, replica)
+}
+
 #[tokio::test]
 async fn b19_calls_that_vllm_parsed_are_mended_and_leaks_are_found() {
     let leak = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Rome\"}}\n</tool_call>";
     for stream in [true, false] {
-        let mut replica = Replica::start().await;
-        let gateway = Settings::before(&[&replica])
-            .set("tools", "parsing = \"engine\"")
-            .start()
-            .await;
+        let (gateway, mut replica) = engine_mode().await;
         let (answer, ()) = tokio::join!(gateway.ask(request(stream)), async {
             let asked = replica.next().await;
             assert_eq!(asked.json().get("tool_choice"), None, "vLLM is left to parse");
@@ -103,11 +106,7 @@ async fn b19_calls_that_vllm_parsed_are_mended_and_leaks_are_found() {
 #[tokio::test]
 async fn b27_a_call_that_vllm_parsed_and_is_none_is_text_without_a_finish_of_calls() {
     for stream in [true, false] {
-        let mut replica = Replica::start().await;
-        let gateway = Settings::before(&[&replica])
-            .set("tools", "parsing = \"engine\"")
-            .start()
-            .await;
+        let (gateway, mut replica) = engine_mode().await;
         let (answer, ()) = tokio::join!(gateway.ask(request(stream)), async {
             tell(replica.next().await, stream, r#"{"days": 3}"#, "").await;
         });

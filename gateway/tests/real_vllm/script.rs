@@ -2,6 +2,7 @@
 //!
 //! Sampling, detokeniser, parsers and HTTP stay vLLM's own. See `vllm/README.md` of the shared folder for the keys.
 
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -41,7 +42,10 @@ impl Script {
 
     /// The marker; anywhere in a prompt, the last one counts.
     pub(crate) fn marker(&self) -> String {
-        format!("@@FORCE:{}@@", base64_url(&serde_json::to_vec(&self.0).unwrap()))
+        format!(
+            "@@FORCE:{}@@",
+            BASE64_URL_SAFE_NO_PAD.encode(serde_json::to_vec(&self.0).unwrap())
+        )
     }
 
     /// A chat request whose answer is this script. `more` holds further fields.
@@ -81,16 +85,4 @@ pub(crate) fn tools() -> Value {
         {"type": "function", "function": {
             "name": "now", "description": "Current time", "parameters": {"type": "object", "properties": {}}}}
     ])
-}
-
-fn base64_url(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut out = String::new();
-    for group in bytes.chunks(3) {
-        let word = group.iter().fold(0_u32, |word, &byte| word << 8 | u32::from(byte)) << (8 * (3 - group.len()));
-        for place in 0..=group.len() {
-            out.push(char::from(ALPHABET[(word >> (18 - 6 * place)) as usize & 63]));
-        }
-    }
-    out
 }

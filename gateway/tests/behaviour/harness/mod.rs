@@ -1,11 +1,13 @@
 //! The gateway as a process, scripted replicas, and clients that see every byte.
 
+mod breaks;
 mod client;
 mod gateway;
 mod records;
 mod replica;
 pub(crate) mod tls;
 
+pub(crate) use breaks::Breaks;
 pub(crate) use client::{Client, Message, Request, ask};
 pub(crate) use gateway::{Gateway, Settings};
 pub(crate) use records::{record, records};
