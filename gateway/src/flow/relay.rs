@@ -304,14 +304,12 @@ impl Relay {
         let State::Streaming(live, tried) = std::mem::replace(&mut self.state, State::Over) else {
             return;
         };
-        let replica = live.in_flight.replica().clone();
+        let asker = self.asker_after(&live);
         match question.guide {
             // The engine is to stop.
             Guide::Call { .. } => drop(live),
             Guide::Free => live.answer.finish_in_background(cx),
         }
-        let asker = self.asker.take();
-        let asker = asker.unwrap_or_else(|| Asker::new(self.exchange.clone(), replica));
         self.call_by = None;
         self.state = State::Asking(Box::pin(async move {
             let (asker, begun) = asker.ask(question).await;
@@ -321,17 +319,18 @@ impl Relay {
 
     /// One choice has gone on to its end: another one goes on, at the same replica if it can.
     fn next_choice(&mut self, question: AskAgain, cx: &mut Context<'_>, out: &mut Outgoing) {
-        match (std::mem::replace(&mut self.state, State::Over), self.asker.take()) {
-            (State::Streaming(live, tried), Some(asker)) => {
-                live.answer.finish_in_background(cx);
-                self.cross(seam::at_hand(asker, tried, question));
-            }
-            (State::Streaming(live, tried), None) => {
-                let asker = Asker::new(self.exchange.clone(), live.in_flight.replica().clone());
-                self.cross(seam::at_hand(asker, tried, question));
-            }
-            _ => self.fail(&Fault::new(FaultKind::Internal, "No answer that could go on."), out),
-        }
+        let State::Streaming(live, tried) = std::mem::replace(&mut self.state, State::Over) else {
+            return self.fail(&Fault::new(FaultKind::Internal, "No answer that could go on."), out);
+        };
+        let asker = self.asker_after(&live);
+        live.answer.finish_in_background(cx);
+        self.cross(seam::at_hand(asker, tried, question));
+    }
+
+    /// Who asks next: with what earlier questions told it, else of the replica that answers now.
+    fn asker_after(&mut self, live: &Live) -> Asker {
+        let asker = self.asker.take();
+        asker.unwrap_or_else(|| Asker::new(self.exchange.clone(), live.in_flight.replica().clone()))
     }
 
     fn cross(&mut self, asking: Asking) {
@@ -398,9 +397,7 @@ impl Relay {
     fn broke(&mut self, fault: Fault, cx: &mut Context<'_>, out: &mut Outgoing) {
         match std::mem::replace(&mut self.state, State::Over) {
             State::Streaming(live, tried) => {
-                let asker = self.asker.take();
-                let asker =
-                    asker.unwrap_or_else(|| Asker::new(self.exchange.clone(), live.in_flight.replica().clone()));
+                let asker = self.asker_after(&live);
                 // Closed before another one is asked.
                 drop(live);
                 self.lost(asker, tried, fault, cx, out);
