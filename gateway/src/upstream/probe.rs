@@ -203,6 +203,7 @@ async fn exchange(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::Address;
 
     #[test]
     fn the_kv_caches_size_is_read_off_the_metrics() {
@@ -224,5 +225,31 @@ mod tests {
         ] {
             assert_eq!(cache_config(&metrics), tokens, "{metrics}");
         }
+    }
+    /// A connection is woken by the runtime that opened it: requests would wait for that of the probes.
+    #[tokio::test]
+    async fn a_probe_leaves_requests_no_connection() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let replica = Replica::new("a", false, None, Some(Address::loopback(port)));
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let (mut head, mut buffer) = (Vec::new(), [0; 1024]);
+            while !head.ends_with(b"{}") {
+                let read = stream.read(&mut buffer).await.unwrap();
+                assert_ne!(read, 0, "the request is whole");
+                head.extend_from_slice(&buffer[..read]);
+            }
+            // It stays open: by the answer it could be used again.
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+                .await
+                .unwrap();
+            assert_eq!(stream.read(&mut buffer).await.unwrap(), 0, "the probe closes it");
+        };
+        let (answer, ()) = tokio::join!(send(&replica, "/tokenize", Bytes::from_static(b"{}")), server);
+        assert_eq!(answer.unwrap(), (StatusCode::OK, Bytes::from_static(b"{}")));
+        assert!(replica.pool.is_empty());
     }
 }
