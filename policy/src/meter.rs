@@ -148,6 +148,8 @@ impl Meter {
 
     /// The nearest-rank percentile: the smallest gap such that `share` of all gaps are no longer.
     fn percentile(&self, share: f64) -> Option<Duration> {
+        // Without a gap (a whole answer) there is nothing to count.
+        self.longest_gap?;
         let all: u64 = self.gaps.iter().map(|count| u64::from(*count)).sum();
         let rank = (share * all as f64).ceil() as u64;
         let mut seen = 0;

@@ -37,8 +37,8 @@ use crate::flow::reply::Reply;
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// hyper's own bounds on a head, a multiple of ours, so that ours can answer with a message.
 const HEAD_SLACK: usize = 4;
-/// The same for the number of lines: hyper allocates room for all of them at each request.
-const LINES_SLACK: usize = 2;
+/// So many lines more than ours: hyper allocates room for all of them at each request, so it isn't a multiple.
+const LINES_SLACK: usize = 16;
 /// hyper's smallest read buffer.
 const MIN_BUFFER_BYTES: usize = 8192;
 /// Streams of one HTTP/2 connection.
@@ -181,7 +181,7 @@ impl<S: Serve> Listener<S> {
             .timer(TokioTimer::new())
             .header_read_timeout(limits.header_time)
             .max_buf_size((limits.header_bytes * HEAD_SLACK).max(MIN_BUFFER_BYTES))
-            .max_headers(limits.header_count * LINES_SLACK)
+            .max_headers(limits.header_count + LINES_SLACK)
             .half_close(false)
             .serve_connection(TokioIo::new(transport), self.per_request(peer, &hang_up));
         let draining = pin!(draining(shutdown));

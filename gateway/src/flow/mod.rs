@@ -179,7 +179,7 @@ impl Flow {
         }
         let headers = &call.head.headers;
         let session = session::key(
-            |name| headers.get(name).and_then(|value| value.to_str().ok()),
+            headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())),
             &ask.session,
         );
         account.planned(backend, &session);

@@ -3,9 +3,9 @@
 //! A relay is polled only when its socket has room or its upstream has bytes. Cancel, drain and deadlines reach it through
 //! its entry: they set a state and wake it, and the relay looks there first in each poll.
 
+use foldhash::HashMap;
 use futures_util::task::AtomicWaker;
 use sluice_policy::protocol::fault::{Fault, FaultKind};
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Context;

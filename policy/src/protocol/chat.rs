@@ -3,7 +3,7 @@
 //! `Chunk::read` walks one JSON text (a data line of a stream or a whole answer) and keeps the places of the few members
 //! that are judged: identity, usage, error, and of each choice its delta, finish and texts. What isn't judged is never
 //! parsed into values, so that logprobs, token ids, fingerprints and fields of the future leave as they came. Changes are
-//! `Edits` (a place and its new text) and `rebuild` (an object with some members replaced, dropped or added).
+//! `Edits` (a place and its new text) and `rebuild` (an object with some members replaced, dropped or added), `with_member` (with one).
 //! Legacy completions have the same frame with `text` for a delta: see `completions`.
 
 mod calls;
@@ -325,6 +325,43 @@ pub fn member<'a>(object: &'a str, name: &str) -> Result<Option<&'a str>, Malfor
     Ok(found.map(|span| span.of(object)))
 }
 
+/// Appends `object` with what `write` appends as the value of member `name`, at the end if it isn't there (then it gets `None`,
+/// else the value that was). All else stays as received, white space too.
+///
+/// # Errors
+/// [`Malformed`] if `object` isn't a JSON object, and what `write` returns.
+pub fn with_member(
+    object: &str,
+    name: &str,
+    out: &mut Vec<u8>,
+    write: impl FnOnce(Option<&str>, &mut Vec<u8>) -> Result<(), Malformed>,
+) -> Result<(), Malformed> {
+    let mut walk = Walk::new(object);
+    let mut first = true;
+    let mut found = None;
+    walk.expect(b'{')?;
+    while let Some(key) = walk.member(&mut first)? {
+        let value = walk.value()?;
+        if key == name {
+            found = Some(value);
+        }
+    }
+    let close = walk.at - 1;
+    let (before, after) = match found {
+        Some(place) => (place.start, place.end),
+        None => (close, close),
+    };
+    out.extend_from_slice(object.get(..before).unwrap_or_default().as_bytes());
+    if found.is_none() {
+        for part in [if first { "\"" } else { ",\"" }, name, "\":"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+    }
+    write(found.map(|place| place.of(object)), out)?;
+    out.extend_from_slice(object.get(after..).unwrap_or_default().as_bytes());
+    Ok(())
+}
+
 /// What becomes of one member of a rebuilt object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field<'a> {
@@ -345,38 +382,61 @@ pub fn rebuild(object: &str, fields: &[(&str, Field<'_>)], out: &mut Vec<u8>) ->
     let mut walk = Walk::new(object);
     let mut seen = 0u32;
     let mut first = true;
-    let mut comma: &[u8] = b"";
-    let mut put = |key: &str, value: &[u8], out: &mut Vec<u8>| {
-        for part in [
-            std::mem::replace(&mut comma, b","),
-            b"\"",
-            key.as_bytes(),
-            b"\":",
-            value,
-        ] {
+    let mut comma = "";
+    let mut put = |parts: &[&[u8]], out: &mut Vec<u8>| {
+        out.extend_from_slice(std::mem::replace(&mut comma, ",").as_bytes());
+        for part in parts {
             out.extend_from_slice(part);
         }
     };
+    let set = fields.iter().map(|(key, field)| match field {
+        Field::Set(new) => key.len() + new.len() + 4,
+        Field::Keep | Field::Drop => 0,
+    });
+    out.reserve(object.len() + set.sum::<usize>());
     out.push(b'{');
     walk.expect(b'{')?;
+    // Members that stay and stand side by side are copied as one.
+    let mut run = Span::default();
     while let Some(key) = walk.member(&mut first)? {
-        let value = walk.value()?.of(object).as_bytes();
+        let colon = walk.at;
+        let value = walk.value()?;
         let field = fields.iter().position(|(name, _)| *name == key);
         seen |= field.map_or(0, |at| 1 << at);
-        match field
+        let fate = field
             .and_then(|at| fields.get(at))
-            .map_or(Field::Keep, |(_, field)| *field)
-        {
-            Field::Keep => put(key, value, out),
-            Field::Drop => {}
-            Field::Set(new) => put(key, new, out),
+            .map_or(Field::Keep, |(_, field)| *field);
+        // The key, its quotes and the colon, if nothing stands between them.
+        let start = colon.saturating_sub(key.len() + 3);
+        let is_tight = value.start == colon && object.as_bytes().get(start) == Some(&b'"');
+        if fate == Field::Keep && is_tight {
+            if run.start < run.end && run.end + 1 == start {
+                run.end = value.end;
+                continue;
+            }
+            if run.start < run.end {
+                put(&[run.of(object).as_bytes()], out);
+            }
+            run = Span { start, end: value.end };
+            continue;
         }
+        if run.start < run.end {
+            put(&[std::mem::take(&mut run).of(object).as_bytes()], out);
+        }
+        match fate {
+            Field::Keep => put(&[b"\"", key.as_bytes(), b"\":", value.of(object).as_bytes()], out),
+            Field::Drop => {}
+            Field::Set(new) => put(&[b"\"", key.as_bytes(), b"\":", new], out),
+        }
+    }
+    if run.start < run.end {
+        put(&[run.of(object).as_bytes()], out);
     }
     for (at, (key, field)) in fields.iter().enumerate() {
         if let Field::Set(new) = field
             && seen & (1 << at) == 0
         {
-            put(key, new, out);
+            put(&[b"\"", key.as_bytes(), b"\":", new], out);
         }
     }
     out.push(b'}');
@@ -579,6 +639,77 @@ mod tests {
         assert!(chunk.read(&format!("{TEXT}x"), "").is_err());
         assert!(chunk.read("[]", "").is_err());
         assert!(chunk.read(r#"{"choices":[{"index":-1}]}"#, "").is_err());
+    }
+
+    #[test]
+    fn rebuild_does_member_by_member_what_it_says() {
+        let fates = [Field::Keep, Field::Drop, Field::Set(b"[7]")];
+        for object in [
+            r#"{}"#,
+            r#"{"a":1}"#,
+            r#"{"a":1,"b":"x,\"","c":null}"#,
+            r#"{"z":0,"a":1,"y":{"a":2},"b":[],"x":3,"c":4,"w":5}"#,
+            r#"{"a" :1,"b": 2 , "c":3,"z":4}"#,
+            "{\n \"z\":0,\"a\":1,\n \"c\":2,\"y\":3 }",
+        ] {
+            let read: serde_json::Map<String, serde_json::Value> = serde_json::from_str(object).unwrap();
+            for (a, b, c) in (0..27).map(|at| (fates[at % 3], fates[at / 3 % 3], fates[at / 9])) {
+                let fields = [("a", a), ("b", b), ("c", c)];
+                let mut out = Vec::new();
+                rebuild(object, &fields, &mut out).unwrap();
+                let mut want = read.clone();
+                for (key, field) in fields {
+                    match field {
+                        Field::Keep => {}
+                        Field::Drop => drop(want.shift_remove(key)),
+                        Field::Set(_) => drop(want.insert(key.to_owned(), serde_json::json!([7]))),
+                    }
+                }
+                let got: serde_json::Map<_, _> = serde_json::from_slice(&out).unwrap();
+                assert_eq!(
+                    got.keys().collect::<Vec<_>>(),
+                    want.keys().collect::<Vec<_>>(),
+                    "{object}"
+                );
+                assert_eq!(got, want, "{object}");
+            }
+        }
+        for broken in ["", "[]", "{\"a\"}", "{\"a\":1", "{\"a\":1,}"] {
+            assert!(
+                rebuild(broken, &[("a", Field::Drop)], &mut Vec::new()).is_err(),
+                "{broken}"
+            );
+            assert!(
+                with_member(broken, "a", &mut Vec::new(), |_, _| Ok(())).is_err(),
+                "{broken}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_member_is_set_and_all_else_stays() {
+        for (object, was, want) in [
+            (r#"{}"#, None, r#"{"m":1}"#),
+            ("{ }", None, r#"{ "m":1}"#),
+            (r#"{"a": 2 }"#, None, r#"{"a": 2 ,"m":1}"#),
+            (r#"{"m" : null, "a":2}"#, Some("null"), r#"{"m" : 1, "a":2}"#),
+            (
+                r#"{"a":{"m":5},"m":{"x":[]}}"#,
+                Some(r#"{"x":[]}"#),
+                r#"{"a":{"m":5},"m":1}"#,
+            ),
+            // Of two, readers take the last.
+            (r#"{"m":3,"m":4}"#, Some("4"), r#"{"m":3,"m":1}"#),
+        ] {
+            let mut out = Vec::new();
+            with_member(object, "m", &mut out, |value, out| {
+                assert_eq!(value, was);
+                out.push(b'1');
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(String::from_utf8(out).unwrap(), want);
+        }
     }
 
     #[test]

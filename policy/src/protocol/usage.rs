@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::chat::{self, Field, Malformed};
+use super::chat::{self, Malformed};
 
 /// Tokens of one answer. `None` is "not known", never zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,13 +59,13 @@ impl Usage {
 /// # Errors
 /// [`Malformed`] if `usage` isn't a JSON object.
 pub fn with_reasoning(usage: &str, reasoning_tokens: u64, out: &mut Vec<u8>) -> Result<(), Malformed> {
-    const DETAILS: &str = "completion_tokens_details";
-    let count = reasoning_tokens.to_string();
-    let fields = [("reasoning_tokens", Field::Set(count.as_bytes()))];
-    let details = chat::member(usage, DETAILS)?.filter(|details| details.starts_with('{'));
-    let mut set = Vec::new();
-    chat::rebuild(details.unwrap_or("{}"), &fields, &mut set)?;
-    chat::rebuild(usage, &[(DETAILS, Field::Set(&set))], out)
+    chat::with_member(usage, "completion_tokens_details", out, |details, out| {
+        let details = details.filter(|details| details.starts_with('{')).unwrap_or("{}");
+        chat::with_member(details, "reasoning_tokens", out, |_, out| {
+            out.extend_from_slice(reasoning_tokens.to_string().as_bytes());
+            Ok(())
+        })
+    })
 }
 
 #[cfg(test)]

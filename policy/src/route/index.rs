@@ -105,6 +105,9 @@ impl Index {
             }
             before = link.bytes;
         }
+        if before == 0 {
+            return cached;
+        }
         for (word, alive) in alive.iter().enumerate() {
             each_bit(*alive, word, |replica| set(&mut cached, replica, before));
         }

@@ -98,15 +98,25 @@ impl SessionSource {
     }
 }
 
-/// Walks the ladder. `header` looks a value up by its name in lower case; a value that isn't text counts as missing.
-pub fn key<'h>(header: impl Fn(&str) -> Option<&'h str>, body: &BodySession) -> SessionKey {
-    for (name, source) in HEADERS {
-        if let Some(value) = header(name).and_then(value) {
-            return SessionKey {
-                hash: hash(source, value.as_bytes()),
-                source,
-            };
+/// Walks the ladder. `headers` are all that came, names in lower case; a value that isn't text counts as missing.
+pub fn key<'h>(headers: impl IntoIterator<Item = (&'h str, &'h [u8])>, body: &BodySession) -> SessionKey {
+    // One pass over what came: looking eight names up would hash each of them.
+    let mut best: Option<(usize, &str)> = None;
+    for (name, bytes) in headers {
+        if let Some(rung) = HEADERS.iter().position(|(header, _)| *header == name)
+            && best.is_none_or(|(before, _)| rung < before)
+            && let Some(value) = std::str::from_utf8(bytes).ok().and_then(value)
+        {
+            best = Some((rung, value));
         }
+    }
+    if let Some((rung, value)) = best
+        && let Some((_, source)) = HEADERS.get(rung)
+    {
+        return SessionKey {
+            hash: hash(*source, value.as_bytes()),
+            source: *source,
+        };
     }
     if let Some((source, text)) = &body.key
         && let Some(value) = value(text)
@@ -163,15 +173,7 @@ mod tests {
     }
 
     fn of(headers: &[(&str, &'static str)], body: &BodySession) -> SessionKey {
-        key(
-            |name| {
-                headers
-                    .iter()
-                    .find(|(known, _)| *known == name)
-                    .map(|(_, value)| *value)
-            },
-            body,
-        )
+        key(headers.iter().map(|(name, value)| (*name, value.as_bytes())), body)
     }
 
     #[test]
@@ -224,16 +226,7 @@ mod tests {
 
     #[test]
     fn b32_request_and_trace_ids_are_not_looked_at() {
-        let asked = std::cell::RefCell::new(Vec::new());
-        key(
-            |name| {
-                asked.borrow_mut().push(name.to_owned());
-                None
-            },
-            &body(None, None, 1),
-        );
-        let asked = asked.into_inner();
-        assert_eq!(asked.len(), HEADERS.len());
+        let none = body(None, None, 1);
         for id in [
             "x-request-id",
             "traceparent",
@@ -241,8 +234,25 @@ mod tests {
             "x-correlation-id",
             "x-litellm-call-id",
         ] {
-            assert!(!asked.contains(&id.to_owned()));
+            assert_eq!(of(&[(id, "abc")], &none), of(&[], &none), "{id}");
         }
+    }
+
+    #[test]
+    fn headers_come_in_any_order_and_the_first_of_a_name_that_is_text_counts() {
+        let none = body(None, None, 1);
+        let plain = of(&[("x-session-id", "abc")], &none);
+        let mixed = [
+            ("accept", "x"),
+            ("session_id", "other"),
+            ("x-session-id", ""),
+            ("x-session-id", "abc"),
+            ("x-session-id", "later"),
+            ("session-id", "other"),
+        ];
+        assert_eq!(of(&mixed, &none), plain);
+        let not_text: [(&str, &[u8]); 2] = [("x-session-id", &[0xff]), ("session-id", b"abc")];
+        assert_eq!(key(not_text, &none), of(&[("session-id", "abc")], &none));
     }
 
     #[test]

@@ -119,12 +119,12 @@ impl Member {
     fn is(&self, body: &[u8], key: &str) -> bool {
         let raw = body.get(self.key.clone()).unwrap_or_default();
         let plain = raw.get(1..raw.len().saturating_sub(1)).unwrap_or_default();
-        if !plain.contains(&b'\\') {
+        // A key with escapes is longer than what it says.
+        if plain.len() <= key.len() {
             return plain == key.as_bytes();
         }
-        Cursor::new(raw, 0)
-            .and_then(|mut cursor| cursor.string())
-            .is_ok_and(|text| text.is(key))
+        let says = |text: Result<Text<'_>, SkimError>| text.is_ok_and(|text| text.is(key));
+        plain.contains(&b'\\') && says(Cursor::new(raw, 0).and_then(|mut cursor| cursor.string()))
     }
 }
 
@@ -185,6 +185,9 @@ pub(super) fn patched(body: &Bytes, fields: &Fields, edit: &Edit<'_>) -> Vec<Byt
 /// What the edits make of a member. The last edit of the whole member counts; without one, all edits within it do.
 fn fate<'e, 'a>(body: &[u8], member: &Member, edits: &[&'e Edit<'a>]) -> Fate<'e, 'a> {
     let of_member = || edits.iter().copied().filter(|edit| member.is(body, edit.key()));
+    if of_member().next().is_none() {
+        return Fate::Stays;
+    }
     match of_member().rfind(|edit| !matches!(edit, Edit::SetIn(..) | Edit::Patch(..))) {
         Some(Edit::Set(_, value)) => return Fate::Becomes(value),
         Some(_) => return Fate::Goes,
@@ -193,12 +196,7 @@ fn fate<'e, 'a>(body: &[u8], member: &Member, edits: &[&'e Edit<'a>]) -> Fate<'e
     if let Some(Edit::Patch(_, patches)) = of_member().rfind(|edit| matches!(edit, Edit::Patch(..))) {
         return Fate::Patched(patches);
     }
-    let within: Vec<_> = of_member().collect();
-    if within.is_empty() {
-        Fate::Stays
-    } else {
-        Fate::Within(within)
-    }
+    Fate::Within(of_member().collect())
 }
 
 /// Members to append, in the order of their edits: each key once.
