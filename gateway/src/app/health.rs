@@ -59,8 +59,8 @@ impl Watch {
         let mut seen = Seen::Moving(Progress::new(Duration::ZERO));
         loop {
             let health = self.live.get().health.clone();
-            tokio::time::sleep(health.probe).await;
             self.replica.health.set_rules(build::breaker(&health));
+            tokio::time::sleep(health.probe).await;
             let is_there = self.replica.readiness() != Readiness::Down && self.replica.address().is_some();
             let stats = if is_there { self.figures().await } else { None };
             self.replica.health.set_engine(stats);
