@@ -9,6 +9,8 @@
 pub mod beside;
 // From configuration to what requests use.
 pub mod build;
+// Looks at the engines: figures, progress.
+pub mod health;
 // What the routers know, over a restart.
 pub mod remembered;
 // The end.

@@ -17,6 +17,7 @@ pub use self::{
     backend::{BackendConfig, ReplicaConfig},
     continuation::ContinuationConfig,
     error::{ConfigError, Place, Problem},
+    health::HealthConfig,
     history::{HistoryConfig, Normalise},
     limits::LimitsConfig,
     live::{Live, Reload, on_hangup},
@@ -44,6 +45,7 @@ pub mod live;
 mod log;
 mod profile;
 mod reading;
+mod health;
 mod history;
 mod reasoning;
 mod routing;
@@ -90,6 +92,8 @@ pub struct Config {
     pub upstream: UpstreamConfig,
     /// Answers whose replica is lost.
     pub continuation: ContinuationConfig,
+    /// When a replica is left alone.
+    pub health: HealthConfig,
     /// Which replica.
     pub routing: RoutingConfig,
     /// Launch profiles beside the built-in ones, by name.

@@ -11,6 +11,8 @@
 pub mod protocol;
 // Which replica: the session key and its hash.
 pub mod route;
+// Whether a replica may be asked: its breaker, and whether its engine moves.
+pub mod health;
 // The past of a conversation, made safe before it is sent.
 pub mod history;
 // `<think>` text apart from the answer.

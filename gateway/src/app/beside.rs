@@ -4,6 +4,7 @@
 use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
+use sluice_policy::health::breaker::Event;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +15,7 @@ use tokio::sync::watch;
 use super::build;
 use super::drain::Drain;
 use super::greeting;
+use super::health;
 use super::remembered::{self, Remembered};
 use crate::admin::{self, AdminState};
 use crate::config::live::on_hangup;
@@ -98,6 +100,16 @@ impl Beside {
         for (backend, replica) in self.flow.fleet.load().replicas() {
             if let Some(states) = supervisor.watch(&replica.name) {
                 tokio::spawn(follow(backend.clone(), replica.clone(), states, self.flow.clone()));
+            }
+            if let Some(place) = place_of(backend, replica) {
+                let watch = health::Watch {
+                    live: self.live.clone(),
+                    flow: self.flow.clone(),
+                    backend: backend.clone(),
+                    place,
+                    replica: replica.clone(),
+                };
+                tokio::spawn(watch.run());
             }
         }
         Some(supervisor)
@@ -227,6 +239,11 @@ async fn save(remembered: Remembered, flow: Arc<Flow>) {
     }
 }
 
+/// Where a replica stands in its backend's list.
+fn place_of(backend: &Backend, replica: &Arc<Replica>) -> Option<usize> {
+    backend.replicas.iter().position(|one| Arc::ptr_eq(one, replica))
+}
+
 /// Carries what the supervisor says of a replica to where requests look.
 async fn follow(
     backend: Arc<Backend>,
@@ -234,7 +251,7 @@ async fn follow(
     mut states: watch::Receiver<ReplicaState>,
     flow: Arc<Flow>,
 ) {
-    let place = backend.replicas.iter().position(|one| Arc::ptr_eq(one, &replica));
+    let place = place_of(&backend, &replica);
     let mut was_ready = false;
     loop {
         let state = states.borrow_and_update().clone();
@@ -245,12 +262,14 @@ async fn follow(
                 );
                 replica.moved_to(address.ok());
                 learn(&backend, &replica, models).await;
-                let before = replica.set_readiness(Readiness::Ready);
+                let before = replica.readiness();
+                if was_ready && before != Readiness::Ready {
+                    // Down in between: for all that is known, it has started anew, and not everybody is to try it at once.
+                    replica.health.step(Event::Returned);
+                    place.into_iter().for_each(|place| backend.routing().restarted(place));
+                }
+                replica.set_readiness(Readiness::Ready);
                 if let Some(place) = place {
-                    if was_ready && before != Readiness::Ready {
-                        // Down in between: for all that is known, it has started anew.
-                        backend.routing().restarted(place);
-                    }
                     tokio::spawn(learn_capacity(backend.clone(), replica.clone(), place));
                 }
                 was_ready = true;
@@ -267,9 +286,7 @@ async fn follow(
                 }
             }
         }
-        flow.books
-            .metrics
-            .replica_up(&replica.name, replica.readiness() == Readiness::Ready);
+        health::show(&flow, &replica);
         if states.changed().await.is_err() {
             return;
         }

@@ -1,13 +1,16 @@
 //! From configuration to what requests use: the flow's settings, the fleet, the supervisor's specs.
 
 use http::HeaderValue;
+use sluice_policy::health::breaker::Rules;
 use sluice_policy::profile::Profile;
 use sluice_policy::protocol::ask::AskLimits;
 use sluice_policy::reasoning::Opener;
 use sluice_policy::route::choose::{Margins, RouteSettings};
 use std::sync::Arc;
 
-use crate::config::{BackendConfig, BadSchema, Config, Normalise, ReasoningForm, ThinkOpener, ToolParsing};
+use crate::config::{
+    BackendConfig, BadSchema, Config, HealthConfig, Normalise, ReasoningForm, ThinkOpener, ToolParsing,
+};
 use crate::flow::exchange::{AgainLimits, ExchangeLimits, SeamLimits};
 use crate::flow::tool_sets::MustCheck;
 use crate::flow::{self, FlowConfig};
@@ -93,6 +96,17 @@ pub fn flow(config: &Config) -> FlowConfig {
             BadSchema::Pass => MustCheck::Strict,
             BadSchema::Refuse => MustCheck::All,
         },
+    }
+}
+
+/// What the breakers go by.
+pub fn breaker(config: &HealthConfig) -> Rules {
+    Rules {
+        rest: config.rest,
+        longest_rest: config.longest_rest,
+        refusals: config.refusals,
+        trials: config.trials,
+        ramp: config.ramp,
     }
 }
 

@@ -19,8 +19,8 @@ pub struct UpstreamConfig {
     /// here makes requests fail on connections that are already gone.
     #[serde(with = "duration")]
     pub idle: Duration,
-    /// Time for a whole answer's head, and for the first token of a stream: the engine may queue and prefill for long.
-    /// Default 30 min. (What notices a hung engine sooner is its progress, not this limit.)
+    /// The last bound of a whole answer's head, and of the first token of a stream: the engine may queue and prefill for long.
+    /// Default 30 min. A replica that makes no progress is left sooner (`[health] hung_after`).
     #[serde(with = "duration")]
     pub answer: Duration,
     /// A stream that has begun and sends nothing for this long is given up. Default 60 s.

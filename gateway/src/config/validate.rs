@@ -16,6 +16,8 @@ const VLLM_IDLE: Duration = Duration::from_secs(5);
 const THREADS_MAX: usize = 1_024;
 /// More attempts than this only delay the error.
 const ATTEMPTS_MAX: u32 = 10;
+/// How often an engine is looked at: each look costs its front end milliseconds, and a hang must be seen.
+const HEALTH_PROBE: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(5);
 /// More calls of one answer than this aren't worth the engine's time.
 const REASK_MAX: u8 = 8;
 /// Deeper bodies are an attack.
@@ -47,6 +49,7 @@ pub(super) fn check(config: &Config, overrides: &Overrides) -> Vec<Finding> {
     tools(config, &mut findings);
     upstream(config, &mut findings);
     continuation(config, &mut findings);
+    health(config, &mut findings);
     routing(config, &mut findings);
     profile::check(config, &mut findings);
     backend::check(config, &mut findings);
@@ -309,6 +312,29 @@ fn upstream(config: &Config, findings: &mut Findings<'_>) {
             "upstream.load_bound",
             format!("{} is not between 1 and 100", upstream.load_bound),
         );
+    }
+}
+
+fn health(config: &Config, findings: &mut Findings<'_>) {
+    let health = &config.health;
+    if !HEALTH_PROBE.contains(&health.probe) {
+        let given = duration::format(health.probe);
+        findings.add("health.probe", format!("{given} is not between 100ms and 5s"));
+    }
+    if health.hung_after < health.probe.saturating_mul(2) {
+        findings
+            .add("health.hung_after", "this is less than two looks at the engine")
+            .help("raise it, or lower health.probe");
+    }
+    above_zero(findings, "health.rest", health.rest);
+    if health.longest_rest < health.rest {
+        findings.add("health.longest_rest", "this is less than health.rest");
+    }
+    if health.refusals == 0 {
+        findings.add("health.refusals", "0 would leave every replica alone");
+    }
+    if health.trials == 0 {
+        findings.add("health.trials", "0 would let no replica come back");
     }
 }
 

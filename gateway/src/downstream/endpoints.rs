@@ -16,7 +16,6 @@ use tower::Service;
 use crate::flow::Flow;
 use crate::flow::call::Call;
 use crate::flow::reply::{Reply, json};
-use crate::upstream::replica::Readiness;
 use crate::upstream::{Backend, Fleet};
 
 /// The innermost service.
@@ -88,10 +87,7 @@ impl Endpoints {
     }
 
     fn is_ready(&self, fleet: &Fleet) -> bool {
-        !self.draining.load(Ordering::Relaxed)
-            && fleet
-                .replicas()
-                .any(|(_, replica)| replica.readiness() == Readiness::Ready && !replica.is_resting())
+        !self.draining.load(Ordering::Relaxed) && fleet.replicas().any(|(_, replica)| replica.standing().is_up())
     }
 
     /// 200 while at least one replica is ready and the process isn't draining.
@@ -120,19 +116,13 @@ impl Endpoints {
 
 /// The replicas as `/health` shows them: no addresses, since anybody may ask.
 pub fn replicas(fleet: &Fleet) -> Vec<Value> {
-    let state = |readiness, resting| match (readiness, resting) {
-        (Readiness::Ready, false) => "ready",
-        (Readiness::Ready, true) => "resting",
-        (Readiness::Unknown, _) => "unknown",
-        (Readiness::Down, _) => "down",
-    };
     fleet
         .replicas()
         .map(|(backend, replica)| {
             value!({
                 "name": &*replica.name,
                 "model": &*backend.model(),
-                "state": state(replica.readiness(), replica.is_resting()),
+                "state": replica.standing().as_str(),
                 "simulated": replica.simulated,
                 "in_flight": replica.in_flight(),
             })

@@ -3,7 +3,8 @@
 //!
 //! | what came | what follows |
 //! | --- | --- |
-//! | no connection, a reset, no head in time | another replica; the failed one rests |
+//! | no connection, a reset, no head in time | another replica; the breaker hears of it |
+//! | the replica hangs (B36) | another replica |
 //! | 500, 502, 503, 504 | another replica; the same 500 from two is the answer |
 //! | 401, 403, 307, 405, `{"detail"}` 404 | 502 `upstream_misconfigured`, the log names replica and setting |
 //! | 400 for a past turn that the template doesn't take | the same once more with the turn changed (B30) |
@@ -14,6 +15,7 @@
 
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue, USER_AGENT};
 use http::{Method, Request, StatusCode, Uri};
+use sluice_policy::health::breaker::Event;
 use sluice_policy::history::Counts;
 use sluice_policy::protocol::fault::{Fault, FaultKind, Side};
 use std::future::Future;
@@ -221,14 +223,17 @@ pub async fn send(
     };
     let dispatched = Instant::now();
     let request = || request(exchange, replica, host.clone(), path, id.clone(), body.clone());
-    let mut answer = match client::send(&replica.pool, &address, request, limits).await {
+    let sent = tokio::select! {
+        sent = client::send(&replica.pool, &address, request, limits) => sent,
+        () = in_flight.left() => return Err(hangs()),
+    };
+    let mut answer = match sent {
         Ok(answer) => answer,
         Err(error) => {
-            rest_if_broken(replica, &error);
+            report(replica, &error);
             return Err(fault_of(&error));
         }
     };
-    replica.answered();
     if answer.status() == StatusCode::OK {
         return Ok(Live {
             answer,
@@ -241,6 +246,14 @@ pub async fn send(
     let said = tokio::time::timeout(ERROR_TIME, answer.collect(MAX_ERROR_BYTES)).await;
     let said = said.ok().and_then(Result::ok).unwrap_or_default();
     let fault = Fault::from_upstream(status, &said);
+    if status >= 500 {
+        // Its word that the engine is dead needs no second one.
+        replica.health.step(if fault.is_engine_death() {
+            Event::Broke
+        } else {
+            Event::Refused
+        });
+    }
     if fault.kind == FaultKind::UpstreamMisconfigured {
         tracing::error!(
             replica = %replica.name,
@@ -252,8 +265,13 @@ pub async fn send(
     Err(fault)
 }
 
-/// A request that the replica never answered for its own reasons makes it rest; one that is merely slow doesn't.
-fn rest_if_broken(replica: &Replica, error: &UpstreamError) {
+/// What the client hears if nobody else helps, when the replica was given up.
+pub fn hangs() -> Fault {
+    Fault::new(FaultKind::UpstreamStalled, "The replica makes no progress.")
+}
+
+/// A request that the replica never answered for its own reasons is told to its breaker; one that is merely slow isn't.
+fn report(replica: &Replica, error: &UpstreamError) {
     match error {
         UpstreamError::Connect(_) | UpstreamError::ConnectTimeout(_) | UpstreamError::Lost(_) => replica.failed(),
         UpstreamError::HeadTimeout(_) | UpstreamError::TooLong(_) => {}

@@ -1,11 +1,12 @@
 //! An answer that is forwarded as the engine sent it, streams too: endpoints without the answer pipeline.
 
 use bytes::Bytes;
+use sluice_policy::health::breaker::Event;
 use sluice_policy::protocol::fault::{Fault, FaultKind};
 use std::task::{Context, Poll};
 
 use super::account::Account;
-use super::attempt::Live;
+use super::attempt::{self, Live};
 use super::exchange::Exchange;
 use super::registry::Registered;
 use super::reply::BodyError;
@@ -47,13 +48,20 @@ impl PassThrough {
         let Some(live) = &mut self.live else {
             return Poll::Ready(None);
         };
+        if live.in_flight.poll_left(cx).is_ready() {
+            self.live = None;
+            self.account.refused(&attempt::hangs());
+            return Poll::Ready(Some(Err(BodyError::EndedEarly)));
+        }
         match live.answer.poll_data(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Some(Ok(bytes))) => {
+                live.in_flight.replica().health.spoke();
                 self.account.sent(bytes.len());
                 Poll::Ready(Some(Ok(bytes)))
             }
             Poll::Ready(None) => {
+                live.in_flight.replica().health.step(Event::Good);
                 self.account.finished_plain();
                 self.live = None;
                 Poll::Ready(None)

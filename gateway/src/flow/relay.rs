@@ -11,7 +11,7 @@
 //! | `Trying` | nothing left to try | error event, `Over` |
 //! | `Streaming` | bytes | frames |
 //! | `Streaming` | `[DONE]` after a finish | `Over`, the connection is read to its end |
-//! | `Streaming` | reset, early end, error event, stall; nothing shown | `Trying` the next |
+//! | `Streaming` | reset, early end, error event, stall, a replica that hangs (B36); nothing shown | `Trying` the next |
 //! | `Streaming` | the same; something shown, and it can go on | `Asking` another replica |
 //! | `Streaming` | the same; but no more than the role, and it can't | `Trying` the next |
 //! | `Streaming` | the same; it can't | error event, `Over` |
@@ -24,6 +24,7 @@
 //! | any | dropped | the record says `cancelled` |
 
 use bytes::{Bytes, BytesMut};
+use sluice_policy::health::breaker::Event;
 use sluice_policy::protocol::fault::{Fault, FaultKind};
 use sluice_policy::protocol::sse::KEEP_ALIVE;
 use sluice_policy::turn::{AskAgain, Guide, Loss, Obstacle, Shows, Step, Turn};
@@ -151,6 +152,12 @@ impl Relay {
         {
             self.fail(&stop.fault(), &mut out);
         }
+        // It closes no connection: nothing else wakes us.
+        if let State::Streaming(live, _) = &self.state
+            && live.in_flight.poll_left(cx).is_ready()
+        {
+            self.broke(attempt::hangs(), cx, &mut out);
+        }
         let mut waits = false;
         while !waits && !self.is_over() && out.len() < MERGE_BYTES {
             waits = self.advance(cx, &mut out).is_pending();
@@ -202,6 +209,7 @@ impl Relay {
             State::Streaming(live, _) => match live.answer.poll_data(cx) {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(Some(Ok(bytes))) => {
+                    live.in_flight.replica().health.spoke();
                     self.heard = self.now;
                     self.hurry();
                     self.turn.push(bytes, &mut self.steps);
@@ -247,12 +255,15 @@ impl Relay {
 
     fn carry_out(&mut self, cx: &mut Context<'_>, out: &mut Outgoing) {
         self.account.heard(self.heard, self.turn.facts());
-        self.speaks |= self.turn.facts().tokens_in_last_push > 0;
-        if self.speaks
+        if !self.speaks
+            && self.turn.facts().tokens_in_last_push > 0
             && let State::Streaming(live, _) = &mut self.state
-            && let Some(routed) = &mut live.routed
         {
-            routed.token();
+            self.speaks = true;
+            live.in_flight.replica().health.step(Event::Good);
+            if let Some(routed) = &mut live.routed {
+                routed.token();
+            }
         }
         self.held_since = self
             .held_since
@@ -397,6 +408,9 @@ impl Relay {
     fn broke(&mut self, fault: Fault, cx: &mut Context<'_>, out: &mut Outgoing) {
         match std::mem::replace(&mut self.state, State::Over) {
             State::Streaming(live, tried) => {
+                if matches!(fault.kind, FaultKind::UpstreamFailed(_)) && fault.is_engine_death() {
+                    live.in_flight.replica().failed();
+                }
                 let asker = self.asker_after(&live);
                 // Closed before another one is asked.
                 drop(live);
@@ -478,7 +492,12 @@ impl Relay {
             let now = self.now;
             let limits = &self.exchange.limits;
             let silence = self.silence();
-            if matches!(self.state, State::Streaming(..)) && now >= self.heard + silence {
+            if let State::Streaming(live, _) = &self.state
+                && now >= self.heard + silence
+            {
+                if self.speaks {
+                    live.in_flight.replica().health.stalled();
+                }
                 let message = format!("The replica sent nothing for {silence:?}.");
                 let mut out = Outgoing::default();
                 self.broke(Fault::new(FaultKind::UpstreamStalled, message), cx, &mut out);

@@ -2,6 +2,7 @@
 //! of it that isn't valid is asked again (B26).
 
 use bytes::Bytes;
+use sluice_policy::health::breaker::Event;
 use sluice_policy::protocol::fault::{Fault, FaultKind};
 use sluice_policy::turn::{Budget, Facts, Turn, Whole};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use super::attempt::{self, Tried};
 use super::exchange::Exchange;
 use super::plan;
 use super::registry::Entry;
-use crate::upstream::{InFlight, Replica};
+use crate::upstream::{InFlight, Replica, UpstreamError};
 
 /// The message of the first replica that gives a whole one.
 ///
@@ -37,10 +38,15 @@ pub async fn answer(
         let stall = exchange.limits.stall;
         let body = tokio::select! {
             stop = entry.stopped() => return (tried, Err(stop.fault())),
-            body = tokio::time::timeout(stall, live.answer.collect(exchange.limits.answer_bytes)) => body,
+            () = live.in_flight.left() => Ok(Err(Unheard::Hangs)),
+            body = tokio::time::timeout(stall, live.answer.collect(exchange.limits.answer_bytes)) => {
+                body.map(|body| body.map_err(Unheard::Broke))
+            }
         };
         let fault = match body {
             Ok(Ok(body)) => {
+                live.in_flight.replica().health.spoke();
+                live.in_flight.replica().health.step(Event::Good);
                 let told = tokio::select! {
                     stop = entry.stopped() => return (tried, Err(stop.fault())),
                     told = tell(exchange, live.in_flight.replica(), &body) => told,
@@ -57,7 +63,8 @@ pub async fn answer(
                     Err(fault) => return (tried, Err(fault)),
                 }
             }
-            Ok(Err(error)) => {
+            Ok(Err(Unheard::Hangs)) => attempt::hangs(),
+            Ok(Err(Unheard::Broke(error))) => {
                 live.in_flight.replica().failed();
                 attempt::fault_of(&error)
             }
@@ -68,6 +75,14 @@ pub async fn answer(
         };
         tried = tried.after(fault);
     }
+}
+
+/// Why a body isn't whole.
+enum Unheard {
+    /// The replica was given up (B36).
+    Hangs,
+    /// It broke.
+    Broke(UpstreamError),
 }
 
 /// The message of this body, calls asked again if need be.

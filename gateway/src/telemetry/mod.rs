@@ -65,6 +65,7 @@ impl Metrics {
             tools: Bounded::new(),
             codes: Bounded::new(),
             replicas_up: Mutex::default(),
+            replica_states: Mutex::default(),
             records: Mutex::default(),
         };
         let state = Arc::new(state);
@@ -177,9 +178,20 @@ impl Metrics {
         }
     }
 
+    /// Says where a replica stands, of a closed set of names: `sluice_replica_state`. Only the first hundred replicas are shown.
+    pub fn replica_state(&self, replica: &str, state: &'static str, all: &'static [&'static str]) {
+        let mut replicas = lock(&self.inner.state.replica_states);
+        if let Some(known) = replicas.get_mut(replica) {
+            known.now = state;
+        } else if replicas.len() < LIMIT {
+            replicas.insert(replica.to_owned(), ReplicaState { now: state, all });
+        }
+    }
+
     /// Forgets a replica that the configuration no longer has.
     pub fn replica_gone(&self, replica: &str) {
         lock(&self.inner.state.replicas_up).remove(replica);
+        lock(&self.inner.state.replica_states).remove(replica);
     }
 
     /// Shows what becomes of the rows (`sluice_records_*`). A later call replaces the recorder.
@@ -267,6 +279,13 @@ struct Inner {
     _provider: SdkMeterProvider,
 }
 
+/// Where a replica stands, and where it could.
+#[derive(Clone, Copy)]
+struct ReplicaState {
+    now: &'static str,
+    all: &'static [&'static str],
+}
+
 /// What requests write to and a scrape reads.
 struct State {
     instruments: Instruments,
@@ -275,6 +294,7 @@ struct State {
     tools: Bounded<String, Arc<str>>,
     codes: Bounded<String, Arc<str>>,
     replicas_up: Mutex<BTreeMap<String, bool>>,
+    replica_states: Mutex<BTreeMap<String, ReplicaState>>,
     records: Mutex<Option<Box<dyn Fn() -> Counts + Send + Sync>>>,
 }
 
@@ -351,6 +371,19 @@ fn register_observed(meter: &Meter, state: &Arc<State>) {
         .with_callback(move |to| {
             for (replica, up) in lock(&of.replicas_up).iter() {
                 to.observe(u64::from(*up), &[KeyValue::new("replica", replica.clone())]);
+            }
+        })
+        .build();
+    let of = Arc::clone(state);
+    meter
+        .u64_observable_gauge("sluice_replica_state")
+        .with_description("1 for where the replica stands, 0 for the other states")
+        .with_callback(move |to| {
+            for (replica, state) in lock(&of.replica_states).iter() {
+                for name in state.all {
+                    let labels = [KeyValue::new("replica", replica.clone()), KeyValue::new("state", *name)];
+                    to.observe(u64::from(*name == state.now), &labels);
+                }
             }
         })
         .build();

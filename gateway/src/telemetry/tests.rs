@@ -391,8 +391,18 @@ fn replicas_come_change_and_go() {
     assert_eq!(up(&metrics), Some(1.0));
     metrics.replica_up("sim-a", false);
     assert_eq!(up(&metrics), Some(0.0));
+    let state = |metrics: &Metrics, state| {
+        let labels = [("replica", "sim-a"), ("state", state)];
+        value(&parse(&metrics.render()), "sluice_replica_state", &labels)
+    };
+    for now in ["ready", "hung"] {
+        metrics.replica_state("sim-a", now, &["ready", "hung"]);
+        for one in ["ready", "hung"] {
+            assert_eq!(state(&metrics, one), Some(f64::from(u8::from(one == now))));
+        }
+    }
     metrics.replica_gone("sim-a");
-    assert_eq!(up(&metrics), None);
+    assert_eq!((up(&metrics), state(&metrics, "hung")), (None, None));
 }
 
 #[test]

@@ -174,24 +174,35 @@ impl Backend {
 
     /// The replica for a request, leaving out those `tried`; it counts as sent from now on. `None` if nothing usable is left.
     pub fn choose(&self, wanted: Wanted<'_>) -> Option<Choice> {
-        let may = self.may_be_asked(wanted.tried);
-        let key = wanted.session.hash.to_be_bytes();
-        // One turn around the ring meets every replica.
-        let ring = self.ring.node_iter(&key).take(self.replicas.len() * RING_POINTS);
-        let ring = ring.filter_map(|place| self.places.get(place).copied());
-        let question = Question {
-            session: wanted.session.hash,
-            is_named: wanted.session.source != SessionSource::ConversationHash,
-            chain: wanted.chain,
-            may: &may,
-        };
-        let (decision, routed) = self.router.decide(question, wanted.margins, ring)?;
-        Some(Choice {
-            index: decision.replica,
-            replica: self.replicas.get(decision.replica)?.clone(),
-            route: Route::new(decision.reason, wanted.has_past),
-            routed,
-        })
+        // A turn that was in vain: others took the last trial of the chosen replica meanwhile.
+        for _ in 0..=self.replicas.len() {
+            let (may, resort) = self.may_be_asked(wanted.tried);
+            let key = wanted.session.hash.to_be_bytes();
+            // One turn around the ring meets every replica.
+            let ring = self.ring.node_iter(&key).take(self.replicas.len() * RING_POINTS);
+            let ring = ring.filter_map(|place| self.places.get(place).copied());
+            let question = Question {
+                session: wanted.session.hash,
+                is_named: wanted.session.source != SessionSource::ConversationHash,
+                chain: wanted.chain,
+                may: &may,
+            };
+            let (decision, mut routed) = self.router.decide(question, wanted.margins, ring)?;
+            let replica = self.replicas.get(decision.replica)?.clone();
+            let passage = match resort {
+                Resort::Usual => replica.health.admit(),
+                Resort::Last => Some(replica.health.admit_anyway()),
+            };
+            let Some(passage) = passage else { continue };
+            routed.passes(passage);
+            return Some(Choice {
+                index: decision.replica,
+                replica,
+                route: Route::new(decision.reason, wanted.has_past),
+                routed,
+            });
+        }
+        None
     }
 
     /// What is known of its conversations and replicas.
@@ -199,37 +210,37 @@ impl Backend {
         &self.router
     }
 
-    /// Ready replicas; one that nobody has asked yet only if there is no ready one; a resting one as the last resort.
-    fn may_be_asked(&self, tried: &[usize]) -> Vec<bool> {
-        let untried = |index: &usize| !tried.contains(index);
-        let usable = |index: &usize| self.replicas.get(*index).is_some_and(|r| r.is_usable());
-        let ready = |index: &usize| {
-            self.replicas
-                .get(*index)
-                .is_some_and(|r| r.readiness() == Readiness::Ready)
-        };
-        let all: Vec<usize> = (0..self.replicas.len()).filter(untried).collect();
-        let mut candidates: Vec<usize> = all.iter().copied().filter(|i| usable(i) && ready(i)).collect();
-        if candidates.is_empty() {
-            candidates = all.iter().copied().filter(usable).collect();
-        }
-        if candidates.is_empty() {
-            // Resting after a failure, but not known to be down: better asked than refused.
-            let resting = |r: &Arc<Replica>| r.readiness() != Readiness::Down && r.address().is_some();
-            candidates = all
-                .into_iter()
-                .filter(|i| self.replicas.get(*i).is_some_and(resting))
+    /// Ready replicas that their breakers admit; one that nobody has asked yet only if there is no ready one; one whose breaker doesn't
+    /// as the last resort: better asked than refused, unless it hangs.
+    fn may_be_asked(&self, tried: &[usize]) -> (Vec<bool>, Resort) {
+        let of = |fits: &dyn Fn(&Replica) -> bool| -> Option<Vec<bool>> {
+            let replicas = self.replicas.iter().enumerate();
+            let may: Vec<bool> = replicas
+                .map(|(index, replica)| !tried.contains(&index) && fits(replica))
                 .collect();
+            may.contains(&true).then_some(may)
+        };
+        let usual = of(&|replica| replica.readiness() == Readiness::Ready && replica.is_usable());
+        if let Some(may) = usual.or_else(|| of(&Replica::is_usable)) {
+            return (may, Resort::Usual);
         }
-        let mut may = vec![false; self.replicas.len()];
-        candidates.into_iter().for_each(|index| may[index] = true);
-        may
+        let last = of(&Replica::is_last_resort);
+        (last.unwrap_or_else(|| vec![false; self.replicas.len()]), Resort::Last)
     }
 
     /// All its replicas are stand-ins.
     pub fn is_simulated(&self) -> bool {
         !self.replicas.is_empty() && self.replicas.iter().all(|replica| replica.simulated)
     }
+}
+
+/// Who is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Resort {
+    /// Somebody whose breaker admits.
+    Usual,
+    /// For want of a better one.
+    Last,
 }
 
 /// A stable place on the ring for a name; ketama wants socket addresses.
@@ -282,6 +293,7 @@ impl Fleet {
 mod tests {
     use super::super::address::Address;
     use super::*;
+    use sluice_policy::health::breaker::Event;
 
     fn backend(count: usize) -> Backend {
         let replicas = (0..count)
@@ -362,6 +374,23 @@ mod tests {
         backend.replicas[1].failed();
         assert_eq!(choose(&backend, 1, false, &[]).unwrap().index, 0);
         assert_eq!(choose(&backend, 1, false, &[0]).unwrap().index, 1);
+    }
+
+    #[test]
+    fn one_that_is_back_is_tried_by_a_few_and_the_rest_goes_elsewhere() {
+        let backend = backend(2);
+        let home = choose(&backend, 1, false, &[]).unwrap().index;
+        backend.replicas[home].health.step(Event::Returned);
+        let herd: Vec<Choice> = (0..50).filter_map(|_| choose(&backend, 1, true, &[])).collect();
+        assert_eq!(herd.len(), 50);
+        let trials = herd.iter().filter(|choice| choice.index == home).count();
+        assert!((1..=2).contains(&trials), "{trials} trials");
+        drop(herd);
+        // Alone it takes them all: nobody else can.
+        let herd: Vec<Choice> = (0..50).filter_map(|_| choose(&backend, 1, true, &[1 - home])).collect();
+        assert_eq!(herd.len(), 50);
+        backend.replicas[home].hangs();
+        assert!(choose(&backend, 1, true, &[1 - home]).is_none(), "unless it hangs");
     }
 
     #[test]

@@ -7,6 +7,10 @@
 pub mod fleet;
 // What is known of conversations and replicas, for that choice.
 pub mod routing;
+// Whether a replica may be asked, and what was seen of its engine.
+pub mod health;
+// Requests in flight on a replica.
+pub mod flight;
 // One running vLLM.
 pub mod replica;
 // Where it listens.
@@ -19,5 +23,6 @@ pub mod probe;
 pub use address::{Address, UrlFault};
 pub use client::{Answer, Segments, UpstreamError};
 pub use fleet::{Backend, Choice, Fleet, Route, Wanted};
-pub use replica::{InFlight, Replica};
+pub use flight::InFlight;
+pub use replica::Replica;
 pub use routing::Routed;

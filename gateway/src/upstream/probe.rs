@@ -1,4 +1,5 @@
-//! How a replica takes tool requests (B19), asked when it becomes ready: three requests of one token.
+//! What a replica is asked beside requests: how it takes tools (B19), when it becomes ready, by three requests of one token; who opens
+//! think blocks; its engine's figures, and whether it gives a token at all (B36).
 //!
 //! `tool_choice: "none"` must keep the tools in the prompt, or the gateway can't find the calls itself: the prompt's tokens
 //! with and without tools tell (old versions, and `--exclude-tools-when-tool-choice-none`, drop them). Whether vLLM has a
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use http::{Method, Request, StatusCode, Uri};
 use serde_json::{Value, json};
+use sluice_policy::health::engine::EngineStats;
 use sluice_policy::reasoning::Opener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,11 +82,31 @@ pub async fn opener(replica: &Replica, model: &str) -> Result<Opener, ProbeError
 /// # Errors
 /// The replica did not answer.
 pub async fn kv_tokens(replica: &Replica) -> Result<Option<u64>, ProbeError> {
+    Ok(cache_config(&metrics(replica).await?))
+}
+
+/// What its engine says of itself; `None` if its metrics are no vLLM's.
+///
+/// # Errors
+/// The replica did not answer.
+pub async fn engine(replica: &Replica) -> Result<Option<EngineStats>, ProbeError> {
+    Ok(EngineStats::read(&metrics(replica).await?))
+}
+
+async fn metrics(replica: &Replica) -> Result<String, ProbeError> {
     let (status, body) = exchange(replica, Method::GET, "/metrics", Bytes::new(), MAX_METRICS_BYTES).await?;
     if status != StatusCode::OK {
         return Err(ProbeError::Status(status.as_u16()));
     }
-    Ok(cache_config(&String::from_utf8_lossy(&body)))
+    Ok(String::from_utf8_lossy(&body).into_owned())
+}
+
+/// Waits for one token: only an engine that moves gives one.
+///
+/// # Errors
+/// The replica did not answer, or not as vLLM does.
+pub async fn gives_a_token(replica: &Replica, model: &str) -> Result<(), ProbeError> {
+    prompt_tokens(ask(replica, model, None).await?).map(|_| ())
 }
 
 /// Of the metrics' text; engines of data-parallel ranks are added up.

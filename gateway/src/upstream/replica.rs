@@ -1,22 +1,19 @@
 //! One running vLLM as the path sees it: where it listens, what it runs now, whether it may be asked.
 //!
-//! The supervisor and the probes write its state, `fleet` reads it. Everything here is an atomic or swapped as a whole:
-//! a request never waits for another one.
+//! The supervisor and the probes write its state, `fleet` reads it. Everything here is an atomic, swapped as a whole, or behind a lock
+//! that is held for one step: a request never waits for another one.
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use http::HeaderValue;
+use sluice_policy::health::breaker::{Event, Phase};
 use sluice_policy::reasoning::Opener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::address::Address;
 use super::client::Pool;
-
-/// After a failed connect or a lost connection a replica is left alone for this long, doubled at each failure in a row.
-const FIRST_REST: Duration = Duration::from_millis(500);
-/// The longest such rest: a replica that comes back is noticed by a probe before.
-const LONGEST_REST: Duration = Duration::from_secs(10);
+use super::flight::{Flights, InFlight};
+use super::health::Health;
 
 /// Whether the path may use a replica, as supervisor and probes see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +25,57 @@ pub enum Readiness {
     Ready = 1,
     /// Starting, stopping, crashed or not answering.
     Down = 2,
+}
+
+/// Where a replica stands, for people: what the supervisor says of it, and if that is ready, what its breaker does. A closed set: it
+/// labels a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Not proven yet.
+    Unknown,
+    /// Takes requests.
+    Ready,
+    /// Starting, stopping, crashed or not answering.
+    Down,
+    /// It failed: left alone for a moment.
+    Resting,
+    /// It makes no progress (B36).
+    Hung,
+    /// Perhaps back: a few requests try it.
+    Probing,
+    /// Back: it gets more and more requests.
+    Returning,
+}
+
+impl Standing {
+    /// All there are.
+    pub const ALL: [Standing; 7] = [
+        Standing::Unknown,
+        Standing::Ready,
+        Standing::Down,
+        Standing::Resting,
+        Standing::Hung,
+        Standing::Probing,
+        Standing::Returning,
+    ];
+
+    /// Its name in `/health` and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Standing::Unknown => "unknown",
+            Standing::Ready => "ready",
+            Standing::Down => "down",
+            Standing::Resting => "resting",
+            Standing::Hung => "hung",
+            Standing::Probing => "probing",
+            Standing::Returning => "returning",
+        }
+    }
+
+    /// Requests may go there, perhaps not all.
+    pub fn is_up(self) -> bool {
+        matches!(self, Standing::Ready | Standing::Probing | Standing::Returning)
+    }
 }
 
 /// How tool calls are found in a replica's answers (B19), as the readiness probe found it.
@@ -57,17 +105,19 @@ pub struct Replica {
     readiness: AtomicU8,
     tool_setup: AtomicU8,
     opener: AtomicU8,
-    in_flight: AtomicUsize,
-    failures: AtomicU32,
-    rests_until_ms: AtomicU64,
-    born: Instant,
+    /// Requests that it works on.
+    pub flights: Flights,
+    /// Whether it may be asked, and what was seen of its engine.
+    pub health: Arc<Health>,
 }
 
 impl Replica {
     /// A replica that nobody has asked yet.
     pub fn new(name: &str, simulated: bool, authorization: Option<HeaderValue>, address: Option<Address>) -> Self {
+        let name: Arc<str> = name.into();
         Replica {
-            name: name.into(),
+            health: Health::new(name.clone()),
+            name,
             simulated,
             authorization,
             pool: Arc::default(),
@@ -76,10 +126,7 @@ impl Replica {
             readiness: AtomicU8::new(Readiness::Unknown as u8),
             tool_setup: AtomicU8::new(ToolSetup::Raw as u8),
             opener: AtomicU8::new(0),
-            in_flight: AtomicUsize::new(0),
-            failures: AtomicU32::new(0),
-            rests_until_ms: AtomicU64::new(0),
-            born: Instant::now(),
+            flights: Flights::default(),
         }
     }
 
@@ -117,9 +164,6 @@ impl Replica {
     pub fn set_readiness(&self, readiness: Readiness) -> Readiness {
         let before = self.readiness();
         self.readiness.store(readiness as u8, Ordering::Relaxed);
-        if readiness == Readiness::Ready {
-            self.answered();
-        }
         before
     }
 
@@ -158,59 +202,48 @@ impl Replica {
 
     /// Requests dispatched and not ended.
     pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
+        self.flights.count()
     }
 
     /// Counts one request from dispatch to its end.
     pub fn begin(self: &Arc<Self>) -> InFlight {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(self.clone())
+        InFlight::begin(self.clone())
     }
 
-    /// May be asked now: has an address, isn't down, isn't resting after a failure.
+    /// May be asked now: has an address, isn't down, and its breaker admits.
     pub fn is_usable(&self) -> bool {
-        self.readiness() != Readiness::Down && !self.is_resting() && self.address.load().is_some()
+        self.readiness() != Readiness::Down && self.address.load().is_some() && self.health.admits()
     }
 
-    /// Left alone for a moment after a failure.
-    pub fn is_resting(&self) -> bool {
-        self.now_ms() < self.rests_until_ms.load(Ordering::Relaxed)
+    /// May be asked if nobody else can be: its breaker may be open, but it isn't known to be down or to hang.
+    pub fn is_last_resort(&self) -> bool {
+        self.readiness() != Readiness::Down && self.address.load().is_some() && self.health.phase() != Phase::Hung
     }
 
-    /// A connect failed or a connection broke: it rests.
-    pub fn failed(&self) {
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed).min(16);
-        let rest = FIRST_REST.saturating_mul(1 << failures).min(LONGEST_REST);
-        self.rests_until_ms
-            .store(self.now_ms() + rest.as_millis() as u64, Ordering::Relaxed);
-        self.pool.clear();
-    }
-
-    /// It answered: no more rest.
-    pub fn answered(&self) {
-        if self.failures.swap(0, Ordering::Relaxed) != 0 {
-            self.rests_until_ms.store(0, Ordering::Relaxed);
+    /// For people.
+    pub fn standing(&self) -> Standing {
+        match (self.readiness(), self.health.phase()) {
+            (Readiness::Down, _) => Standing::Down,
+            (_, Phase::Hung) => Standing::Hung,
+            (Readiness::Unknown, _) => Standing::Unknown,
+            (Readiness::Ready, Phase::Closed) => Standing::Ready,
+            (Readiness::Ready, Phase::Open) => Standing::Resting,
+            (Readiness::Ready, Phase::Probing) => Standing::Probing,
+            (Readiness::Ready, Phase::Returning) => Standing::Returning,
         }
     }
 
-    fn now_ms(&self) -> u64 {
-        self.born.elapsed().as_millis() as u64
+    /// A connect failed, a connection broke, or its engine said that it is dead.
+    pub fn failed(&self) {
+        self.health.step(Event::Broke);
+        self.pool.clear();
     }
-}
 
-/// One request in flight; dropping it ends the count.
-pub struct InFlight(Arc<Replica>);
-
-impl InFlight {
-    /// The replica that it counts on.
-    pub fn replica(&self) -> &Arc<Replica> {
-        &self.0
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    /// It makes no progress: nobody asks it, and what is in flight there is to leave. Returns how many were.
+    pub fn hangs(&self) -> usize {
+        self.health.step(Event::Hung);
+        self.pool.clear();
+        self.flights.leave()
     }
 }
 
@@ -224,10 +257,24 @@ mod tests {
         assert!(replica.is_usable());
         replica.failed();
         assert!(!replica.is_usable());
-        replica.answered();
+        assert_eq!(replica.standing(), Standing::Unknown, "nothing has proven it");
+        assert!(replica.is_last_resort());
+        replica.health.step(Event::Good);
         assert!(replica.is_usable());
         replica.set_readiness(Readiness::Down);
         assert!(!replica.is_usable());
+    }
+
+    #[test]
+    fn one_that_hangs_is_not_even_the_last_resort() {
+        let replica = Replica::new("a", false, None, Some(Address::loopback(1)));
+        replica.set_readiness(Readiness::Ready);
+        assert_eq!(replica.hangs(), 0);
+        assert_eq!(replica.standing(), Standing::Hung);
+        assert!(!replica.is_usable() && !replica.is_last_resort());
+        replica.health.step(Event::Alive);
+        assert_eq!(replica.standing(), Standing::Probing);
+        assert!(replica.is_usable());
     }
 
     #[test]

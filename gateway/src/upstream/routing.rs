@@ -9,6 +9,8 @@ use sluice_policy::route::saved::Saved;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::health::Passage;
+
 /// See the module.
 pub struct Routing {
     router: Mutex<Router>,
@@ -42,6 +44,7 @@ impl Routing {
             ticket: Some(ticket),
             has_token: false,
             used: Used::default(),
+            passage: None,
         };
         Some((decision, routed))
     }
@@ -54,6 +57,16 @@ impl Routing {
     /// A replica has started anew: its cache is empty.
     pub fn restarted(&self, replica: usize) {
         self.router().restarted(replica);
+    }
+
+    /// Requests that wait in a replica's engine, as its metrics say; 0 if they say nothing.
+    pub fn waiting(&self, replica: usize, waiting: usize) {
+        self.router().waiting(replica, waiting);
+    }
+
+    /// Expected time of all prefills that a replica was given and hasn't done.
+    pub fn prefill_ahead(&self, replica: usize) -> Duration {
+        self.router().prefill_ahead(replica)
     }
 
     /// For the state folder.
@@ -81,9 +94,16 @@ pub struct Routed {
     ticket: Option<Ticket>,
     has_token: bool,
     used: Used,
+    /// Its replica's breaker counts it as long.
+    passage: Option<Passage>,
 }
 
 impl Routed {
+    /// The replica's breaker let it pass.
+    pub fn passes(&mut self, passage: Passage) {
+        self.passage = Some(passage);
+    }
+
     /// A token has come; only the first one counts.
     pub fn token(&mut self) {
         if !self.has_token

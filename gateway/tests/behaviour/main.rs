@@ -23,6 +23,7 @@ mod engine_mode;
 mod errors;
 mod h2;
 mod headers;
+mod health;
 mod history;
 mod leaving_client;
 mod limits;

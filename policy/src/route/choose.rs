@@ -425,6 +425,15 @@ impl Router {
         }
     }
 
+    /// Expected time of all prefills that a replica was given and hasn't done: how long it may be silent.
+    pub fn prefill_ahead(&self, replica: usize) -> Duration {
+        let seconds = self
+            .replicas
+            .get(replica)
+            .map_or(0.0, |replica| replica.load.prefill_seconds());
+        Duration::try_from_secs_f64(seconds).unwrap_or_default()
+    }
+
     /// Links remembered, for a gauge.
     pub fn index_len(&self) -> usize {
         self.index.len()

@@ -267,6 +267,11 @@ impl Load {
         self.waiting = waiting;
     }
 
+    /// Expected seconds of all prefills that aren't done.
+    pub fn prefill_seconds(&self) -> f64 {
+        self.prefills.iter().map(|open| open.seconds).sum()
+    }
+
     /// Dispatched and not ended.
     pub fn sequences(&self) -> usize {
         self.sequences
