@@ -272,6 +272,34 @@ fn a_tag_inside_an_unclosed_string_is_text() {
     assert_eq!(calls(broken), [whole]);
 }
 
+/// Where quotes are broken, a tag that touches a quote or a backslash is text; so is an opening tag without a call behind it.
+#[test]
+fn a_tag_of_code_ends_no_broken_block() {
+    for (content, whole) in [
+        (
+            r#"log("a", { b: "c" }); tag = '</tool_call>';"#,
+            r#"log(\"a\", { b: \"c\" }); tag = '</tool_call>';"#,
+        ),
+        (r#"is("a", "</tool_call>");"#, r#"is(\"a\", \"</tool_call>\");"#),
+        (
+            r#"{"b": [1]}\n<tool_call>\n</tool_call>\nx"#,
+            r#"{\"b\": [1]}\n<tool_call>\n</tool_call>\nx"#,
+        ),
+        (
+            "a\n</tool_call>\n<tool_call>\n# b\n{\\\"c\\\": {}}\n</tool_call>\n<tool_call>\n{\\\"d\\\": 1}\nx",
+            r#"a\n</tool_call>\n<tool_call>\n# b\n{\"c\": {}}\n</tool_call>\n<tool_call>\n{\"d\": 1}\nx"#,
+        ),
+    ] {
+        let broken = format!(r#"{{"name": "write_file", "arguments": {{"path": "p", "content": "{content}"}}}}"#);
+        let whole = format!(r#"write_file {{"path": "p", "content": "{whole}"}}"#);
+        assert_eq!(calls(&broken), [whole.as_str()]);
+        let paris =
+            r#"<tool_call>{"name": "get_weather", "arguments": {"city": "Paris", "unit": "celsius"}}</tool_call>"#;
+        let two = format!("<tool_call>\n{broken}\n</tool_call>\n{paris}");
+        assert_eq!(scan(&two), [whole.as_str(), PARIS]);
+    }
+}
+
 /// `//` behind an empty string is no comment that takes the rest of the call along.
 #[test]
 fn a_comment_does_not_swallow_the_closers() {
