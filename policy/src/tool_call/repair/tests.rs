@@ -308,6 +308,31 @@ fn a_comment_does_not_swallow_the_closers() {
     assert_eq!(got, [r#"write_file {"path": "p", "content": "// a \"word\"\n"}"#]);
 }
 
+/// Nothing but structure between two words' quotes is structure, not a quotation.
+#[test]
+fn words_with_structure_between_are_two_strings() {
+    for between in [r#"" ""#, r#"",, ""#, r#""{ ""#] {
+        let broken = format!(r#"{{"name": "plot", "arguments": {{"points": [1], "labels": ["one{between}two"]}}}}"#);
+        assert_eq!(
+            calls(&broken),
+            [r#"plot {"points": [1], "labels": ["one", "two"]}"#],
+            "{between}"
+        );
+    }
+    // what is joined by code isn't told from it
+    let doubtful = r#"{"name": "plot", "arguments": {"points": [1], "labels": ["a.split(" ").b"]}}"#;
+    assert_eq!(calls(doubtful), ["-"]);
+}
+
+/// One habit, however many strings: single quotes around, and none escaped inside.
+#[test]
+fn single_quotes_around_single_quotes() {
+    let broken =
+        r#"{'name': 'write_file', 'arguments': {'path': 'it's', 'content': 'awk -F'x' '{print}'', 'mode': 'don't'}}"#;
+    let whole = r#"write_file {"path": "it's", "content": "awk -F'x' '{print}'", "mode": "don't"}"#;
+    assert_eq!(calls(broken), [whole]);
+}
+
 /// Closed too early, in the middle: strict JSON up to there, but not the call.
 #[test]
 fn members_behind_a_call_are_not_lost() {
@@ -340,6 +365,12 @@ fn strings_are_escaped_and_no_more() {
         (r#""say "hi"""#, r#""say \"hi\"""#),
         (r#""{"path": "x", "size": 1}""#, r#""{\"path\": \"x\", \"size\": 1}""#),
         (r#""print("a", "b")\n""#, r#""print(\"a\", \"b\")\n""#),
+        // the quotes of a line are sound only if the backslash is the code's
+        (r#""x = '\''\ny = 'can\'t'\n""#, r#""x = '\\''\ny = 'can\\'t'\n""#),
+        // the first quote is missing, and only in strings there are backslashes
+        (r#"a = {\"b\": 1}, \n""#, r#""a = {\"b\": 1}, \n""#),
+        (r#"\"a\"""#, r#""\"a\"""#),
+        (r#"    if x:\n""#, r#""    if x:\n""#),
     ] {
         let inside = format!(r#"{{"name": "write_file", "arguments": {{"path": "p", "content": {broken}}}}}"#);
         let whole = format!(r#"write_file {{"path": "p", "content": {want}}}"#);
