@@ -79,6 +79,9 @@ impl Search<'_> {
     /// The string goes on past quotes that don't end it, up to one that does; `skipped` ends were taken for text already.
     fn later_ends(&mut self, id: Id, from: usize, quote: Quote, mut skipped: u16) {
         let frame = self.node(id).frame;
+        // where keys are declared, one of them stands behind the string
+        let open = self.frame(frame);
+        let any = frame != 0 && (!open.object || self.knows(&open, "") == Declared::Open);
         let mut found = 0;
         let mut at = from;
         let (mut inner, mut escaped, mut joint) = (0usize, 0usize, false);
@@ -105,7 +108,7 @@ impl Search<'_> {
             }
             // a key in quotes, and a colon or what stands for one: more likely the structure than the text
             let word = self.text.get(at..to).unwrap_or_default();
-            joint |= inner == 1 && quote == Quote::Double && self.is_joint(at, to);
+            joint |= inner == 1 && any && quote == Quote::Double && self.is_joint(at, to);
             if inner > 0 && word.len() <= KEY_LIMIT && self.looks_like_key(frame, word, at, behind) {
                 skipped += 1;
             }
@@ -239,22 +242,30 @@ impl Search<'_> {
         self.later(id, from + len, self.behind(node.frame), node.frame, op, edit);
     }
 
-    /// Another structural character stands where the closing quote of a short text should be, before a comma.
+    /// Another structural character stands where the closing quote of a short text should be, before a comma or the last closers.
     fn replaced_end(&mut self, id: Id, from: usize, region: &str, next: Option<usize>, quote: Quote) {
         let node = self.node(id);
-        if next.is_none() || quote != Quote::Double {
+        if quote != Quote::Double {
             return;
         }
-        let before = region.trim_end_matches(|c: char| c.is_ascii_whitespace() || matches!(c, '{' | '['));
-        let Some(text) = before
-            .strip_suffix(',')
-            .and_then(|text| text.strip_suffix(['{', '}', '[', ']', ':', ',']))
-        else {
+        let before = if next.is_some() {
+            let before = region.trim_end_matches(|c: char| c.is_ascii_whitespace() || matches!(c, '{' | '['));
+            before.strip_suffix(',')
+        } else {
+            let mut before = Some(region.trim_end());
+            for _ in 0..self.depth(node.frame) {
+                before = before.and_then(|text| text.strip_suffix(['}', ']'])).map(str::trim_end);
+            }
+            before
+        };
+        let Some(text) = before.and_then(|text| text.strip_suffix(['{', '}', '[', ']', ':', ','])) else {
             return;
         };
+        // what closes a bracket of the text is text
+        let own = before.is_some_and(|before| before.ends_with(['}', ']']) && !may_be_swapped(before));
         let to = from + text.len();
         let whole = text.ends_with(|c: char| c.is_alphanumeric() || matches!(c, '.' | '!' | '?' | ')' | '%'));
-        if is_short(text) && whole && self.ends_value(node.frame, to + 1) {
+        if is_short(text) && whole && !own && self.ends_value(node.frame, to + 1) {
             let op = Op::Text { quote, from, to };
             let edit = Edit::of(Kind::Replaced, EDIT);
             self.later(id, to + 1, self.behind(node.frame), node.frame, op, edit);
@@ -454,8 +465,10 @@ impl Search<'_> {
         if let Some(colon) = near.find(':') {
             let key = near.get(..colon).unwrap_or_default().trim_end();
             let known = self.knows(&frame, key);
+            // it or what stands in its place: `"key{: 1`, `"key:: 1`
+            let doubled = near.as_bytes().get(colon + 1) == Some(&b':');
             let bare = key.trim_end_matches(['{', '}', '[', ']', ',']);
-            if bare.len() + 1 == key.len() && self.knows(&frame, bare) != Declared::No {
+            if bare.len() + usize::from(!doubled) == key.len() && self.knows(&frame, bare) != Declared::No {
                 let end = from + bare.len();
                 self.key_node(id, from, end, end + 1, quote, Edit::of(Kind::Replaced, EDIT));
             }

@@ -308,6 +308,27 @@ fn a_comment_does_not_swallow_the_closers() {
     assert_eq!(got, [r#"write_file {"path": "p", "content": "// a \"word\"\n"}"#]);
 }
 
+/// A brace or a quote that became another character, where the schema or what follows leaves one reading.
+#[test]
+fn an_exchanged_character_is_known_by_what_follows() {
+    let plot = r#"plot {"axis": {"from": 1, "to": 2}, "points": [1, 2]}"#;
+    for broken in [
+        r#"{"name": "plot", "arguments": ]"axis": {"from": 1, "to": 2}, "points": [1, 2]}}"#,
+        r#"{"name": "plot", "arguments": {"axis": ,"from": 1, "to": 2}, "points": [1, 2]}}"#,
+        r#"{}name": "plot", "arguments": {"axis": {"from": 1, "to": 2}, "points": [1, 2]}}"#,
+        r#"{"name": "plot", "arguments": {"axis": {"from": 1, "to": 2}, "points:: [1, 2]}}"#,
+    ] {
+        assert_eq!(calls(broken), [plot], "{broken}");
+    }
+    let paris = r#"get_weather {"city": "Paris"}"#;
+    for end in [":", "]", "{"] {
+        let broken = format!(r#"{{"name": "get_weather", "arguments": {{"city": "Paris{end}}}}}"#);
+        assert_eq!(calls(&broken), [paris], "{broken}");
+    }
+    // a bracket that the text opened is the text's
+    assert_eq!(calls(r#"{"name": "get_weather", "arguments": {"city": "x[0]}}"#), ["-"]);
+}
+
 /// Nothing but structure between two words' quotes is structure, not a quotation.
 #[test]
 fn words_with_structure_between_are_two_strings() {
