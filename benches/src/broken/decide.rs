@@ -33,7 +33,7 @@ fn strict(text: &str) -> Option<Vec<Value>> {
         .collect()
 }
 
-fn accepts(tools: &ToolSet, call: &Value) -> bool {
+pub(super) fn accepts(tools: &ToolSet, call: &Value) -> bool {
     let tool = call["name"].as_str().and_then(|name| tools.exact(name));
     let Some(schema) = tool.and_then(|tool| tool.parameters.as_deref()) else {
         return tool.is_some();

@@ -2,16 +2,18 @@
 //!
 //! A [`Sample`] is a call as a model should have written it, with its tools. `mutators` break its text in one way each, the
 //! scanner reads what comes of it, and [`Outcome`] says whether the client got that call, none, or another. `public` are the
-//! samples of BFCL, `coding` those of coding agents, `decide` says which texts can't be told from sound ones, `table` counts.
+//! samples of BFCL, `coding` those of coding agents, `decide` says which texts can't be told from sound ones, `edits` which ones one edit makes more
+//! than one call of, `table` counts.
 
 mod coding;
 mod decide;
+mod edits;
 mod mutators;
 mod public;
 mod table;
 
 pub use coding::coding;
-pub use mutators::{KINDS, Mutant, OF_SCHEMA, mutants};
+pub use mutators::{KINDS, Mutant, OF_ONE_EDIT, OF_SCHEMA, mutants};
 pub use public::public;
 pub use table::{Count, Table};
 
@@ -37,6 +39,8 @@ pub enum Outcome {
     Equal,
     /// The broken call was found and is asked again.
     Reask,
+    /// The same, and it can't be repaired but by guessing: see `edits`.
+    Ambiguous,
     /// The broken call is shown as text.
     Text,
     /// Another call, which the text has to give: see `decide`.
@@ -77,7 +81,13 @@ impl Sample {
                 Outcome::Wrong
             };
         }
-        if invalid > 0 { Outcome::Reask } else { Outcome::Text }
+        match invalid {
+            0 => Outcome::Text,
+            _ if OF_ONE_EDIT.contains(&mutant.kind) && edits::is_ambiguous(&self.tools, &mutant.broken) => {
+                Outcome::Ambiguous
+            }
+            _ => Outcome::Reask,
+        }
     }
 }
 

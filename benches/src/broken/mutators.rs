@@ -30,6 +30,9 @@ pub const KINDS: &[&str] = &[
 /// Kinds that the schema's repair mends, or hands on.
 pub const OF_SCHEMA: &[&str] = &["scalar type", "key renamed"];
 
+/// Kinds that are one edit of one structural character.
+pub const OF_ONE_EDIT: &[&str] = &["drop", "double", "swap", "replace"];
+
 /// A broken answer.
 #[derive(Debug, Clone)]
 pub struct Mutant {
@@ -37,6 +40,8 @@ pub struct Mutant {
     pub kind: &'static str,
     /// All of its text.
     pub text: String,
+    /// The inside of the block that is broken.
+    pub broken: String,
     /// What is meant, where a line break was put in: the block and its text.
     pub meant: Option<(usize, String)>,
 }
@@ -61,6 +66,7 @@ pub fn mutants(sample: &Sample, seed: &mut Seed, each: usize) -> Vec<Mutant> {
                 kind,
                 text: answer(sample, at, &text, kind, seed),
                 meant: lines.then(|| (at, text.replace('\n', "\\n"))),
+                broken: text,
             };
             let known = found.iter().skip(from).any(|other| other.text == mutant.text);
             if !known && found.len() - from < each {

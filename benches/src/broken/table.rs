@@ -10,6 +10,8 @@ pub struct Count {
     pub equal: u32,
     /// Asked again.
     pub reask: u32,
+    /// Asked again, as one edit makes more than one call of it.
+    pub ambiguous: u32,
     /// Shown as text.
     pub text: u32,
     /// Another call, which the text has to give.
@@ -24,6 +26,7 @@ impl Count {
         let slot = match outcome {
             Outcome::Equal => &mut self.equal,
             Outcome::Reask => &mut self.reask,
+            Outcome::Ambiguous => &mut self.ambiguous,
             Outcome::Text => &mut self.text,
             Outcome::Undecidable => &mut self.undecidable,
             Outcome::Wrong => &mut self.wrong,
@@ -33,7 +36,17 @@ impl Count {
 
     /// All of them.
     pub fn all(&self) -> u32 {
-        self.equal + self.reask + self.text + self.undecidable + self.wrong
+        self.repairable() + self.ambiguous + self.undecidable
+    }
+
+    /// Those of which one call can be told.
+    pub fn repairable(&self) -> u32 {
+        self.equal + self.reask + self.text + self.wrong
+    }
+
+    /// Percent of those that came back equal.
+    pub fn repaired(&self) -> f64 {
+        100.0 * f64::from(self.equal) / f64::from(self.repairable().max(1))
     }
 
     /// Percent of all.
@@ -71,6 +84,7 @@ impl Table {
         for (_, count) in self.rows() {
             total.equal += count.equal;
             total.reask += count.reask;
+            total.ambiguous += count.ambiguous;
             total.text += count.text;
             total.undecidable += count.undecidable;
             total.wrong += count.wrong;
@@ -81,7 +95,8 @@ impl Table {
     /// The table, with its sum.
     pub fn markdown(&self) -> String {
         let mut out = String::from(
-            "| kind | texts | equal | re-ask | as text | not decidable | wrong |\n| --- | --- | --- | --- | --- | --- | --- |\n",
+            "| kind | texts | equal | re-ask | re-ask, ambiguous | as text | not decidable | wrong | equal of repairable |\n\
+             | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
         );
         let total = [("**all**", self.total())];
         for (kind, count) in self.rows().chain(total) {
@@ -89,13 +104,15 @@ impl Table {
             // writing to a string can't fail
             let _ = writeln!(
                 out,
-                "| {kind} | {} | {} | {} | {} | {} | {} |",
+                "| {kind} | {} | {} | {} | {} | {} | {} | {} | {:.2} % |",
                 count.all(),
                 share(count.equal),
                 share(count.reask),
+                share(count.ambiguous),
                 share(count.text),
                 share(count.undecidable),
-                share(count.wrong)
+                share(count.wrong),
+                count.repaired()
             );
         }
         out

@@ -6,7 +6,7 @@
 //! call's strings alone, the scanner to read the calls. Reading them is `call`'s.
 
 use super::json::{Json, PARTS_LIMIT, Progress, space};
-use super::loose::{Close, Loose};
+use super::loose::{Close, Loose, Open};
 use super::tag::{Tag, floor};
 use super::tools::ToolSet;
 use memchr::memchr;
@@ -371,19 +371,35 @@ impl Block {
             return Took::Bytes(plain);
         }
         let tag = |len| rest.as_bytes().get(..len).unwrap_or_default();
+        let behind = |len| rest.get(len..).unwrap_or_default();
         match Tag::read(rest) {
             Tag::Partial => Took::Wait,
-            Tag::CallClose { len } if strings && loose.close(tag(len), self.seen + len) == Close::Text => {
-                Took::Bytes(len)
+            Tag::CallClose { len } => {
+                let close = if strings {
+                    loose.close(tag(len), self.seen + len, behind(len))
+                } else {
+                    Close::End
+                };
+                match close {
+                    Close::Text => Took::Bytes(len),
+                    Close::Partial if !surplus => Took::Wait,
+                    _ if surplus => Took::End(len, End::Closed),
+                    _ => Took::End(len, bad(self.wrong, None)),
+                }
             }
-            Tag::CallClose { len } if surplus => Took::End(len, End::Closed),
-            Tag::CallClose { len } => Took::End(len, bad(self.wrong, None)),
-            Tag::CallOpen { .. } => match loose.reopens(self.seen).filter(|_| strings) {
-                Some(back) if back < self.seen => Took::End(0, bad(self.wrong, Some(back))),
-                None if strings => self.text(),
-                _ if surplus => Took::End(0, End::Reopened),
-                _ => Took::End(0, bad(self.wrong, None)),
-            },
+            Tag::CallOpen { len, name } => {
+                let open = match name {
+                    None if strings => loose.reopens(self.seen, behind(len)),
+                    _ => Open::Call(self.seen),
+                };
+                match open {
+                    Open::Call(back) if back < self.seen => Took::End(0, bad(self.wrong, Some(back))),
+                    Open::Text => self.text(),
+                    Open::Partial if !surplus => Took::Wait,
+                    _ if surplus => Took::End(0, End::Reopened),
+                    _ => Took::End(0, bad(self.wrong, None)),
+                }
+            }
             Tag::FunctionClose { len } if self.bare => Took::End(len, bad(self.wrong, None)),
             Tag::ThinkClose if self.thought && surplus => Took::End(0, End::Reopened),
             Tag::ThinkClose if self.thought => Took::End(0, bad(self.wrong, None)),

@@ -4,6 +4,13 @@
 //! bracket, comma or colon, and closes it before one; other quotes are text. A closing tag outside strings ends the block.
 //! One inside a string is text if the string closes later, and the block's end if it never does: then it was the quote that
 //! was missing. A raw line break and a closer right before the tag say so at once, since in a string both would be escaped.
+//! Where the quotes are broken, "outside" may be an error: what touches the tag counts for more. Behind a tag that ends a block
+//! or opens one neither a quote nor a backslash stands, and a call that is opened goes on with a bracket.
+
+use super::json::space;
+
+/// White space looked through behind an opening tag to learn whether a call follows.
+const LOOK_AHEAD: usize = 64;
 
 /// What has been read of a block that isn't valid.
 #[derive(Debug, Clone)]
@@ -13,6 +20,8 @@ pub(crate) struct Loose {
     last: u8,
     /// A raw line break came behind it.
     broke: bool,
+    /// The last quote was escaped: what stands around it is text.
+    escaped: bool,
     /// The string that is open holds a closing tag that ends here.
     shut: Option<usize>,
     /// Only white space since the last closing tag, which ended here.
@@ -41,6 +50,19 @@ pub(crate) enum Close {
     End,
     /// Text of a string, so far.
     Text,
+    /// What stands behind it says which; nothing does yet.
+    Partial,
+}
+
+/// Whether an opening tag opens a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Open {
+    /// It does, and the block ended here.
+    Call(usize),
+    /// Text of a string, so far.
+    Text,
+    /// What stands behind it says which; nothing does yet.
+    Partial,
 }
 
 impl Loose {
@@ -55,6 +77,7 @@ impl Loose {
             state: if in_string { State::Inside(b'"') } else { State::Outside },
             last: if in_string { b'"' } else { b',' },
             broke: false,
+            escaped: false,
             shut,
             just_shut: shut.filter(|shut| *shut == here),
         }
@@ -85,6 +108,9 @@ impl Loose {
             return;
         }
         self.just_shut = None;
+        if matches!(byte, b'"' | b'\'') {
+            self.escaped = matches!(self.state, State::Escape(_) | State::OutsideEscape);
+        }
         self.state = match (self.state, byte) {
             (State::Outside, b'\\') => State::OutsideEscape,
             (State::Outside, b'"' | b'\'') if OPENERS.contains(&self.last) => State::Inside(byte),
@@ -104,23 +130,82 @@ impl Loose {
         (self.last, self.broke) = (byte, false);
     }
 
-    /// A closing tag, which these bytes are and which ends the block at `end`: text of a string, or the block's end.
-    pub(crate) fn close(&mut self, tag: &[u8], end: usize) -> Close {
+    /// A closing tag, which these bytes are, which ends the block at `end` and has `behind` behind it: text of a string, or the
+    /// block's end.
+    pub(crate) fn close(&mut self, tag: &[u8], end: usize, behind: &str) -> Close {
+        let closer = matches!(self.last, b'}' | b']');
+        let inside = self.inside();
         // in a string both would be escaped
-        let structural = self.broke && matches!(self.last, b'}' | b']');
-        if structural || !self.inside() {
+        if inside && closer && self.broke && !self.escaped {
             return Close::End;
         }
+        if !inside {
+            match behind.bytes().next() {
+                _ if closer => return Close::End,
+                None => return Close::Partial,
+                Some(b'"' | b'\'' | b'\\') => {}
+                Some(_) => return Close::End,
+            }
+        }
         self.push(tag);
-        self.shut.get_or_insert(end);
-        self.just_shut = Some(end);
+        if inside {
+            self.shut.get_or_insert(end);
+            self.just_shut = Some(end);
+        }
         Close::Text
     }
 
-    /// An opening tag: where the block ended before it, or `None` if the tag is text of a string.
-    pub(crate) fn reopens(&self, here: usize) -> Option<usize> {
+    /// An opening tag at `here` with `behind` behind it: text of a string, or the next call.
+    pub(crate) fn reopens(&self, here: usize, behind: &str) -> Open {
         // right behind a quote it is more likely text of the string than the next call
-        let text = self.inside() || (matches!(self.state, State::Maybe(_)) && !self.broke);
-        if text { self.just_shut } else { Some(here) }
+        let inside = self.inside() || (matches!(self.state, State::Maybe(_)) && !self.broke);
+        if inside && self.just_shut.is_none() {
+            return Open::Text;
+        }
+        match (opens(behind), inside) {
+            (Some(Opens::Bracket), true) => self.just_shut.map_or(Open::Text, Open::Call),
+            (Some(Opens::Bracket | Opens::Other), false) => Open::Call(here),
+            (Some(_), _) => Open::Text,
+            (None, _) => Open::Partial,
+        }
     }
 }
+
+/// What stands behind an opening tag.
+enum Opens {
+    /// A call's bracket, or the tag of its function.
+    Bracket,
+    /// A quote, a backslash, or a bracket with one behind it.
+    Quoted,
+    /// Something else: prose, or a call in another notation.
+    Other,
+}
+
+/// `None`: more text is needed.
+fn opens(behind: &str) -> Option<Opens> {
+    if behind.starts_with(['"', '\'', '\\']) {
+        return Some(Opens::Quoted);
+    }
+    let body = behind.trim_start_matches(space);
+    if behind.len() - body.len() > LOOK_AHEAD {
+        return Some(Opens::Other);
+    }
+    if let Some(inside) = body.strip_prefix(['{', '[']) {
+        let inside = super::tag::floor(inside, LOOK_AHEAD).trim_start_matches(space);
+        return match inside.bytes().next() {
+            None if body.len() > LOOK_AHEAD => Some(Opens::Other),
+            None => None,
+            Some(b'\\') => Some(Opens::Quoted),
+            Some(_) => Some(Opens::Bracket),
+        };
+    }
+    match body {
+        "" => None,
+        _ if FUNCTION.starts_with(body) => None,
+        _ if body.starts_with(FUNCTION) => Some(Opens::Bracket),
+        _ => Some(Opens::Other),
+    }
+}
+
+/// The tag of a call in the XML dialect, as far as it is the same in all calls.
+const FUNCTION: &str = "<function";

@@ -17,6 +17,7 @@ use super::tag::{Tag, floor};
 use super::tools::ToolSet;
 use super::verdict::Reason;
 use super::watch::{Sight, Watch};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Longest white space that is held at the start of an answer.
@@ -494,7 +495,9 @@ fn is_torn(raw: &str, block: &Block) -> bool {
         return false;
     };
     let behind = rest.trim_start_matches(|c| matches!(c, '}' | ']' | ',') || space(c));
-    if behind.starts_with(':') || starts_with_key(behind) {
+    // nothing but brackets is no call: its first quote was another character
+    let empty = |span: &Range<usize>| raw.get(span.clone()) == Some("{}");
+    if behind.starts_with(':') || starts_with_key(behind) || block.values.last().is_some_and(empty) {
         return true;
     }
     let closers = behind.len() < rest.len();

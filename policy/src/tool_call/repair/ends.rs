@@ -3,7 +3,7 @@
 //! A quote ends a string if what follows it is what may follow a value *here*: a comma and a key that the object declares, an
 //! element, closers to the very end. Other quotes are text, unless nothing else fits.
 
-use super::cost::{EDIT, ENDS, HABIT, INNER, LESS_LIKELY, LOOKS_LIKE_END, ODD};
+use super::cost::{EDIT, ENDS, HABIT, INNER, LESS_LIKELY, LOOKS_LIKE_END, ODD, SUSPECTS};
 use super::reader::KEY_LIMIT;
 use super::search::{Edit, Expect, Id, Op, Search};
 use super::shape::Declared;
@@ -58,7 +58,8 @@ impl Search<'_> {
         let text = self.text.get(from..to).unwrap_or_default();
         let bare = text.trim_end_matches(|c: char| c.is_ascii_whitespace());
         match bare.as_bytes().last() {
-            Some(b',' | b':' | b'{' | b'[') if bare.len() < text.len() => LOOKS_LIKE_END,
+            // with something else wrong behind it as well, it isn't to be believed
+            Some(b',' | b':' | b'{' | b'[') if bare.len() < text.len() => LOOKS_LIKE_END + LESS_LIKELY,
             Some(b',' | b':') if is_short(text) => LESS_LIKELY,
             _ => 0,
         }
@@ -78,18 +79,26 @@ impl Search<'_> {
     /// The string goes on past quotes that don't end it, up to one that does; `skipped` ends were taken for text already.
     fn later_ends(&mut self, id: Id, from: usize, quote: Quote, mut skipped: u16) {
         let frame = self.node(id).frame;
+        // where keys are declared, one of them stands behind the string
+        let open = self.frame(frame);
+        let any = frame != 0 && (!open.object || self.knows(&open, "") == Declared::Open);
         let mut found = 0;
         let mut at = from;
-        let (mut inner, mut escaped) = (0usize, 0usize);
+        let (mut inner, mut escaped, mut joint) = (0usize, 0usize, false);
         while let Some(to) = quote.find(self.text, at) {
             escaped += self.text.get(at..to).map_or(0, |text| text.matches("\\\"").count());
             self.spend(to - at + quote.len());
             let behind = to + quote.len();
             if inner > 0 && self.ends_value(frame, behind) {
                 let odd = quote == Quote::Double && (inner + escaped) % 2 == 1;
-                let edit = Edit::of(Kind::InnerQuotes, INNER + if odd { ODD } else { 0 }).and(skipped * LOOKS_LIKE_END);
+                let doubt = if odd { ODD } else { 0 } + if joint { LESS_LIKELY } else { 0 };
+                let edit = match quote {
+                    // who doesn't escape them in one string of single quotes doesn't in the next
+                    Quote::Single => Edit::habit(Kind::InnerQuotes, INNER),
+                    _ => Edit::of(Kind::InnerQuotes, INNER),
+                };
                 if let Some(child) = self.text_node(id, from, to, quote, edit) {
-                    self.wait(child);
+                    self.dearer(child, doubt + skipped * LOOKS_LIKE_END);
                 }
                 skipped += 1;
                 found += 1;
@@ -99,12 +108,23 @@ impl Search<'_> {
             }
             // a key in quotes, and a colon or what stands for one: more likely the structure than the text
             let word = self.text.get(at..to).unwrap_or_default();
+            joint |= inner == 1 && any && quote == Quote::Double && self.is_joint(at, to);
             if inner > 0 && word.len() <= KEY_LIMIT && self.looks_like_key(frame, word, at, behind) {
                 skipped += 1;
             }
             inner += 1;
             at = behind;
         }
+    }
+
+    /// What stands between these quotes is what stands between two strings, whose words touch the quotes: `one" "two`.
+    fn is_joint(&self, from: usize, to: usize) -> bool {
+        let between = self.text.get(from..to).unwrap_or_default();
+        let structure = |c: char| c == ' ' || matches!(c, ',' | ':' | '{' | '}' | '[' | ']');
+        let before = self.text.get(..from - 1).and_then(|text| text.chars().next_back());
+        let behind = self.text.get(to + 1..).and_then(|text| text.chars().next());
+        let word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || !c.is_ascii());
+        !between.is_empty() && between.chars().all(structure) && word(before) && word(behind)
     }
 
     /// `word` stands between quotes, with a colon behind it or what was put in its place, and is a key that the innermost open
@@ -222,22 +242,30 @@ impl Search<'_> {
         self.later(id, from + len, self.behind(node.frame), node.frame, op, edit);
     }
 
-    /// Another structural character stands where the closing quote of a short text should be, before a comma.
+    /// Another structural character stands where the closing quote of a short text should be, before a comma or the last closers.
     fn replaced_end(&mut self, id: Id, from: usize, region: &str, next: Option<usize>, quote: Quote) {
         let node = self.node(id);
-        if next.is_none() || quote != Quote::Double {
+        if quote != Quote::Double {
             return;
         }
-        let before = region.trim_end_matches(|c: char| c.is_ascii_whitespace() || matches!(c, '{' | '['));
-        let Some(text) = before
-            .strip_suffix(',')
-            .and_then(|text| text.strip_suffix(['{', '}', '[', ']', ':', ',']))
-        else {
+        let before = if next.is_some() {
+            let before = region.trim_end_matches(|c: char| c.is_ascii_whitespace() || matches!(c, '{' | '['));
+            before.strip_suffix(',')
+        } else {
+            let mut before = Some(region.trim_end());
+            for _ in 0..self.depth(node.frame) {
+                before = before.and_then(|text| text.strip_suffix(['}', ']'])).map(str::trim_end);
+            }
+            before
+        };
+        let Some(text) = before.and_then(|text| text.strip_suffix(['{', '}', '[', ']', ':', ','])) else {
             return;
         };
+        // what closes a bracket of the text is text
+        let own = before.is_some_and(|before| before.ends_with(['}', ']']) && !may_be_swapped(before));
         let to = from + text.len();
         let whole = text.ends_with(|c: char| c.is_alphanumeric() || matches!(c, '.' | '!' | '?' | ')' | '%'));
-        if is_short(text) && whole && self.ends_value(node.frame, to + 1) {
+        if is_short(text) && whole && !own && self.ends_value(node.frame, to + 1) {
             let op = Op::Text { quote, from, to };
             let edit = Edit::of(Kind::Replaced, EDIT);
             self.later(id, to + 1, self.behind(node.frame), node.frame, op, edit);
@@ -282,27 +310,52 @@ impl Search<'_> {
     /// The opening quote is missing.
     pub(super) fn unopened(&mut self, id: Id, at: usize) {
         let node = self.node(id);
-        let doubtful = matches!(
-            self.byte(at),
-            Some(b'{' | b'[' | b'}' | b']' | b',' | b':' | b'\\' | b'"' | b'\'' | b'<')
-        );
-        // more white space than the one blank of the notation may be the string's own
-        if doubtful || at - node.at > 1 {
-            return;
-        }
         let quote = Quote::Double;
         let Some(to) = quote.find(self.text, at) else { return };
         self.spend(to - at);
         let text = self.text.get(at..to).unwrap_or_default();
-        if self.ends_value(node.frame, to + 1)
-            && !may_hold_a_tag(text)
-            && !text.ends_with([',', ':', '{', '['])
-            && !text.contains(": ")
-        {
-            let op = Op::Text { quote, from: at, to };
+        // outside strings no backslash stands
+        let certain = text.contains('\\');
+        let doubtful = match self.byte(at) {
+            Some(b'\\') => !text.starts_with("\\\""),
+            Some(b'{' | b'[' | b'}' | b']' | b',' | b':' | b'"' | b'\'' | b'<') => true,
+            _ => false,
+        };
+        // more white space than the one blank of the notation may be the string's own
+        let from = match at - node.at {
+            0 | 1 => at,
+            _ if certain && node.op == Op::Read && self.is_spaced(id) => node.at + 1,
+            _ => return,
+        };
+        let ends = self.ends_value(node.frame, to + 1) && !may_hold_a_tag(text);
+        let sound = certain || !(text.ends_with([',', ':', '{', '[']) || text.contains(": "));
+        if ends && sound && !doubtful {
+            let op = Op::Text { quote, from, to };
             let edit = Edit::of(Kind::Quote, EDIT);
             self.later(id, to + 1, self.behind(node.frame), node.frame, op, edit);
         }
+    }
+
+    /// In this call one blank stands behind each colon, as far as is looked back.
+    fn is_spaced(&self, mut id: Id) -> bool {
+        let mut seen = 0;
+        for _ in 0..SUSPECTS {
+            let parent = self.node(id).parent;
+            let behind = self.node(parent).at;
+            if id == parent || self.node(id).op == Op::Start {
+                break;
+            }
+            // the value behind a colon has been read
+            let colon = self.node(parent).expect == Expect::Value && self.byte(behind.wrapping_sub(1)) == Some(b':');
+            if colon {
+                if self.skip_space(behind) != behind + 1 || self.byte(behind) != Some(b' ') {
+                    return false;
+                }
+                seen += 1;
+            }
+            id = parent;
+        }
+        seen > 0
     }
 
     /// A key, or what stands in its place.
@@ -412,8 +465,10 @@ impl Search<'_> {
         if let Some(colon) = near.find(':') {
             let key = near.get(..colon).unwrap_or_default().trim_end();
             let known = self.knows(&frame, key);
+            // it or what stands in its place: `"key{: 1`, `"key:: 1`
+            let doubled = near.as_bytes().get(colon + 1) == Some(&b':');
             let bare = key.trim_end_matches(['{', '}', '[', ']', ',']);
-            if bare.len() + 1 == key.len() && self.knows(&frame, bare) != Declared::No {
+            if bare.len() + usize::from(!doubled) == key.len() && self.knows(&frame, bare) != Declared::No {
                 let end = from + bare.len();
                 self.key_node(id, from, end, end + 1, quote, Edit::of(Kind::Replaced, EDIT));
             }

@@ -121,6 +121,8 @@ impl Written {
                 Op::Start => {}
                 Op::Read => written.text.push_str(source),
                 Op::Text { quote, from, to } => {
+                    // white space may be the string's own
+                    let blank = blank.min(from.saturating_sub(before));
                     written.text.push_str(source.get(..blank).unwrap_or_default());
                     written.text.push('"');
                     let done = text::append(search.text.get(from..to)?, quote, &mut written.text)?;

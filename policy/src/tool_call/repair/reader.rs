@@ -79,6 +79,7 @@ impl Search<'_> {
                 let edit = Edit::of(Kind::Dropped, EDIT);
                 self.later(id, at + 1, node.expect, node.frame, Op::Drop, edit);
                 self.replaced_start(id, at);
+                self.replaced_opener(id, at);
                 return self.fail(id);
             }
             b'}' | b']' => {
@@ -357,11 +358,17 @@ impl Search<'_> {
         }
     }
 
-    /// A closer stands where the call's own brace should be: `]"name": …`.
+    /// Another structural character stands where an object's brace should be: `]"name": …`.
     fn replaced_opener(&mut self, id: Id, at: usize) {
         let node = self.node(id);
-        if node.frame == 0
-            && self.byte(at + 1) == Some(b'"')
+        if self.byte(at + 1) != Some(b'"') {
+            return;
+        }
+        let near = super::super::tag::floor(self.rest(at + 2), KEY_LIMIT);
+        let colon = Quote::Double
+            .find(near, 0)
+            .is_some_and(|end| self.byte(self.skip_space(at + 2 + end + 1)) == Some(b':'));
+        if (node.frame == 0 || colon)
             && let Some(frame) = self.open(id, node.frame, true, at)
         {
             let edit = Edit::of(Kind::Replaced, EDIT);

@@ -506,7 +506,8 @@ impl Edit {
             Kind::Key => 4,
             Kind::Comment => 8,
             Kind::TrailingComma => 16,
-            _ => 32,
+            Kind::InnerQuotes => 32,
+            _ => 64,
         };
         Edit {
             cost,

@@ -272,12 +272,86 @@ fn a_tag_inside_an_unclosed_string_is_text() {
     assert_eq!(calls(broken), [whole]);
 }
 
+/// Where quotes are broken, a tag that touches a quote or a backslash is text; so is an opening tag without a call behind it.
+#[test]
+fn a_tag_of_code_ends_no_broken_block() {
+    for (content, whole) in [
+        (
+            r#"log("a", { b: "c" }); tag = '</tool_call>';"#,
+            r#"log(\"a\", { b: \"c\" }); tag = '</tool_call>';"#,
+        ),
+        (r#"is("a", "</tool_call>");"#, r#"is(\"a\", \"</tool_call>\");"#),
+        (
+            r#"{"b": [1]}\n<tool_call>\n</tool_call>\nx"#,
+            r#"{\"b\": [1]}\n<tool_call>\n</tool_call>\nx"#,
+        ),
+        (
+            "a\n</tool_call>\n<tool_call>\n# b\n{\\\"c\\\": {}}\n</tool_call>\n<tool_call>\n{\\\"d\\\": 1}\nx",
+            r#"a\n</tool_call>\n<tool_call>\n# b\n{\"c\": {}}\n</tool_call>\n<tool_call>\n{\"d\": 1}\nx"#,
+        ),
+    ] {
+        let broken = format!(r#"{{"name": "write_file", "arguments": {{"path": "p", "content": "{content}"}}}}"#);
+        let whole = format!(r#"write_file {{"path": "p", "content": "{whole}"}}"#);
+        assert_eq!(calls(&broken), [whole.as_str()]);
+        let paris =
+            r#"<tool_call>{"name": "get_weather", "arguments": {"city": "Paris", "unit": "celsius"}}</tool_call>"#;
+        let two = format!("<tool_call>\n{broken}\n</tool_call>\n{paris}");
+        assert_eq!(scan(&two), [whole.as_str(), PARIS]);
+    }
+}
+
 /// `//` behind an empty string is no comment that takes the rest of the call along.
 #[test]
 fn a_comment_does_not_swallow_the_closers() {
     let broken = r#"{"name": "write_file", "arguments": {"path": "p", "content": ""// a \"word\"\n"}}"#;
     let got = calls(broken);
     assert_eq!(got, [r#"write_file {"path": "p", "content": "// a \"word\"\n"}"#]);
+}
+
+/// A brace or a quote that became another character, where the schema or what follows leaves one reading.
+#[test]
+fn an_exchanged_character_is_known_by_what_follows() {
+    let plot = r#"plot {"axis": {"from": 1, "to": 2}, "points": [1, 2]}"#;
+    for broken in [
+        r#"{"name": "plot", "arguments": ]"axis": {"from": 1, "to": 2}, "points": [1, 2]}}"#,
+        r#"{"name": "plot", "arguments": {"axis": ,"from": 1, "to": 2}, "points": [1, 2]}}"#,
+        r#"{}name": "plot", "arguments": {"axis": {"from": 1, "to": 2}, "points": [1, 2]}}"#,
+        r#"{"name": "plot", "arguments": {"axis": {"from": 1, "to": 2}, "points:: [1, 2]}}"#,
+    ] {
+        assert_eq!(calls(broken), [plot], "{broken}");
+    }
+    let paris = r#"get_weather {"city": "Paris"}"#;
+    for end in [":", "]", "{"] {
+        let broken = format!(r#"{{"name": "get_weather", "arguments": {{"city": "Paris{end}}}}}"#);
+        assert_eq!(calls(&broken), [paris], "{broken}");
+    }
+    // a bracket that the text opened is the text's
+    assert_eq!(calls(r#"{"name": "get_weather", "arguments": {"city": "x[0]}}"#), ["-"]);
+}
+
+/// Nothing but structure between two words' quotes is structure, not a quotation.
+#[test]
+fn words_with_structure_between_are_two_strings() {
+    for between in [r#"" ""#, r#"",, ""#, r#""{ ""#] {
+        let broken = format!(r#"{{"name": "plot", "arguments": {{"points": [1], "labels": ["one{between}two"]}}}}"#);
+        assert_eq!(
+            calls(&broken),
+            [r#"plot {"points": [1], "labels": ["one", "two"]}"#],
+            "{between}"
+        );
+    }
+    // what is joined by code isn't told from it
+    let doubtful = r#"{"name": "plot", "arguments": {"points": [1], "labels": ["a.split(" ").b"]}}"#;
+    assert_eq!(calls(doubtful), ["-"]);
+}
+
+/// One habit, however many strings: single quotes around, and none escaped inside.
+#[test]
+fn single_quotes_around_single_quotes() {
+    let broken =
+        r#"{'name': 'write_file', 'arguments': {'path': 'it's', 'content': 'awk -F'x' '{print}'', 'mode': 'don't'}}"#;
+    let whole = r#"write_file {"path": "it's", "content": "awk -F'x' '{print}'", "mode": "don't"}"#;
+    assert_eq!(calls(broken), [whole]);
 }
 
 /// Closed too early, in the middle: strict JSON up to there, but not the call.
@@ -312,6 +386,12 @@ fn strings_are_escaped_and_no_more() {
         (r#""say "hi"""#, r#""say \"hi\"""#),
         (r#""{"path": "x", "size": 1}""#, r#""{\"path\": \"x\", \"size\": 1}""#),
         (r#""print("a", "b")\n""#, r#""print(\"a\", \"b\")\n""#),
+        // the quotes of a line are sound only if the backslash is the code's
+        (r#""x = '\''\ny = 'can\'t'\n""#, r#""x = '\\''\ny = 'can\\'t'\n""#),
+        // the first quote is missing, and only in strings there are backslashes
+        (r#"a = {\"b\": 1}, \n""#, r#""a = {\"b\": 1}, \n""#),
+        (r#"\"a\"""#, r#""\"a\"""#),
+        (r#"    if x:\n""#, r#""    if x:\n""#),
     ] {
         let inside = format!(r#"{{"name": "write_file", "arguments": {{"path": "p", "content": {broken}}}}}"#);
         let whole = format!(r#"write_file {{"path": "p", "content": {want}}}"#);

@@ -61,6 +61,8 @@ pub(super) struct Done {
 enum Slashes {
     /// As JSON has them; what JSON doesn't know is text.
     Json,
+    /// The same, and that of `\'` is the code's own.
+    Code,
     /// All of them are text: `C:\tmp`.
     Text,
 }
@@ -96,12 +98,12 @@ pub(super) fn append(text: &str, quote: Quote, out: &mut String) -> Option<Done>
                         out.push_str("\\\"");
                         taken = 2;
                     }
-                    (Escape::Apostrophe, _) => {
+                    (Escape::Apostrophe, Slashes::Json | Slashes::Text) => {
                         done.escape = true;
                         out.push('\'');
                         taken = 2;
                     }
-                    (Escape::Json(len), Slashes::Json) => {
+                    (Escape::Json(len), Slashes::Json | Slashes::Code) => {
                         out.push_str(special.get(..len)?);
                         taken = len;
                     }
@@ -232,9 +234,9 @@ impl Faults {
         if raw && (self.white || self.rare) {
             return None;
         }
-        // `\'` of another language's quotes inside code: whether the backslash is the code's can't be told
+        // `\'` of another language's quotes inside code: whether the backslash is the code's, its lines say or nothing does
         if self.foreign && quote != Quote::Single && self.apostrophes_in_code(text) {
-            return None;
+            return (self.white && !self.bad && !self.control && escapes_its_quotes(text)).then_some(Slashes::Code);
         }
         if !self.bad {
             return Some(Slashes::Json);
@@ -247,6 +249,73 @@ impl Faults {
         // a UNC path half escaped, a relative path with `\new` in it, a `\bword`: not told apart
         let doubtful = self.rare || text.starts_with("\\\\") || (self.white && !text.contains(' '));
         if doubtful { None } else { Some(Slashes::Json) }
+    }
+}
+
+/// Each line of code with a `\'` in it is one whose quotes are sound if the backslash is the code's, and one whose quotes aren't if it
+/// isn't: `'\''`, `'can\'t'`.
+fn escapes_its_quotes(text: &str) -> bool {
+    let (mut own, mut bare) = (Line::default(), Line::default());
+    let (mut found, mut here) = (false, false);
+    let mut chars = text.chars();
+    loop {
+        let next = chars.next();
+        let (foreign, code) = match next {
+            Some('\\') => match chars.next() {
+                Some('\'') => (true, '\''),
+                Some('n') => (false, '\n'),
+                Some(c @ ('"' | '\\')) => (false, c),
+                _ => (false, ' '),
+            },
+            Some(c) => (false, c),
+            None => (false, '\n'),
+        };
+        if code == '\n' {
+            if here && (!own.is_sound() || bare.is_sound()) {
+                return false;
+            }
+            (own, bare, here) = (Line::default(), Line::default(), false);
+            if next.is_none() {
+                return found;
+            }
+            continue;
+        }
+        if foreign {
+            (found, here) = (true, true);
+            own.outside |= own.quote != Some('\'');
+            own.put('\\');
+        }
+        own.put(code);
+        bare.put(code);
+    }
+}
+
+/// The quotes of a line of code.
+#[derive(Debug, Default)]
+struct Line {
+    /// Of the string that is open.
+    quote: Option<char>,
+    escaped: bool,
+    /// A quote was escaped that stands in no string of its kind.
+    outside: bool,
+}
+
+impl Line {
+    fn put(&mut self, c: char) {
+        if self.escaped {
+            self.escaped = false;
+            return;
+        }
+        match (c, self.quote) {
+            ('\\', _) => self.escaped = true,
+            ('"' | '\'', None) => self.quote = Some(c),
+            (_, Some(quote)) if c == quote => self.quote = None,
+            _ => {}
+        }
+    }
+
+    fn is_sound(&self) -> bool {
+        self.quote.is_none() && !self.outside
     }
 }
 
