@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | none: nobody may be asked | if one that was there is away: restarted, unreachable, hanging |
 //! | no connection, or the engine's word that it is dead | yes: nobody is there |
-//! | a connection that broke | if it can't be connected to any more |
+//! | a connection that broke | if it can't be connected to any more, or the supervisor says within [`NOTICE`] that it is down |
 //! | the replica hangs | yes |
 //! | anything else | no: it is there, and said so |
 
@@ -17,10 +17,15 @@ use std::time::{Duration, Instant};
 
 use super::exchange::Exchange;
 use crate::upstream::fleet::Place;
+use crate::upstream::replica::Readiness;
 use crate::upstream::{Choice, Replica};
 
 /// Between two looks for a replica.
 pub const PAUSE: Duration = Duration::from_millis(100);
+
+/// After a broken connection: the supervisor of a process that died knows it by then. Connecting doesn't always tell, since an engine may
+/// outlive its API server and keep the listening socket.
+const NOTICE: Duration = Duration::from_secs(1);
 
 /// A vLLM needs 80 s to 200 s to start: asking again sooner than this is of little use.
 const RETRY_AFTER: Duration = Duration::from_secs(30);
@@ -101,10 +106,23 @@ async fn is_gone(exchange: &Exchange, replica: &Replica, fault: &Fault) -> bool 
             None => true,
             Some(address) => {
                 let connected = tokio::time::timeout(exchange.limits.connect, address.connect()).await;
-                !matches!(connected, Ok(Ok(_)))
+                !matches!(connected, Ok(Ok(_))) || is_down_soon(replica).await
             }
         },
         FaultKind::UpstreamStalled => !replica.is_last_resort(),
         _ => fault.is_engine_death(),
+    }
+}
+
+async fn is_down_soon(replica: &Replica) -> bool {
+    let until = Instant::now() + NOTICE;
+    loop {
+        if replica.readiness() == Readiness::Down {
+            return true;
+        }
+        if Instant::now() >= until {
+            return false;
+        }
+        tokio::time::sleep(PAUSE).await;
     }
 }
