@@ -19,6 +19,7 @@ pub use self::{
     error::{ConfigError, Place, Problem},
     health::HealthConfig,
     history::{HistoryConfig, Normalise},
+    hold::HoldConfig,
     limits::LimitsConfig,
     live::{Live, Reload, on_hangup},
     log::{LogConfig, LogFormat},
@@ -47,6 +48,7 @@ mod profile;
 mod reading;
 mod health;
 mod history;
+mod hold;
 mod reasoning;
 mod routing;
 mod server;
@@ -92,6 +94,8 @@ pub struct Config {
     pub upstream: UpstreamConfig,
     /// Answers whose replica is lost.
     pub continuation: ContinuationConfig,
+    /// What waits for a replica that is away.
+    pub hold: HoldConfig,
     /// When a replica is left alone.
     pub health: HealthConfig,
     /// Which replica.

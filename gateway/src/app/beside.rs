@@ -255,6 +255,7 @@ async fn follow(
     let mut was_ready = false;
     loop {
         let state = states.borrow_and_update().clone();
+        replica.set_may_return(state.may_return());
         match &state {
             ReplicaState::Ready { url, models, .. } => {
                 let address = Address::from_url(url).inspect_err(

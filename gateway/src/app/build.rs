@@ -12,6 +12,7 @@ use crate::config::{
     BackendConfig, BadSchema, Config, HealthConfig, Normalise, ReasoningForm, ThinkOpener, ToolParsing,
 };
 use crate::flow::exchange::{AgainLimits, ExchangeLimits, SeamLimits};
+use crate::flow::hold::HoldLimits;
 use crate::flow::tool_sets::MustCheck;
 use crate::flow::{self, FlowConfig};
 use crate::simulator::SIMULATED_SUFFIX;
@@ -74,7 +75,10 @@ pub fn flow(config: &Config) -> FlowConfig {
             },
             seam: SeamLimits {
                 count: config.continuation.count,
-                hold: config.continuation.hold,
+            },
+            hold: HoldLimits {
+                time: config.hold.time,
+                count: config.hold.count,
             },
         },
         history: config.history.normalise == Normalise::OnRefusal,

@@ -1,10 +1,6 @@
 //! `[continuation]`: what becomes of a streamed answer whose replica is lost in the middle (B31).
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
-
-use super::duration;
 
 /// Going on elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,10 +11,6 @@ pub struct ContinuationConfig {
     pub enabled: bool,
     /// How often one answer goes on. Default 3, at least 1.
     pub count: u32,
-    /// How long a replica is waited for that can go on, also the same one after its restart. Default 10 min. The client gets
-    /// keep-alive comments meanwhile.
-    #[serde(with = "duration")]
-    pub hold: Duration,
 }
 
 impl Default for ContinuationConfig {
@@ -26,7 +18,6 @@ impl Default for ContinuationConfig {
         Self {
             enabled: true,
             count: 3,
-            hold: Duration::from_secs(600),
         }
     }
 }

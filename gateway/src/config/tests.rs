@@ -246,7 +246,7 @@ const ROWS: [(&str, Row); 18] = [
     ("inter-token stall", Row::Set(&["upstream.stall"])),
     ("first token", Row::Later),
     ("hung", Row::Later),
-    ("hold", Row::Later),
+    ("hold", Row::Set(&["hold.time", "hold.count"])),
     ("drain", Row::Set(&["server.drain"])),
     ("re-ask", Row::Later),
     ("session idle / index size", Row::Later),
@@ -261,6 +261,7 @@ fn every_default_of_the_design_is_the_default() {
             panic!("behaviour.md has no row {row:?} any more")
         };
         let Row::Set(settings) = here else { continue };
+        let wanted = wanted.replace(", ", " / ");
         let parts: Vec<&str> = wanted.split(" / ").collect();
         assert_eq!(parts.len(), settings.len(), "{row}: {wanted}");
         for (part, setting) in parts.iter().zip(*settings).filter(|(_, setting)| **setting != "later") {
@@ -310,6 +311,7 @@ enum Amount {
 /// A default as the design or the file writes it: "60 s", "\"64 MiB\"", "5 s (0 = off)", "128".
 fn amount(text: &str) -> Amount {
     let text = text.trim_matches('"').split(" (").next().unwrap();
+    let text = text.trim_end_matches(" requests");
     let number = text.replace(',', "");
     if text == "1 GiB or a quarter of memory" || text == "0" {
         // 0 is resolved at start; `limits` tests to what.

@@ -195,7 +195,7 @@ fn continuation(config: &Config, findings: &mut Findings<'_>) {
             .add("continuation.count", "0 would let no answer go on")
             .help("enabled = false does that");
     }
-    above_zero(findings, "continuation.hold", config.continuation.hold);
+    above_zero(findings, "hold.time", config.hold.time);
 }
 
 fn tools(config: &Config, findings: &mut Findings<'_>) {

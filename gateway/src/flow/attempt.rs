@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | no connection, a reset, no head in time | another replica; the breaker hears of it |
 //! | the replica hangs (B36) | another replica |
+//! | nobody is left, and one is expected back (B35) | `hold`: a look now and then, then the same |
 //! | 500, 502, 503, 504 | another replica; the same 500 from two is the answer |
 //! | 401, 403, 307, 405, `{"detail"}` 404 | 502 `upstream_misconfigured`, the log names replica and setting |
 //! | 400 for a past turn that the template doesn't take | the same once more with the turn changed (B30) |
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::exchange::Exchange;
+use super::hold::Held;
 use crate::upstream::client::{self, SendLimits};
 use crate::upstream::{Answer, Choice, InFlight, Replica, Route, Routed, Segments, UpstreamError};
 
@@ -58,6 +60,8 @@ pub struct Tried {
     replicas: Vec<usize>,
     /// Attempts made.
     pub count: u32,
+    /// Of these, those that found nobody: a request that is held isn't sent by trying to connect.
+    unsent: u32,
     /// The route of the last choice.
     pub route: Option<Route>,
     /// What was changed of past turns.
@@ -86,6 +90,7 @@ impl Tried {
     /// One more has failed.
     pub fn failed(&mut self, fault: Fault) {
         self.deaths += u32::from(fault.is_engine_death());
+        self.unsent += u32::from(fault.kind == FaultKind::UpstreamUnreachable);
         self.last_failure = Some(fault);
     }
 
@@ -93,6 +98,11 @@ impl Tried {
     pub fn last_failure(&self) -> Fault {
         let last = self.last_failure.clone();
         last.unwrap_or_else(|| Fault::new(FaultKind::NoReplica, "No replica of this model is up."))
+    }
+
+    /// Whom the last attempt went to.
+    fn last<'e>(&self, exchange: &'e Exchange) -> Option<&'e Arc<Replica>> {
+        exchange.backend.replicas.get(*self.replicas.last()?)
     }
 
     /// It may not be sent again.
@@ -116,16 +126,26 @@ pub fn next(exchange: Arc<Exchange>, mut tried: Tried) -> Trying {
 }
 
 async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
+    let mut held: Option<Held> = None;
     loop {
         if tried.is_poison() {
             return Err(Fault::poison());
         }
-        if tried.count >= exchange.limits.attempts {
-            return Err(tried.last_failure());
-        }
-        let backend = &exchange.backend;
-        let Some(choice) = backend.choose(exchange.wanted(&tried.replicas)) else {
-            return Err(tried.last_failure());
+        let choice = match &held {
+            Some(_) if tried.count.saturating_sub(tried.unsent) >= exchange.limits.attempts => {
+                return Err(tried.last_failure());
+            }
+            Some(held) => held.choose(exchange),
+            None if tried.count >= exchange.limits.attempts => None,
+            None => exchange.backend.choose(exchange.wanted(&tried.replicas)),
+        };
+        let Some(choice) = choice else {
+            match &held {
+                Some(held) => held.pause(exchange).await?,
+                // Boxed: rare, and it would make room in each attempt.
+                None => held = Some(Box::pin(Held::begin(exchange, tried.last(exchange), tried.last_failure())).await?),
+            }
+            continue;
         };
         tried.count += 1;
         tried.route = Some(choice.route);

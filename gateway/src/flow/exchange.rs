@@ -15,6 +15,7 @@ use std::time::Duration;
 use super::account::Progress;
 use super::call::Buffered;
 use super::history::History;
+use super::hold::HoldLimits;
 use super::plan::{self, Wishes};
 use super::registry::Permit;
 use crate::upstream::{Backend, Replica, Wanted};
@@ -48,6 +49,8 @@ pub struct ExchangeLimits {
     pub again: AgainLimits,
     /// An answer whose replica was lost.
     pub seam: SeamLimits,
+    /// A request that nobody can take, and an answer that nobody can go on with.
+    pub hold: HoldLimits,
 }
 
 /// Bounds of a question.
@@ -64,8 +67,6 @@ pub struct AgainLimits {
 pub struct SeamLimits {
     /// How often one answer goes on.
     pub count: u32,
-    /// How long a replica is waited for.
-    pub hold: Duration,
 }
 
 /// See the module.

@@ -19,6 +19,8 @@ pub mod attempt;
 pub mod relay;
 // The same replica once more, for a call that isn't valid.
 pub mod again;
+// Requests that nobody can take now, while a replica is expected back.
+pub mod hold;
 // Another replica, for an answer whose own was lost.
 pub mod seam;
 // Whole answers.

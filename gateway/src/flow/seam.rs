@@ -14,15 +14,13 @@
 
 use sluice_policy::protocol::fault::Fault;
 use sluice_policy::turn::AskAgain;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::again::{Asker, Begun, Unasked};
 use super::attempt::Tried;
+use super::hold::PAUSE;
 use super::relay::Asking;
 use crate::upstream::Choice;
-
-/// Between two looks for a replica.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// The replica of the last answer is asked first.
 pub(super) fn at_hand(asker: Asker, tried: Tried, question: AskAgain) -> Asking {
@@ -55,7 +53,7 @@ async fn after(
 
 async fn search(mut asker: Asker, mut tried: Tried, question: AskAgain) -> (Asker, Tried, Result<Begun, Unasked>) {
     let exchange = asker.exchange().clone();
-    let until = Instant::now() + exchange.limits.seam.hold;
+    let until = Instant::now() + exchange.limits.hold.time;
     // What the client hears if nobody goes on: not what became of the last try.
     let lost = tried.last_failure();
     let mut left_out: Vec<usize> = place(&asker).into_iter().collect();

@@ -57,6 +57,18 @@ impl ReplicaState {
         }
     }
 
+    /// Nobody has to do anything for it to be ready, now or after a while.
+    pub fn may_return(&self) -> bool {
+        match self {
+            ReplicaState::Crashed { finding, next_try, .. } => next_try.is_some() || finding.diagnosis.may_pass(),
+            ReplicaState::Stopped => false,
+            ReplicaState::Starting { .. }
+            | ReplicaState::Ready { .. }
+            | ReplicaState::Unreachable { .. }
+            | ReplicaState::Stopping => true,
+        }
+    }
+
     /// Where to send requests, while there is somebody.
     pub fn url(&self) -> Option<&str> {
         match self {

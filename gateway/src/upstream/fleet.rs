@@ -17,7 +17,7 @@ use sluice_policy::route::session::{SessionKey, SessionSource};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use super::replica::{Readiness, Replica};
 use super::routing::{Routed, Routing};
@@ -113,6 +113,8 @@ pub struct Backend {
     ring: Continuum,
     places: HashMap<SocketAddr, usize>,
     router: Arc<Routing>,
+    /// Requests that are held (B35).
+    held: Arc<AtomicUsize>,
 }
 
 impl Backend {
@@ -142,6 +144,7 @@ impl Backend {
             places,
             router: Arc::new(Routing::new(replicas.len(), settings)),
             replicas,
+            held: Arc::default(),
         }
     }
 
@@ -205,6 +208,15 @@ impl Backend {
         None
     }
 
+    /// A place for a request that is held, if fewer than `count` are.
+    pub fn hold(&self, count: usize) -> Option<Place> {
+        if self.held.fetch_add(1, Ordering::AcqRel) >= count {
+            self.held.fetch_sub(1, Ordering::AcqRel);
+            return None;
+        }
+        Some(Place(self.held.clone()))
+    }
+
     /// What is known of its conversations and replicas.
     pub fn routing(&self) -> &Arc<Routing> {
         &self.router
@@ -231,6 +243,15 @@ impl Backend {
     /// All its replicas are stand-ins.
     pub fn is_simulated(&self) -> bool {
         !self.replicas.is_empty() && self.replicas.iter().all(|replica| replica.simulated)
+    }
+}
+
+/// A held request's place among those of its backend; dropping it gives it back.
+pub struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

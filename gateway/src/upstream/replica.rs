@@ -8,7 +8,7 @@ use http::HeaderValue;
 use sluice_policy::health::breaker::{Event, Phase};
 use sluice_policy::reasoning::Opener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use super::address::Address;
 use super::client::Pool;
@@ -103,6 +103,8 @@ pub struct Replica {
     address: ArcSwapOption<Address>,
     model: ArcSwap<String>,
     readiness: AtomicU8,
+    was_ready: AtomicBool,
+    may_return: AtomicBool,
     tool_setup: AtomicU8,
     opener: AtomicU8,
     /// Requests that it works on.
@@ -124,6 +126,8 @@ impl Replica {
             address: ArcSwapOption::from_pointee(address),
             model: ArcSwap::default(),
             readiness: AtomicU8::new(Readiness::Unknown as u8),
+            was_ready: AtomicBool::new(false),
+            may_return: AtomicBool::new(true),
             tool_setup: AtomicU8::new(ToolSetup::Raw as u8),
             opener: AtomicU8::new(0),
             flights: Flights::default(),
@@ -164,6 +168,9 @@ impl Replica {
     pub fn set_readiness(&self, readiness: Readiness) -> Readiness {
         let before = self.readiness();
         self.readiness.store(readiness as u8, Ordering::Relaxed);
+        if readiness == Readiness::Ready {
+            self.was_ready.store(true, Ordering::Relaxed);
+        }
         before
     }
 
@@ -208,6 +215,22 @@ impl Replica {
     /// Counts one request from dispatch to its end.
     pub fn begin(self: &Arc<Self>) -> InFlight {
         InFlight::begin(self.clone())
+    }
+
+    /// It was there once.
+    pub fn was_ready(&self) -> bool {
+        self.was_ready.load(Ordering::Relaxed)
+    }
+
+    /// Whether the supervisor thinks that it comes back by itself, while it is down.
+    pub fn set_may_return(&self, may_return: bool) {
+        self.may_return.store(may_return, Ordering::Relaxed);
+    }
+
+    /// It was there, is away, and may come back by itself (B35).
+    pub fn is_expected(&self) -> bool {
+        let is_away = self.readiness() == Readiness::Down || self.health.phase() == Phase::Hung;
+        is_away && self.was_ready() && self.may_return.load(Ordering::Relaxed)
     }
 
     /// May be asked now: has an address, isn't down, and its breaker admits.

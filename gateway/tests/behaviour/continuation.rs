@@ -531,7 +531,7 @@ async fn b31_the_only_replica_goes_on_after_its_restart() {
 
 #[tokio::test]
 async fn b31_b10_if_nobody_comes_within_hold_the_client_is_told_and_may_leave_before() {
-    let (gateway, a, b) = two_with(|settings| settings.set("continuation", "hold = \"400ms\"")).await;
+    let (gateway, a, b) = two_with(|settings| settings.set("hold", "time = \"400ms\"")).await;
     let mut client = gateway.open(chat(&body())).await;
     let (mut asked, mut lost, mut other) = first(a, b).await;
     begins(&mut asked, 1).await;

@@ -6,7 +6,10 @@ use super::harness::{Gateway, Message, Replica, Request, Settings, record};
 
 async fn gateway() -> (Gateway, Replica) {
     let replica = Replica::start().await;
-    (Settings::before(&[&replica]).start().await, replica)
+    (
+        Settings::before(&[&replica]).set("hold", "count = 0").start().await,
+        replica,
+    )
 }
 
 async fn after(gateway: &Gateway, replica: &mut Replica, request: Request, status: &str, body: &Value) -> Message {

@@ -25,6 +25,7 @@ mod h2;
 mod headers;
 mod health;
 mod history;
+mod hold;
 mod leaving_client;
 mod limits;
 mod nodelay;

@@ -213,6 +213,7 @@ async fn of_an_upstream_error_before_and_after_the_head() {
     let replica = Replica::start().await;
     let gateway = Settings::before(&[&replica])
         .set("continuation", "enabled = false")
+        .set("hold", "count = 0")
         .start()
         .await;
     let mut replica = replica;

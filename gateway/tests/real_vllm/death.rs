@@ -55,7 +55,7 @@ fn before_the_first_byte_another_replica_answers() {
 #[test]
 fn in_mid_stream_the_client_is_told_if_nobody_can_go_on() {
     let mut victim = Engine::start(SetUp::Raw).unwrap();
-    let gateway = Gateway::over_with(&[("victim", &victim)], "[continuation]\nhold = \"1s\"\n");
+    let gateway = Gateway::over_with(&[("victim", &victim)], "[hold]\ntime = \"1s\"\n");
     let script = Script::say(&format!("<think>\n{}</think>\n\nDone.", "word ".repeat(400)));
     let script = script.each_token_after(Duration::from_millis(20));
     let id = "dies-in-mid-stream";

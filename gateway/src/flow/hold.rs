@@ -1,0 +1,128 @@
+//! A request that nobody can take now is held while its replica restarts (B35), rather than refused.
+//!
+//! Enters: what has been tried. Leaves: a [`Held`] place, if somebody is expected back and there is room, or why not. It is looked for a
+//! replica every [`PAUSE`] by who waits (`attempt`); what the client sees meanwhile is the relay's. Dropping it gives the place back.
+//!
+//! | the last attempt | held |
+//! | --- | --- |
+//! | none: nobody may be asked | if one that was there is away: restarted, unreachable, hanging |
+//! | no connection, or the engine's word that it is dead | yes: nobody is there |
+//! | a connection that broke | if it can't be connected to any more, or the supervisor says within [`NOTICE`] that it is down |
+//! | the replica hangs | yes |
+//! | anything else | no: it is there, and said so |
+
+use sluice_policy::protocol::fault::{Fault, FaultKind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::exchange::Exchange;
+use crate::upstream::fleet::Place;
+use crate::upstream::replica::Readiness;
+use crate::upstream::{Choice, Replica};
+
+/// Between two looks for a replica.
+pub const PAUSE: Duration = Duration::from_millis(100);
+
+/// After a broken connection: the supervisor of a process that died knows it by then. Connecting doesn't always tell, since an engine may
+/// outlive its API server and keep the listening socket.
+const NOTICE: Duration = Duration::from_secs(1);
+
+/// A vLLM needs 80 s to 200 s to start: asking again sooner than this is of little use.
+const RETRY_AFTER: Duration = Duration::from_secs(30);
+
+/// Bounds of holding.
+#[derive(Debug, Clone, Copy)]
+pub struct HoldLimits {
+    /// Each request.
+    pub time: Duration,
+    /// Requests of one backend at once.
+    pub count: usize,
+}
+
+/// A request that is held.
+pub struct Held {
+    until: Instant,
+    _place: Place,
+}
+
+impl Held {
+    /// A place to wait in, after the attempt that went to `last` failed so.
+    ///
+    /// # Errors
+    /// What the client is told: the failure itself where nobody is expected back, or that too many wait.
+    pub async fn begin(exchange: &Exchange, last: Option<&Arc<Replica>>, fault: Fault) -> Result<Held, Fault> {
+        let backend = &exchange.backend;
+        let is_away = match last {
+            None => backend.replicas.iter().any(|replica| replica.is_expected()),
+            Some(replica) => is_gone(exchange, replica, &fault).await,
+        };
+        let HoldLimits { time, count } = exchange.limits.hold;
+        if !is_away || count == 0 {
+            return Err(fault);
+        }
+        let Some(place) = backend.hold(count) else {
+            let message = format!("The model is being restarted, and {count} requests wait for it already.");
+            return Err(Fault::new(FaultKind::NoReplica, message).with_retry_after(RETRY_AFTER));
+        };
+        tracing::info!(request = %exchange.id, "held until a replica is back");
+        Ok(Held {
+            until: Instant::now() + time,
+            _place: place,
+        })
+    }
+
+    /// A replica that may be asked by now.
+    pub fn choose(&self, exchange: &Exchange) -> Option<Choice> {
+        // Asked before: what is chosen counts as sent.
+        if !exchange.backend.replicas.iter().any(|replica| replica.is_usable()) {
+            return None;
+        }
+        exchange.backend.choose(exchange.wanted(&[]))
+    }
+
+    /// Waits a little.
+    ///
+    /// # Errors
+    /// Its time is over.
+    pub async fn pause(&self, exchange: &Exchange) -> Result<(), Fault> {
+        if Instant::now() >= self.until {
+            let time = exchange.limits.hold.time;
+            let message = format!("The model is being restarted, and was not back within {time:?}.");
+            return Err(Fault::new(FaultKind::NoReplica, message).with_retry_after(RETRY_AFTER));
+        }
+        tokio::time::sleep(PAUSE).await;
+        Ok(())
+    }
+}
+
+/// Nobody listens where this attempt went, or nobody works there.
+async fn is_gone(exchange: &Exchange, replica: &Replica, fault: &Fault) -> bool {
+    if !replica.was_ready() {
+        return false;
+    }
+    match fault.kind {
+        FaultKind::UpstreamUnreachable => true,
+        FaultKind::UpstreamBroke => match replica.address() {
+            None => true,
+            Some(address) => {
+                let connected = tokio::time::timeout(exchange.limits.connect, address.connect()).await;
+                !matches!(connected, Ok(Ok(_))) || is_down_soon(replica).await
+            }
+        },
+        FaultKind::UpstreamStalled => !replica.is_last_resort(),
+        _ => fault.is_engine_death(),
+    }
+}
+
+async fn is_down_soon(replica: &Replica) -> bool {
+    let until = Instant::now() + NOTICE;
+    loop {
+        if replica.readiness() == Readiness::Down {
+            return true;
+        }
+        if Instant::now() >= until {
+            return false;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
