@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::exchange::Exchange;
+use super::place;
 use crate::upstream::client::{self, SendLimits};
 use crate::upstream::{Answer, Choice, InFlight, Replica, Route, Routed, Segments, UpstreamError};
 
@@ -123,8 +124,7 @@ async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
         if tried.count >= exchange.limits.attempts {
             return Err(tried.last_failure());
         }
-        let backend = &exchange.backend;
-        let Some(choice) = backend.choose(exchange.wanted(&tried.replicas)) else {
+        let Some(choice) = place::choose(exchange, &tried.replicas).await? else {
             return Err(tried.last_failure());
         };
         tried.count += 1;
