@@ -25,6 +25,7 @@ use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
 use pingora_core::services::background::background_service;
 use pingora_core::services::listening::Service;
+use sluice_policy::admission::queue::Priority;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -155,6 +156,23 @@ pub fn run(source: Source, config: Config) -> Result<(), StartError> {
         registry: Registry::new(config.limits.requests),
         books,
         tool_sets: ToolSets::default(),
+    });
+    let of = Arc::downgrade(&flow);
+    flow.books.metrics.watch_queues(move || {
+        let flow = of.upgrade();
+        let fleet = flow.iter().map(|flow| flow.fleet.load_full());
+        let backends = fleet.flat_map(|fleet| fleet.backends.clone());
+        let queues = backends.flat_map(|backend| {
+            let waiting = |priority: Priority| {
+                (
+                    backend.model().to_string(),
+                    priority.as_str(),
+                    backend.places().waiting(priority) as u64,
+                )
+            };
+            Priority::ALL.map(waiting)
+        });
+        queues.collect()
     });
     let draining = Arc::new(AtomicBool::new(false));
     let connections = Arc::new(AtomicUsize::new(0));

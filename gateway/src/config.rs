@@ -13,6 +13,7 @@ use crate::admin::AdminConfig;
 use crate::record::RecordConfig;
 
 pub use self::{
+    admission::AdmissionConfig,
     auth::AuthConfig,
     backend::{BackendConfig, ReplicaConfig},
     continuation::ContinuationConfig,
@@ -33,6 +34,7 @@ pub use self::{
     watch::Watch,
 };
 
+mod admission;
 mod auth;
 mod backend;
 mod continuation;
@@ -100,6 +102,8 @@ pub struct Config {
     pub health: HealthConfig,
     /// Which replica.
     pub routing: RoutingConfig,
+    /// What a replica is given, and who waits.
+    pub admission: AdmissionConfig,
     /// Launch profiles beside the built-in ones, by name.
     pub profile: BTreeMap<String, ProfileTable>,
     /// The served models, at least one.

@@ -14,12 +14,13 @@ use std::{
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
+use sluice_policy::admission::queue::Priority;
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
 use crate::config::{AuthConfig, ReasoningNames, ReleaseMode};
 
 pub use self::{
-    file::{Entry, Grant, KeyFile, KeyFileError, NewKey},
+    file::{Entry, Grant, KeyFile, KeyFileError, KeyPriority, NewKey},
     secret::Secret,
 };
 
@@ -45,6 +46,8 @@ pub struct KeyId {
     pub grants: Vec<Grant>,
     /// The names under which it gets reasoning (B14); `None` = `[reasoning] names`.
     pub reasoning: Option<ReasoningNames>,
+    /// How urgent its requests are at most (B34).
+    pub priority: Priority,
     /// When its streams show tool calls (B20); `None` = `[tools] release`.
     pub release: Option<ReleaseMode>,
 }
@@ -61,6 +64,7 @@ impl KeyId {
             models: Vec::new(),
             grants: Vec::new(),
             reasoning: None,
+            priority: Priority::default(),
             release: None,
         }
     }
@@ -247,6 +251,7 @@ fn keys_of(file: &KeyFile) -> Vec<Key> {
             models: entry.models.clone(),
             grants: entry.grants.clone(),
             reasoning: entry.reasoning,
+            priority: entry.priority.map_or(Priority::default(), Priority::from),
             release: entry.release,
         }),
     };

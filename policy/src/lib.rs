@@ -13,6 +13,8 @@ pub mod protocol;
 pub mod route;
 // Whether a replica may be asked: its breaker, and whether its engine moves.
 pub mod health;
+// A place for each request before it is sent: rooms of replicas, the queue before them.
+pub mod admission;
 // The past of a conversation, made safe before it is sent.
 pub mod history;
 // `<think>` text apart from the answer.

@@ -299,6 +299,7 @@ async fn learn_capacity(backend: Arc<Backend>, replica: Arc<Replica>, place: usi
     match probe::kv_tokens(&replica).await {
         Ok(Some(tokens)) => {
             backend.routing().capacity(place, tokens);
+            backend.places().kv_tokens(place, tokens);
             tracing::info!(replica = %replica.name, tokens, "the size of the replica's KV cache is known");
         }
         Ok(None) => {

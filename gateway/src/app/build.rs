@@ -1,6 +1,8 @@
 //! From configuration to what requests use: the flow's settings, the fleet, the supervisor's specs.
 
 use http::HeaderValue;
+use sluice_policy::admission::queue::QueueLimits;
+use sluice_policy::admission::room::Capacity;
 use sluice_policy::health::breaker::Rules;
 use sluice_policy::profile::Profile;
 use sluice_policy::protocol::ask::AskLimits;
@@ -16,7 +18,7 @@ use crate::flow::hold::HoldLimits;
 use crate::flow::tool_sets::MustCheck;
 use crate::flow::{self, FlowConfig};
 use crate::simulator::SIMULATED_SUFFIX;
-use crate::supervisor::{ReplicaKey, ReplicaSpec};
+use crate::supervisor::{LauncherConfig, ReplicaKey, ReplicaSpec};
 use crate::upstream::{Backend, Fleet, Replica};
 
 /// Why the fleet can't be built.
@@ -80,6 +82,12 @@ pub fn flow(config: &Config) -> FlowConfig {
                 time: config.hold.time,
                 count: config.hold.count,
             },
+            queue: config.admission.enabled.then_some(QueueLimits {
+                waiting: config.admission.queue,
+                waiting_of_key: config.admission.queue_of_key,
+                bytes: config.admission.queue_bytes,
+                wait: config.admission.queue_wait,
+            }),
         },
         history: config.history.normalise == Normalise::OnRefusal,
         names: flow::names(config.reasoning.names),
@@ -127,12 +135,26 @@ pub fn fleet(config: &Config) -> Result<(Fleet, Vec<ReplicaSpec>), BuildError> {
             profile: backend.profile.clone(),
         })?;
         specs.extend(backend_specs(backend, &profile));
-        backends.push(Arc::new(self::backend(backend, &profile)?));
+        backends.push(Arc::new(self::backend(backend, &profile, config.admission.sequences)?));
     }
     Ok((Fleet { backends }, specs))
 }
 
-fn backend(config: &BackendConfig, profile: &Profile) -> Result<Backend, BuildError> {
+/// What each replica runs at once: as the setting says, else as its launcher does. Nobody says it of an external one.
+fn capacity(launcher: &LauncherConfig, profile: &Profile, setting: u32) -> Capacity {
+    let own = match launcher {
+        LauncherConfig::External(_) => None,
+        LauncherConfig::Process(_) => profile.max_num_seqs.set().copied(),
+        LauncherConfig::Simulated(simulated) => Some(simulated.max_num_seqs),
+    };
+    Capacity {
+        sequences: Some(setting).filter(|setting| *setting > 0).or(own),
+        // Said by its metrics.
+        kv_tokens: None,
+    }
+}
+
+fn backend(config: &BackendConfig, profile: &Profile, sequences: u32) -> Result<Backend, BuildError> {
     let routing = RouteSettings::default();
     let all_simulated = config.replica.iter().all(|replica| replica.launcher.is_simulated());
     let authorization = authorization(config)?;
@@ -153,7 +175,9 @@ fn backend(config: &BackendConfig, profile: &Profile) -> Result<Backend, BuildEr
         // Clients are written for the real id; the answers say that they are simulated.
         aliases.push(config.model.clone());
     }
-    Ok(Backend::new(
+    let capacities = config.replica.iter();
+    let capacities = capacities.map(|replica| capacity(&replica.launcher, profile, sequences));
+    let backend = Backend::new(
         &config.name,
         &model,
         aliases,
@@ -166,7 +190,8 @@ fn backend(config: &BackendConfig, profile: &Profile) -> Result<Backend, BuildEr
                 .map_or(routing.sequences, |count| *count as usize),
             ..routing
         },
-    ))
+    );
+    Ok(backend.with_capacities(capacities))
 }
 
 /// A simulated model's id can't be mistaken (B6).

@@ -1,8 +1,9 @@
 //! Looks at each replica's engine again and again: its figures for routing, its progress for its breaker (B36).
 //!
-//! Enters: a replica, the running configuration. Leaves: the engine's figures on the replica, waiting requests for the router, and what
-//! the breaker is told: that the engine hangs (its requests leave, and go on elsewhere), that it moves again. A hung engine makes no
-//! steps once its requests have left, so it is asked for a token of its own, never by a client's request. `policy::health` judges.
+//! Enters: a replica, the running configuration. Leaves: the engine's figures on the replica, waiting requests for the router,
+//! preemptions for its room, and what the breaker is told: that the engine hangs (its requests leave, and go on elsewhere), that it
+//! moves again. A hung engine makes no steps once its requests have left, so it is asked for a token of its own, never by a client's
+//! request. `policy::health` judges.
 
 use sluice_policy::health::breaker::{Event, Phase};
 use sluice_policy::health::engine::EngineStats;
@@ -57,6 +58,7 @@ impl Watch {
     pub async fn run(self) {
         let born = Instant::now();
         let mut seen = Seen::Moving(Progress::new(Duration::ZERO));
+        let mut preemptions = None;
         loop {
             let health = self.live.get().health.clone();
             self.replica.health.set_rules(build::breaker(&health));
@@ -66,6 +68,11 @@ impl Watch {
             self.replica.health.set_engine(stats);
             let waiting = stats.map_or(0, |stats| usize::try_from(stats.requests_waiting).unwrap_or(usize::MAX));
             self.backend.routing().waiting(self.place, waiting);
+            let preempted = stats.map(|stats| stats.preemptions);
+            if preemptions.is_some() && preempted > preemptions {
+                self.backend.places().preempted(self.place);
+            }
+            preemptions = preempted.or(preemptions);
             seen = if is_there {
                 self.judge(seen, stats, &health, born.elapsed()).await
             } else {

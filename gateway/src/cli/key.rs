@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{CliError, ConfigArgs, output, state_folder};
 use crate::{
     config::{ReasoningNames, ReleaseMode, duration},
-    keys::{Entry, Grant, KeyFile, KeyFileError, NewKey},
+    keys::{Entry, Grant, KeyFile, KeyFileError, KeyPriority, NewKey},
 };
 
 /// Make, list and revoke clients' keys
@@ -64,6 +64,10 @@ struct NewArgs {
     #[arg(long, value_enum, value_name = "MODE")]
     release: Option<ReleaseMode>,
 
+    /// How urgent its requests are at most, where they have to wait [default: normal]
+    #[arg(long, value_enum, value_name = "PRIORITY")]
+    priority: Option<KeyPriority>,
+
     /// Print a JSON object
     #[arg(long)]
     json: bool,
@@ -106,6 +110,7 @@ fn new(args: &NewArgs) -> Result<(), CliError> {
         grants: args.grants.clone(),
         reasoning: args.reasoning,
         release: args.release,
+        priority: args.priority,
     };
     let path = key_path(&args.config)?;
     let secret = KeyFile::add(&path, &key, Timestamp::now())?;

@@ -20,6 +20,8 @@ const ATTEMPTS_MAX: u32 = 10;
 const HEALTH_PROBE: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(5);
 /// More calls of one answer than this aren't worth the engine's time.
 const REASK_MAX: u8 = 8;
+/// A longer queue would be sorted for longer than it is worth.
+const QUEUE_MAX: usize = 4_096;
 /// Deeper bodies are an attack.
 const JSON_DEPTH_MAX: u32 = 1_024;
 
@@ -51,6 +53,7 @@ pub(super) fn check(config: &Config, overrides: &Overrides) -> Vec<Finding> {
     continuation(config, &mut findings);
     health(config, &mut findings);
     routing(config, &mut findings);
+    admission(config, &mut findings);
     profile::check(config, &mut findings);
     backend::check(config, &mut findings);
     findings.list
@@ -343,6 +346,21 @@ fn routing(config: &Config, findings: &mut Findings<'_>) {
     if !(0.1..=1.0).contains(&ratio) {
         findings.add("routing.stay_ratio", format!("{ratio} is not between 0.1 and 1"));
     }
+}
+
+fn admission(config: &Config, findings: &mut Findings<'_>) {
+    let admission = &config.admission;
+    for (key, value) in [
+        ("admission.queue", admission.queue),
+        ("admission.queue_of_key", admission.queue_of_key),
+    ] {
+        if !(1..=QUEUE_MAX).contains(&value) {
+            findings
+                .add(key, format!("{value} is not between 1 and {QUEUE_MAX}"))
+                .help("enabled = false lets nobody wait here");
+        }
+    }
+    above_zero(findings, "admission.queue_wait", admission.queue_wait);
 }
 
 /// The name that was probably meant, or all that there are.

@@ -9,7 +9,7 @@ use sluice_policy::meter::Meter;
 use sluice_policy::protocol::fault::{Fault, FaultKind};
 use sluice_policy::route::session::SessionKey;
 use sluice_policy::turn::{Facts, Judged};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::attempt::{Live, Tried};
@@ -29,7 +29,54 @@ pub struct Books {
 /// The attempt under way, known before anybody can say what became of it: a client that leaves in prefill leaves a record
 /// of whom it was sent to.
 #[derive(Clone, Default)]
-pub struct Progress(Arc<Mutex<Option<Attempt>>>);
+pub struct Progress(Arc<Mutex<Standing>>);
+
+#[derive(Default)]
+struct Standing {
+    attempt: Option<Attempt>,
+    queue: Queue,
+}
+
+/// A request's time in the queue.
+#[derive(Clone, Copy, Default)]
+enum Queue {
+    /// It never waited.
+    #[default]
+    None,
+    Since(Instant),
+    Over(Duration, Queued),
+}
+
+/// What became of a request that did not get its place at once. A closed set: it labels a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queued {
+    /// It waited for it.
+    Waited,
+    /// Its client left, or it was cancelled.
+    Left,
+    /// The queue was full.
+    Full,
+    /// Its key had too many in it.
+    KeyFull,
+    /// It would have waited too long.
+    TooLong,
+    /// It did wait too long.
+    Overdue,
+}
+
+impl Queued {
+    /// Label value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Queued::Waited => "waited",
+            Queued::Left => "left",
+            Queued::Full => "full",
+            Queued::KeyFull => "key_full",
+            Queued::TooLong => "too_long",
+            Queued::Overdue => "overdue",
+        }
+    }
+}
 
 struct Attempt {
     count: u32,
@@ -40,7 +87,26 @@ struct Attempt {
 impl Progress {
     /// The attempt of this number goes to this replica.
     pub fn attempt(&self, count: u32, replica: Arc<str>, route: Route) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Attempt { count, replica, route });
+        self.standing().attempt = Some(Attempt { count, replica, route });
+    }
+
+    /// It waits for a place.
+    pub fn queues(&self, since: Instant) {
+        self.standing().queue = Queue::Since(since);
+    }
+
+    /// It waits no more, or has been refused without a wait.
+    pub fn leaves_queue(&self, outcome: Queued) {
+        let mut standing = self.standing();
+        let waited = match standing.queue {
+            Queue::Since(since) => since.elapsed(),
+            Queue::None | Queue::Over(..) => Duration::ZERO,
+        };
+        standing.queue = Queue::Over(waited, outcome);
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -291,8 +357,17 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         let mut record = std::mem::take(&mut self.record);
-        if let Some(Attempt { count, replica, route }) =
-            self.progress.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        let Standing { attempt, queue } = std::mem::take(&mut *self.progress.standing());
+        let queued = match queue {
+            Queue::None => None,
+            Queue::Since(since) => Some((since.elapsed(), Queued::Left)),
+            Queue::Over(waited, outcome) => Some((waited, outcome)),
+        };
+        if let Some((waited, outcome)) = queued {
+            record.queue = waited;
+            self.books.metrics.admission(&record.model, outcome.as_str());
+        }
+        if let Some(Attempt { count, replica, route }) = attempt
             && record.attempts < count
         {
             record.attempts = count;

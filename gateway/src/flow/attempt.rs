@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use super::exchange::Exchange;
 use super::hold::Held;
+use super::place;
 use crate::upstream::client::{self, SendLimits};
 use crate::upstream::{Answer, Choice, InFlight, Replica, Route, Routed, Segments, UpstreamError};
 
@@ -135,9 +136,9 @@ async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
             Some(_) if tried.count.saturating_sub(tried.unsent) >= exchange.limits.attempts => {
                 return Err(tried.last_failure());
             }
-            Some(held) => held.choose(exchange),
-            None if tried.count >= exchange.limits.attempts => None,
-            None => exchange.backend.choose(exchange.wanted(&tried.replicas)),
+            Some(_) if exchange.backend.has_usable() => place::choose(exchange, &[]).await?,
+            None if tried.count < exchange.limits.attempts => place::choose(exchange, &tried.replicas).await?,
+            _ => None,
         };
         let Some(choice) = choice else {
             match &held {

@@ -3,13 +3,15 @@
 use bytes::Bytes;
 use http::Method;
 use http::header::{HeaderName, HeaderValue};
+use sluice_policy::admission::queue::QueueLimits;
 use sluice_policy::protocol::ask::Ask;
+use sluice_policy::protocol::usage::Usage;
 use sluice_policy::route::chain::Chain;
 use sluice_policy::route::choose::Margins;
 use sluice_policy::route::session::SessionKey;
 use sluice_policy::turn::{AskAgain, Guide};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::account::Progress;
@@ -18,7 +20,8 @@ use super::history::History;
 use super::hold::HoldLimits;
 use super::plan::{self, Wishes};
 use super::registry::Permit;
-use crate::upstream::{Backend, Replica, Wanted};
+use crate::upstream::admission::{Arrival, Place};
+use crate::upstream::{Backend, Choice, Replica, Wanted};
 
 /// Bounds of one request's way through the replicas.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +54,8 @@ pub struct ExchangeLimits {
     pub seam: SeamLimits,
     /// A request that nobody can take, and an answer that nobody can go on with.
     pub hold: HoldLimits,
+    /// Who waits for a place; `None`: nobody does.
+    pub queue: Option<QueueLimits>,
 }
 
 /// Bounds of a question.
@@ -87,6 +92,12 @@ pub struct Exchange {
     pub chain: Arc<Chain>,
     /// Bounds.
     pub limits: ExchangeLimits,
+    /// What it wants a place for; `None`: it needs none.
+    pub arrival: Option<Arrival>,
+    /// Its place, from the first attempt to the end of its answer.
+    pub place: OnceLock<Place>,
+    /// Its number while it waits for one; else 0.
+    pub queued: AtomicU64,
     /// Upstream's method and path.
     pub method: Method,
     /// See `method`.
@@ -120,6 +131,28 @@ impl Exchange {
             has_past: self.has_past(),
             tried,
             margins: self.limits.margins,
+        }
+    }
+
+    /// This replica is asked from now on: its place goes with it.
+    pub fn moves(&self, choice: &Choice) {
+        if let Some(place) = self.place.get() {
+            place.moves(choice.index);
+        }
+    }
+
+    /// What the answer took.
+    pub fn used(&self, usage: &Usage) {
+        if let Some(place) = self.place.get() {
+            place.used(usage);
+        }
+    }
+
+    /// Requests that go before it; `None` if it doesn't wait.
+    pub fn ahead(&self) -> Option<usize> {
+        match self.queued.load(Ordering::Relaxed) {
+            0 => None,
+            id => self.backend.places().ahead(id),
         }
     }
 

@@ -16,9 +16,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::exchange::Exchange;
-use crate::upstream::fleet::Place;
+use crate::upstream::Replica;
+use crate::upstream::fleet::HoldSlot;
 use crate::upstream::replica::Readiness;
-use crate::upstream::{Choice, Replica};
 
 /// Between two looks for a replica.
 pub const PAUSE: Duration = Duration::from_millis(100);
@@ -42,7 +42,7 @@ pub struct HoldLimits {
 /// A request that is held.
 pub struct Held {
     until: Instant,
-    _place: Place,
+    _slot: HoldSlot,
 }
 
 impl Held {
@@ -60,24 +60,15 @@ impl Held {
         if !is_away || count == 0 {
             return Err(fault);
         }
-        let Some(place) = backend.hold(count) else {
+        let Some(slot) = backend.hold(count) else {
             let message = format!("The model is being restarted, and {count} requests wait for it already.");
             return Err(Fault::new(FaultKind::NoReplica, message).with_retry_after(RETRY_AFTER));
         };
         tracing::info!(request = %exchange.id, "held until a replica is back");
         Ok(Held {
             until: Instant::now() + time,
-            _place: place,
+            _slot: slot,
         })
-    }
-
-    /// A replica that may be asked by now.
-    pub fn choose(&self, exchange: &Exchange) -> Option<Choice> {
-        // Asked before: what is chosen counts as sent.
-        if !exchange.backend.replicas.iter().any(|replica| replica.is_usable()) {
-            return None;
-        }
-        exchange.backend.choose(exchange.wanted(&[]))
     }
 
     /// Waits a little.

@@ -13,6 +13,8 @@ pub mod plan;
 pub mod history;
 // Tools that were read before.
 pub mod tool_sets;
+// A place before the first attempt.
+pub mod place;
 // Attempts until one replica answers.
 pub mod attempt;
 // Streamed answers.
@@ -47,6 +49,8 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Response, StatusCode};
+use sluice_policy::admission::Wants;
+use sluice_policy::admission::queue::Priority;
 use sluice_policy::history::Changes;
 use sluice_policy::protocol::ask::{self, AskLimits, Endpoint, Grants};
 use sluice_policy::protocol::fault::{Fault, FaultKind};
@@ -54,8 +58,8 @@ use sluice_policy::reasoning::Opener;
 use sluice_policy::route::chain::Chain;
 use sluice_policy::route::session;
 use sluice_policy::turn::{OnInvalid, ReasoningNames, Release};
-use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::{Arc, OnceLock};
 
 use self::account::{Account, Books};
 use self::attempt::{Live, Tried};
@@ -68,6 +72,7 @@ use self::reply::{Reply, ReplyBody, json};
 use self::tool_sets::{MustCheck, ToolSets};
 use crate::config;
 use crate::keys::{Grant, KeyId};
+use crate::upstream::admission::Arrival;
 use crate::upstream::{Fleet, Replica};
 
 /// Headers of a client that vLLM may see: trace context only.
@@ -195,7 +200,31 @@ impl Flow {
         } else {
             Changes::default()
         };
+        // Read only where there is a choice, or what prompts share matters: it is a second walk of the body.
+        let queue = config.exchange.queue.filter(|_| takes_place(&ask.endpoint));
+        let chain = match (backend.replicas.len(), queue) {
+            (0 | 1, Some(_)) if backend.places().counts_tokens() => Arc::new(Chain::of(&ask)),
+            (0 | 1, _) => Arc::default(),
+            _ => Arc::new(Chain::of(&ask)),
+        };
+        let arrival = match queue {
+            Some(_) => Some(Arrival {
+                key: key_name.clone(),
+                priority: priority(headers, ask.priority, identity)?,
+                wants: Wants {
+                    sequences: ask.n,
+                    prompt_bytes: ask.prompt_bytes,
+                    max_tokens: ask.max_tokens,
+                    chain: chain.clone(),
+                },
+                bytes: ask.body.len() as u64,
+            }),
+            None => None,
+        };
         let exchange = Exchange {
+            arrival,
+            place: OnceLock::new(),
+            queued: AtomicU64::new(0),
             wishes,
             history: History::new(history, backend.refuses()),
             own_id: ids::request_id(),
@@ -204,11 +233,7 @@ impl Flow {
             progress: account.progress(),
             backend: backend.clone(),
             session,
-            // Read only where there is a choice: it is a second walk of the body.
-            chain: match backend.replicas.len() {
-                0 | 1 => Arc::default(),
-                _ => Arc::new(Chain::of(&ask)),
-            },
+            chain,
             limits: config.exchange,
             method: Method::POST,
             path: call.endpoint.path(),
@@ -302,6 +327,35 @@ pub fn on_invalid(configured: config::OnInvalid) -> OnInvalid {
         config::OnInvalid::Pass => OnInvalid::Pass,
         config::OnInvalid::Error => OnInvalid::Error,
     }
+}
+
+/// Whether it makes the engine run sequences.
+fn takes_place(endpoint: &Endpoint) -> bool {
+    matches!(
+        endpoint,
+        Endpoint::ChatCompletions
+            | Endpoint::Completions
+            | Endpoint::Responses
+            | Endpoint::Messages
+            | Endpoint::Embeddings
+            | Endpoint::Rerank
+            | Endpoint::Score
+    )
+}
+
+/// How urgent: as the request's header says, else vLLM's field, but no more than its key is (B34).
+fn priority(headers: &HeaderMap, number: Option<i64>, identity: Option<&KeyId>) -> Result<Priority, Fault> {
+    const HEADER: &str = "x-sluice-priority";
+    let own = identity.map_or(Priority::default(), |identity| identity.priority);
+    let said = match headers.get(HEADER) {
+        Some(value) => {
+            let word = value.to_str().ok().and_then(Priority::of_word);
+            let message = format!("The header {HEADER} is high, normal or low.");
+            Some(word.ok_or_else(|| Fault::bad_request(HEADER, message))?)
+        }
+        None => number.map(Priority::of_number),
+    };
+    Ok(said.map_or(own, |said| said.max(own)))
 }
 
 fn forwarded(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {

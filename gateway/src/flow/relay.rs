@@ -281,6 +281,7 @@ impl Relay {
                 }
                 Step::Done => {
                     self.account.finished(self.turn.facts());
+                    self.exchange.used(&self.turn.facts().usage);
                     if let State::Streaming(mut live, _) = std::mem::replace(&mut self.state, State::Over) {
                         if let Some(routed) = &mut live.routed {
                             routed.used(&self.turn.facts().usage);
@@ -522,7 +523,10 @@ impl Relay {
             }
             if !limits.keep_alive.is_zero() && now >= self.sent + limits.keep_alive {
                 let mut out = Outgoing::default();
-                out.push(Bytes::from_static(KEEP_ALIVE));
+                out.push(match self.exchange.ahead() {
+                    Some(ahead) => Bytes::from(format!(": place {} in the queue\n\n", ahead + 1)),
+                    None => Bytes::from_static(KEEP_ALIVE),
+                });
                 return Poll::Ready(self.hand_over(out));
             }
             let Some(due) = self.due(silence) else {

@@ -70,6 +70,7 @@ async fn search(mut asker: Asker, mut tried: Tried, question: AskAgain) -> (Aske
             continue;
         };
         tried.moves(&choice);
+        exchange.moves(&choice);
         left_out.push(choice.index);
         let (asked, begun) = asker.at(choice.replica.clone()).ask(question.clone()).await;
         asker = asked;

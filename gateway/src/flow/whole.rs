@@ -56,6 +56,7 @@ pub async fn answer(
                         if let Some(routed) = &mut live.routed {
                             routed.used(&facts.usage);
                         }
+                        exchange.used(&facts.usage);
                         return (tried, Ok((message, facts, live.in_flight)));
                     }
                     // A message that is no whole one (B10) is the replica's failure; what it says of the request isn't.

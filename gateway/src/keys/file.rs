@@ -16,6 +16,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Digest, Secret};
+use sluice_policy::admission::queue::Priority;
+
 use crate::config::{ConfigError, ReasoningNames, ReleaseMode, read_table};
 
 /// The largest key file that is read, in bytes.
@@ -63,6 +65,9 @@ pub struct Entry {
     /// When its streams show tool calls. Absent = `[tools] release`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<ReleaseMode>,
+    /// How urgent its requests are at most. Absent = normal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<KeyPriority>,
 }
 
 /// An instant inside an `Option`, where `with` can't reach.
@@ -89,6 +94,28 @@ pub enum Grant {
     LogitsProcessors,
 }
 
+/// How urgent a key's requests are at most; one of them may say that it is less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyPriority {
+    /// Before all others.
+    High,
+    /// As most.
+    Normal,
+    /// When nothing else waits.
+    Low,
+}
+
+impl From<KeyPriority> for Priority {
+    fn from(priority: KeyPriority) -> Priority {
+        match priority {
+            KeyPriority::High => Priority::High,
+            KeyPriority::Normal => Priority::Normal,
+            KeyPriority::Low => Priority::Low,
+        }
+    }
+}
+
 /// A key to be made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NewKey {
@@ -104,6 +131,8 @@ pub struct NewKey {
     pub reasoning: Option<ReasoningNames>,
     /// When its streams show tool calls; `None` = as the configuration says.
     pub release: Option<ReleaseMode>,
+    /// How urgent its requests are at most; `None` = normal.
+    pub priority: Option<KeyPriority>,
 }
 
 /// Why the key file can't be used or changed.
@@ -305,6 +334,7 @@ impl KeyFile {
             grants: new.grants.clone(),
             reasoning: new.reasoning,
             release: new.release,
+            priority: new.priority,
         });
         Ok(secret)
     }

@@ -67,6 +67,7 @@ impl Metrics {
             replicas_up: Mutex::default(),
             replica_states: Mutex::default(),
             records: Mutex::default(),
+            queues: Mutex::default(),
         };
         let state = Arc::new(state);
         register_observed(&meter, &state);
@@ -89,7 +90,7 @@ impl Metrics {
             .requests(&state.instruments, (known(record.endpoint), record.status, outcome))
             .add(1);
         model.duration(outcome).record(record.duration.as_secs_f64());
-        if record.attempts > 0 {
+        if record.attempts > 0 || !record.queue.is_zero() {
             model.queue.record(record.queue.as_secs_f64());
         }
         if record.tool_calls > 0 || !record.tool_hold.is_zero() {
@@ -159,6 +160,22 @@ impl Metrics {
             KeyValue::new("outcome", outcome),
         ];
         state.instruments.continuations.add(1, &labels);
+    }
+
+    /// Counts a request that did not get its place at once, by what became of it: `waited`, `left`, `full`, `key_full`, `too_long`,
+    /// `overdue`.
+    pub fn admission(&self, model: &str, outcome: &'static str) {
+        let state = &*self.inner.state;
+        let labels = [
+            KeyValue::new("model", Arc::clone(&state.model(model).name)),
+            KeyValue::new("outcome", outcome),
+        ];
+        state.instruments.admission.add(1, &labels);
+    }
+
+    /// Shows who waits (`sluice_queue_length`): `waiting` says how many requests of a model and a priority. A later call replaces it.
+    pub fn watch_queues(&self, waiting: impl Fn() -> Vec<(String, &'static str, u64)> + Send + Sync + 'static) {
+        *lock(&self.inner.state.queues) = Some(Box::new(waiting));
     }
 
     /// Counts a request as running until the guard is dropped.
@@ -286,6 +303,9 @@ struct ReplicaState {
     all: &'static [&'static str],
 }
 
+/// Model, priority, requests that wait.
+type Waiting = dyn Fn() -> Vec<(String, &'static str, u64)> + Send + Sync;
+
 /// What requests write to and a scrape reads.
 struct State {
     instruments: Instruments,
@@ -296,6 +316,7 @@ struct State {
     replicas_up: Mutex<BTreeMap<String, bool>>,
     replica_states: Mutex<BTreeMap<String, ReplicaState>>,
     records: Mutex<Option<Box<dyn Fn() -> Counts + Send + Sync>>>,
+    queues: Mutex<Option<Box<Waiting>>>,
 }
 
 impl State {
@@ -384,6 +405,21 @@ fn register_observed(meter: &Meter, state: &Arc<State>) {
                     let labels = [KeyValue::new("replica", replica.clone()), KeyValue::new("state", *name)];
                     to.observe(u64::from(*name == state.now), &labels);
                 }
+            }
+        })
+        .build();
+    let of = Arc::clone(state);
+    meter
+        .u64_observable_gauge("sluice_queue_length")
+        .with_description("Requests that wait for a place at a replica")
+        .with_callback(move |to| {
+            let waiting = lock(&of.queues).as_ref().map(|waiting| waiting());
+            for (model, priority, count) in waiting.into_iter().flatten() {
+                let model = Arc::clone(&of.model(&model).name);
+                to.observe(
+                    count,
+                    &[KeyValue::new("model", model), KeyValue::new("priority", priority)],
+                );
             }
         })
         .build();

@@ -51,6 +51,7 @@ pub(super) struct Instruments {
     pub(super) tool_calls: Counter<u64>,
     pub(super) history_changes: Counter<u64>,
     pub(super) continuations: Counter<u64>,
+    pub(super) admission: Counter<u64>,
 }
 
 impl Instruments {
@@ -111,6 +112,10 @@ impl Instruments {
             history_changes: counter(
                 "sluice_history_changes",
                 "Past turns that were changed before they were sent, by what was changed",
+            ),
+            admission: counter(
+                "sluice_admission",
+                "Requests that did not get a place at a replica at once, by what became of them",
             ),
             continuations: counter(
                 "sluice_continuations",

@@ -10,15 +10,17 @@
 use arc_swap::ArcSwap;
 use pingora_ketama::{Bucket, Continuum};
 use sha2::{Digest, Sha256};
+use sluice_policy::admission::room::Capacity;
 use sluice_policy::history::Rules;
 use sluice_policy::route::chain::Chain;
-use sluice_policy::route::choose::{Margins, Question, Reason, RouteSettings};
+use sluice_policy::route::choose::{Decision, Margins, Question, Reason, RouteSettings};
 use sluice_policy::route::session::{SessionKey, SessionSource};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
+use super::admission::Places;
 use super::replica::{Readiness, Replica};
 use super::routing::{Routed, Routing};
 
@@ -111,10 +113,11 @@ pub struct Backend {
     /// What its chat template refuses ([`Rules`]), as learned from its 400s.
     refuses: AtomicU8,
     ring: Continuum,
-    places: HashMap<SocketAddr, usize>,
+    nodes: HashMap<SocketAddr, usize>,
     router: Arc<Routing>,
     /// Requests that are held (B35).
     held: Arc<AtomicUsize>,
+    places: Places,
 }
 
 impl Backend {
@@ -127,12 +130,12 @@ impl Backend {
         replicas: Vec<Arc<Replica>>,
         settings: RouteSettings,
     ) -> Self {
-        let places: HashMap<SocketAddr, usize> = replicas
+        let nodes: HashMap<SocketAddr, usize> = replicas
             .iter()
             .enumerate()
             .map(|(index, replica)| (ring_place(name, &replica.name), index))
             .collect();
-        let mut buckets: Vec<Bucket> = places.keys().map(|&place| Bucket::new(place, 1)).collect();
+        let mut buckets: Vec<Bucket> = nodes.keys().map(|&node| Bucket::new(node, 1)).collect();
         buckets.sort();
         Backend {
             name: name.into(),
@@ -141,7 +144,8 @@ impl Backend {
             aliases,
             profile: profile.into(),
             ring: Continuum::new(&buckets),
-            places,
+            nodes,
+            places: Places::new(replicas.iter().map(|_| Capacity::default())),
             router: Arc::new(Routing::new(replicas.len(), settings)),
             replicas,
             held: Arc::default(),
@@ -175,22 +179,34 @@ impl Backend {
         self.model.load().as_str() == model || self.aliases.iter().any(|alias| alias == model)
     }
 
+    /// With replicas of these sizes; else nothing is known of them.
+    #[must_use]
+    pub fn with_capacities(mut self, capacities: impl IntoIterator<Item = Capacity>) -> Self {
+        self.places = Places::new(capacities);
+        self
+    }
+
+    /// Places at its replicas.
+    pub fn places(&self) -> &Places {
+        &self.places
+    }
+
     /// The replica for a request, leaving out those `tried`; it counts as sent from now on. `None` if nothing usable is left.
     pub fn choose(&self, wanted: Wanted<'_>) -> Option<Choice> {
+        self.choose_among(wanted, None)
+    }
+
+    /// The same among those that have `room`; `None`: all have.
+    pub(super) fn choose_among(&self, wanted: Wanted<'_>, room: Option<&[bool]>) -> Option<Choice> {
+        let key = wanted.session.hash.to_be_bytes();
         // A turn that was in vain: others took the last trial of the chosen replica meanwhile.
         for _ in 0..=self.replicas.len() {
-            let (may, resort) = self.may_be_asked(wanted.tried);
-            let key = wanted.session.hash.to_be_bytes();
-            // One turn around the ring meets every replica.
-            let ring = self.ring.node_iter(&key).take(self.replicas.len() * RING_POINTS);
-            let ring = ring.filter_map(|place| self.places.get(place).copied());
-            let question = Question {
-                session: wanted.session.hash,
-                is_named: wanted.session.source != SessionSource::ConversationHash,
-                chain: wanted.chain,
-                may: &may,
-            };
-            let (decision, mut routed) = self.router.decide(question, wanted.margins, ring)?;
+            let (mut may, resort) = self.may_be_asked(wanted.tried);
+            if let Some(room) = room {
+                may.iter_mut().zip(room).for_each(|(may, room)| *may &= room);
+            }
+            let question = question(&wanted, &may);
+            let (decision, mut routed) = self.router.decide(question, wanted.margins, self.on_ring(&key))?;
             let replica = self.replicas.get(decision.replica)?.clone();
             let passage = match resort {
                 Resort::Usual => replica.health.admit(),
@@ -209,12 +225,30 @@ impl Backend {
     }
 
     /// A place for a request that is held, if fewer than `count` are.
-    pub fn hold(&self, count: usize) -> Option<Place> {
+    pub fn hold(&self, count: usize) -> Option<HoldSlot> {
         if self.held.fetch_add(1, Ordering::AcqRel) >= count {
             self.held.fetch_sub(1, Ordering::AcqRel);
             return None;
         }
-        Some(Place(self.held.clone()))
+        Some(HoldSlot(self.held.clone()))
+    }
+
+    /// Somebody may be asked now.
+    pub fn has_usable(&self) -> bool {
+        self.replicas.iter().any(|replica| replica.is_usable())
+    }
+
+    /// What would be chosen; nothing is counted.
+    pub(super) fn consider(&self, wanted: Wanted<'_>, may: &[bool]) -> Option<Decision> {
+        let key = wanted.session.hash.to_be_bytes();
+        let question = question(&wanted, may);
+        self.router.consider(question, wanted.margins, self.on_ring(&key))
+    }
+
+    /// Replicas in the ring's order. One turn around it meets every replica.
+    fn on_ring<'r>(&'r self, key: &'r [u8]) -> impl Iterator<Item = usize> + 'r {
+        let ring = self.ring.node_iter(key).take(self.replicas.len() * RING_POINTS);
+        ring.filter_map(|node| self.nodes.get(node).copied())
     }
 
     /// What is known of its conversations and replicas.
@@ -224,7 +258,7 @@ impl Backend {
 
     /// Ready replicas that their breakers admit; one that nobody has asked yet only if there is no ready one; one whose breaker doesn't
     /// as the last resort: better asked than refused, unless it hangs.
-    fn may_be_asked(&self, tried: &[usize]) -> (Vec<bool>, Resort) {
+    pub(super) fn may_be_asked(&self, tried: &[usize]) -> (Vec<bool>, Resort) {
         let of = |fits: &dyn Fn(&Replica) -> bool| -> Option<Vec<bool>> {
             let replicas = self.replicas.iter().enumerate();
             let may: Vec<bool> = replicas
@@ -247,17 +281,26 @@ impl Backend {
 }
 
 /// A held request's place among those of its backend; dropping it gives it back.
-pub struct Place(Arc<AtomicUsize>);
+pub struct HoldSlot(Arc<AtomicUsize>);
 
-impl Drop for Place {
+impl Drop for HoldSlot {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
+fn question<'q>(wanted: &Wanted<'q>, may: &'q [bool]) -> Question<'q> {
+    Question {
+        session: wanted.session.hash,
+        is_named: wanted.session.source != SessionSource::ConversationHash,
+        chain: wanted.chain,
+        may,
+    }
+}
+
 /// Who is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Resort {
+pub(super) enum Resort {
     /// Somebody whose breaker admits.
     Usual,
     /// For want of a better one.

@@ -11,6 +11,8 @@ pub mod routing;
 pub mod health;
 // Requests in flight on a replica.
 pub mod flight;
+// A place for each request at them.
+pub mod admission;
 // One running vLLM.
 pub mod replica;
 // Where it listens.

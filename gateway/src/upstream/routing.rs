@@ -49,6 +49,19 @@ impl Routing {
         Some((decision, routed))
     }
 
+    /// What would be decided; nothing is counted.
+    pub fn consider(
+        &self,
+        question: Question<'_>,
+        margins: Margins,
+        ring: impl Iterator<Item = usize>,
+    ) -> Option<Decision> {
+        let now = self.now();
+        let mut router = self.router();
+        router.set_margins(margins);
+        router.choose(question, ring, now)
+    }
+
     /// A replica says how many tokens its KV cache holds; 0: it caches no prefixes.
     pub fn capacity(&self, replica: usize, kv_tokens: u64) {
         self.router().capacity(replica, kv_tokens);

@@ -41,7 +41,7 @@ async fn crowd(gateway: &Gateway, simulators: &[Simulator], itl_ms: u32) -> Opti
     let streams = join_all((0..STREAMS).map(async |n| {
         tokio::time::sleep(RAMP * n as u32 / STREAMS as u32).await;
         let body = json!({
-            "stream": true, "messages": [{"role": "user", "content": format!("question {n}")}],
+            "stream": true, "max_tokens": TOKENS, "messages": [{"role": "user", "content": format!("question {n}")}],
             "sluice_sim": {"tokens": TOKENS, "itl_ms": itl_ms, "ttft_ms": 100},
         });
         let request = Request::post("/v1/chat/completions", &body).session(&format!("s{n}"));

@@ -11,6 +11,7 @@
 /// The gateway as a process, scripted replicas, and clients that see every byte.
 mod harness;
 
+mod admission;
 mod auth;
 mod bodies;
 mod broken_upstream;

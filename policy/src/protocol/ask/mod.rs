@@ -56,6 +56,8 @@ pub struct Ask {
     pub response_format: bool,
     /// Token log probabilities in the answer, of output or prompt.
     pub logprobs: bool,
+    /// vLLM's `priority`, if it is a whole number: less is earlier. The engine never sees it.
+    pub priority: Option<i64>,
     /// `chat_template_kwargs.enable_thinking`; none if absent or not a boolean.
     pub thinking: Option<bool>,
     /// What the body says about the conversation that it belongs to (B32).
@@ -184,6 +186,7 @@ impl Ask {
             parallel_tool_calls: true,
             response_format: false,
             logprobs: false,
+            priority: None,
             thinking: None,
             session: BodySession::default(),
             messages: 0,

@@ -275,6 +275,10 @@ impl Reader<'_> {
                 session(cursor, SessionSource::MetadataSessionId, ask)
             })?,
             Field::User => ask.session.user = session_value(cursor)?,
+            Field::Priority if cursor.kind()? == Kind::Number => {
+                let span = cursor.skip()?;
+                ask.priority = cursor.raw(span).parse().ok();
+            }
             Field::Priority => {}
             Field::Refused(refused) => self.refused(cursor, refused, &name)?,
         }

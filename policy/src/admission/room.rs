@@ -1,0 +1,321 @@
+//! What one replica can hold: running sequences, and the tokens of their prompts and expected answers in its KV cache.
+//!
+//! Problem: vLLM takes whatever it is sent, and what doesn't fit pushes out the cache of others, whose next turn is then computed
+//! anew. Rule: sequences up to `max_num_seqs` (`n` counts n), tokens up to those of the KV cache; a prefix that running requests
+//! share is counted once, as the cache holds it once. Cold start: a size that isn't known bounds nothing. Recovery: preemptions
+//! say that the estimates were too low: the room shrinks by a fifth, and grows back slowly (additive increase, multiplicative
+//! decrease, as TCP has it). What is larger than the whole room goes alone, so that nothing waits for ever.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use foldhash::{HashMap, HashMapExt as _};
+
+use crate::route::chain::{Chain, Link};
+
+/// A preemption leaves this part of the room.
+const CUT: f64 = 0.8;
+
+/// No less than this part is left.
+const LEAST_PART: f64 = 0.3;
+
+/// Preemptions within this time are one: they have one cause.
+const CUT_EVERY: Duration = Duration::from_secs(5);
+
+/// Without a preemption the room grows by so much of the whole, each so often.
+const EASE: f64 = 0.02;
+const EASE_EVERY: Duration = Duration::from_secs(10);
+
+/// The size of a replica; `None`: not known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Capacity {
+    /// `max_num_seqs`.
+    pub sequences: Option<u32>,
+    /// `num_gpu_blocks × block_size`.
+    pub kv_tokens: Option<u64>,
+}
+
+/// What a request takes of a replica while it runs, as estimated.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Need {
+    /// `n`.
+    pub sequences: u32,
+    /// Of the prompt.
+    pub prompt_tokens: u64,
+    /// Of all its answers.
+    pub output_tokens: u64,
+    /// The prompt, where its parts are known.
+    pub chain: Arc<Chain>,
+}
+
+impl Need {
+    /// All its tokens.
+    pub fn tokens(&self) -> u64 {
+        self.prompt_tokens.saturating_add(self.output_tokens)
+    }
+
+    /// Of the prompt, up to this link.
+    fn tokens_to(&self, link: &Link) -> u64 {
+        let share = u128::from(self.prompt_tokens) * u128::from(link.bytes) / u128::from(self.chain.bytes().max(1));
+        u64::try_from(share).unwrap_or(u64::MAX).min(self.prompt_tokens)
+    }
+
+    /// Tokens that no link stands for: the prompt's end, and the answers.
+    fn rest(&self) -> u64 {
+        let linked = self.chain.links().last().map_or(0, |last| self.tokens_to(last));
+        (self.prompt_tokens - linked).saturating_add(self.output_tokens)
+    }
+}
+
+/// A part of prompts that run.
+#[derive(Debug)]
+struct Part {
+    holders: u32,
+    tokens: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Room {
+    capacity: Capacity,
+    requests: usize,
+    sequences: u32,
+    tokens: u64,
+    parts: HashMap<u64, Part>,
+    /// How much of the capacity is given away.
+    part: f64,
+    /// When that was last changed.
+    changed: Duration,
+}
+
+impl Room {
+    /// Of a replica of this size.
+    pub fn new(capacity: Capacity) -> Room {
+        Room {
+            capacity,
+            requests: 0,
+            sequences: 0,
+            tokens: 0,
+            parts: HashMap::new(),
+            part: 1.0,
+            changed: Duration::ZERO,
+        }
+    }
+
+    /// Its size.
+    pub fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    /// Its size is another one, or is known now. What runs stays.
+    pub fn set_capacity(&mut self, capacity: Capacity) {
+        self.capacity = capacity;
+    }
+
+    /// Requests that hold a place.
+    pub fn requests(&self) -> usize {
+        self.requests
+    }
+
+    /// Tokens that are held.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// Sequences that are held.
+    pub fn sequences(&self) -> u32 {
+        self.sequences
+    }
+
+    /// Whether a request may run there beside what runs. One that never could may if nothing else does.
+    pub fn fits(&self, need: &Need) -> bool {
+        if self.requests == 0 {
+            return true;
+        }
+        let sequences = self.sequences.saturating_add(need.sequences);
+        let most = self.capacity.sequences.map(|most| self.part_of(most.into()));
+        if most.is_some_and(|most| u64::from(sequences) > most) {
+            return false;
+        }
+        let most = self.capacity.kv_tokens.map(|most| self.part_of(most));
+        most.is_none_or(|most| self.tokens.saturating_add(self.tokens_of(need)) <= most)
+    }
+
+    /// Whether the smallest request may run there. Cheaper than asking for each.
+    pub fn has_any(&self) -> bool {
+        let sequences = self.capacity.sequences.map(|most| self.part_of(most.into()));
+        let tokens = self.capacity.kv_tokens.map(|most| self.part_of(most));
+        self.requests == 0
+            || (sequences.is_none_or(|most| u64::from(self.sequences) < most)
+                && tokens.is_none_or(|most| self.tokens < most))
+    }
+
+    /// It runs there from now on, whether it fits or not.
+    pub fn take(&mut self, need: &Need) {
+        self.requests += 1;
+        self.sequences = self.sequences.saturating_add(need.sequences);
+        let mut before = 0;
+        for link in need.chain.links() {
+            let up_to = need.tokens_to(link);
+            let tokens = up_to - before;
+            before = up_to;
+            let part = self.parts.entry(link.hash).or_insert(Part { holders: 0, tokens });
+            if part.holders == 0 {
+                self.tokens = self.tokens.saturating_add(part.tokens);
+            }
+            part.holders += 1;
+        }
+        self.tokens = self.tokens.saturating_add(need.rest());
+    }
+
+    /// It has ended there. Once for each [`Room::take`], with the same need.
+    pub fn give_back(&mut self, need: &Need) {
+        self.requests = self.requests.saturating_sub(1);
+        self.sequences = self.sequences.saturating_sub(need.sequences);
+        for link in need.chain.links() {
+            if let Some(part) = self.parts.get_mut(&link.hash) {
+                part.holders -= 1;
+                if part.holders == 0 {
+                    self.tokens = self.tokens.saturating_sub(part.tokens);
+                    self.parts.remove(&link.hash);
+                }
+            }
+        }
+        self.tokens = self.tokens.saturating_sub(need.rest());
+    }
+
+    /// The replica had to stop a running sequence for want of KV blocks.
+    pub fn preempted(&mut self, now: Duration) {
+        self.ease(now);
+        if self.part < 1.0 && now.saturating_sub(self.changed) < CUT_EVERY {
+            return;
+        }
+        self.part = (self.part * CUT).max(LEAST_PART);
+        self.changed = now;
+    }
+
+    /// Time has passed.
+    pub fn ease(&mut self, now: Duration) {
+        while self.part < 1.0 && now.saturating_sub(self.changed) >= EASE_EVERY {
+            self.part = (self.part + EASE).min(1.0);
+            self.changed += EASE_EVERY;
+        }
+    }
+
+    fn part_of(&self, whole: u64) -> u64 {
+        ((whole as f64 * self.part) as u64).max(1)
+    }
+
+    /// What a request would add: without the prefix that runs there already.
+    fn tokens_of(&self, need: &Need) -> u64 {
+        let links = need.chain.links();
+        // Whoever holds a link holds all before it: a hash stands for all up to its place.
+        let shared = links.partition_point(|link| self.parts.contains_key(&link.hash));
+        let shared = shared.checked_sub(1).and_then(|last| links.get(last));
+        need.tokens() - shared.map_or(0, |link| need.tokens_to(link))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn need(prompt_tokens: u64, output_tokens: u64) -> Need {
+        Need {
+            sequences: 1,
+            prompt_tokens,
+            output_tokens,
+            chain: Arc::default(),
+        }
+    }
+
+    /// A prompt of 100 bytes a link, a token a byte.
+    fn linked(hashes: &[u64], output_tokens: u64) -> Need {
+        let links = (1..).zip(hashes).map(|(n, &hash)| Link { hash, bytes: n * 100 });
+        Need {
+            sequences: 1,
+            prompt_tokens: hashes.len() as u64 * 100,
+            output_tokens,
+            chain: Arc::new(Chain::from_links(links.collect())),
+        }
+    }
+
+    fn room(sequences: Option<u32>, kv_tokens: Option<u64>) -> Room {
+        Room::new(Capacity { sequences, kv_tokens })
+    }
+
+    #[test]
+    fn sequences_and_tokens_bound_each_for_itself() {
+        let mut few = room(Some(3), None);
+        few.take(&need(1 << 40, 0));
+        let two = Need {
+            sequences: 2,
+            ..need(1, 1)
+        };
+        assert!(few.fits(&two), "n counts n");
+        few.take(&two);
+        assert!(!few.fits(&need(1, 1)) && !few.has_any());
+        few.give_back(&two);
+        assert!(few.fits(&need(1, 1)));
+
+        let mut small = room(None, Some(140_000));
+        small.take(&need(60_000, 500));
+        small.take(&need(60_000, 500));
+        assert!(!small.fits(&need(60_000, 500)) && small.has_any());
+        assert!(small.fits(&need(19_000, 0)) && !small.fits(&need(19_001, 0)));
+        let mut unknown = room(None, None);
+        (0..1000).for_each(|_| unknown.take(&need(60_000, 500)));
+        assert!(unknown.fits(&need(60_000, 500)));
+    }
+
+    #[test]
+    fn a_shared_prefix_counts_once_until_its_last_holder_ends() {
+        let mut room = room(None, Some(1000));
+        let (a, b) = (linked(&[1, 2, 3, 4, 5], 100), linked(&[1, 2, 3, 4, 9], 100));
+        room.take(&a);
+        assert_eq!(room.tokens(), 600);
+        assert!(room.fits(&b), "400 of it are there");
+        room.take(&b);
+        assert_eq!(room.tokens(), 800);
+        assert!(!room.fits(&linked(&[7, 8], 100)));
+        room.give_back(&a);
+        assert_eq!(room.tokens(), 600);
+        room.give_back(&b);
+        assert_eq!((room.tokens(), room.requests(), room.parts.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_is_larger_than_the_room_goes_alone() {
+        let mut room = room(Some(1), Some(1000));
+        let huge = Need {
+            sequences: 16,
+            ..need(5000, 0)
+        };
+        assert!(room.fits(&huge));
+        room.take(&huge);
+        assert!(!room.fits(&need(1, 0)));
+        room.give_back(&huge);
+        room.take(&need(1, 0));
+        assert!(!room.fits(&huge));
+    }
+
+    #[test]
+    fn preemptions_tighten_and_time_relaxes() {
+        let s = Duration::from_secs;
+        let mut room = room(None, Some(1000));
+        room.take(&need(1, 0));
+        assert!(room.fits(&need(999, 0)));
+        room.preempted(s(100));
+        room.preempted(s(101));
+        assert!(
+            room.fits(&need(799, 0)) && !room.fits(&need(800, 0)),
+            "one cause, one cut"
+        );
+        room.preempted(s(106));
+        assert!(room.fits(&need(639, 0)) && !room.fits(&need(640, 0)));
+        (0..100).for_each(|n| room.preempted(s(110 + 6 * n)));
+        assert!(room.fits(&need(299, 0)), "never less than a part");
+        room.ease(s(100_000));
+        assert!(room.fits(&need(999, 0)));
+    }
+}
