@@ -375,29 +375,31 @@ impl Block {
         match Tag::read(rest) {
             Tag::Partial => Took::Wait,
             Tag::CallClose { len } => {
-                let close = if strings {
+                // Behind a whole call only a string can hold a tag: its quotes were sound, and nothing waits for what stands behind.
+                let close = if strings && (!surplus || loose.inside()) {
                     loose.close(tag(len), self.seen + len, behind(len))
                 } else {
                     Close::End
                 };
                 match close {
                     Close::Text => Took::Bytes(len),
-                    Close::Partial if !surplus => Took::Wait,
-                    _ if surplus => Took::End(len, End::Closed),
-                    _ => Took::End(len, bad(self.wrong, None)),
+                    Close::Partial => Took::Wait,
+                    Close::End if surplus => Took::End(len, End::Closed),
+                    Close::End => Took::End(len, bad(self.wrong, None)),
                 }
             }
             Tag::CallOpen { len, name } => {
                 let open = match name {
+                    None if strings && surplus => loose.reopens_behind_a_call(self.seen),
                     None if strings => loose.reopens(self.seen, behind(len)),
                     _ => Open::Call(self.seen),
                 };
                 match open {
                     Open::Call(back) if back < self.seen => Took::End(0, bad(self.wrong, Some(back))),
                     Open::Text => self.text(),
-                    Open::Partial if !surplus => Took::Wait,
-                    _ if surplus => Took::End(0, End::Reopened),
-                    _ => Took::End(0, bad(self.wrong, None)),
+                    Open::Partial => Took::Wait,
+                    Open::Call(_) if surplus => Took::End(0, End::Reopened),
+                    Open::Call(_) => Took::End(0, bad(self.wrong, None)),
                 }
             }
             Tag::FunctionClose { len } if self.bare => Took::End(len, bad(self.wrong, None)),

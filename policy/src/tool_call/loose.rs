@@ -88,7 +88,8 @@ impl Loose {
         self.shut.filter(|_| self.inside())
     }
 
-    fn inside(&self) -> bool {
+    /// Within a string.
+    pub(crate) fn inside(&self) -> bool {
         matches!(self.state, State::Inside(_) | State::Escape(_))
     }
 
@@ -157,8 +158,7 @@ impl Loose {
 
     /// An opening tag at `here` with `behind` behind it: text of a string, or the next call.
     pub(crate) fn reopens(&self, here: usize, behind: &str) -> Open {
-        // right behind a quote it is more likely text of the string than the next call
-        let inside = self.inside() || (matches!(self.state, State::Maybe(_)) && !self.broke);
+        let inside = self.holds();
         if inside && self.just_shut.is_none() {
             return Open::Text;
         }
@@ -168,6 +168,19 @@ impl Loose {
             (Some(_), _) => Open::Text,
             (None, _) => Open::Partial,
         }
+    }
+    /// The same behind a whole call, whose quotes are sound: what stands behind the tag isn't looked at.
+    pub(crate) fn reopens_behind_a_call(&self, here: usize) -> Open {
+        match self.just_shut {
+            Some(back) if self.holds() => Open::Call(back),
+            None if self.holds() => Open::Text,
+            _ => Open::Call(here),
+        }
+    }
+
+    /// A tag here stands within a string; right behind a quote it more likely does than not.
+    fn holds(&self) -> bool {
+        self.inside() || (matches!(self.state, State::Maybe(_)) && !self.broke)
     }
 }
 

@@ -167,3 +167,25 @@ proptest! {
         prop_assert_eq!(streamed(&plan, &tokens, finish, piece).messages, whole(&plan, &text, finish).messages, "{:?}", tokens);
     }
 }
+
+/// Behind a whole call nothing of a tag depends on what stands behind it, which may not have come yet.
+#[test]
+fn a_tag_behind_a_whole_call_is_the_same_in_any_split() {
+    let tools =
+        json!([{"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}]);
+    let text = "<tool_call>```json\n```json\n{\"name\": \"now\", \"arguments\": {}}<think><tool_call>\"<tool_call>";
+    for finish in ["length", "stop"] {
+        let plan = plan(&tools, Opener::Model, ReasoningNames::Both);
+        let want = whole(&plan, text, finish).messages;
+        for cut in 0..=text.len() {
+            let (a, b) = text.split_at(cut);
+            assert_eq!(
+                streamed(&plan, &[a, b], finish, usize::MAX).messages,
+                want,
+                "cut at {cut}"
+            );
+        }
+        let characters: Vec<_> = text.split_inclusive(|_| true).collect();
+        assert_eq!(streamed(&plan, &characters, finish, usize::MAX).messages, want);
+    }
+}

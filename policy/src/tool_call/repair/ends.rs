@@ -213,7 +213,20 @@ impl Search<'_> {
                 let before = tail(region, &['{', '[']);
                 let head = region.get(..before).unwrap_or_default();
                 let Some(head) = head.strip_suffix(',') else { return };
-                tail(head, &['}', ']'])
+                let len = tail(head, &['}', ']']);
+                let (text, closers) = head.split_at(len);
+                let own = own_closers(text, closers);
+                let next = closers.get(own..).unwrap_or_default().trim_start().bytes().next();
+                // One that can't close what is open here is the text's, or the quote itself, exchanged: two readings, and no repair.
+                if next.is_some_and(|closer| self.frame(node.frame).object != (closer == b'}')) {
+                    self.unclosed_at(id, from, head, quote);
+                    let to = from + len + own;
+                    let edit = Edit::of(Kind::Replaced, EDIT);
+                    let op = Op::Text { quote, from, to };
+                    self.later(id, to + 1, self.behind(node.frame), node.frame, op, edit);
+                    return;
+                }
+                len + own
             }
             None => {
                 let len = tail(region, &['}', ']', '`']);
@@ -228,7 +241,13 @@ impl Search<'_> {
                 len
             }
         };
-        let text = region.get(..len).unwrap_or_default();
+        self.unclosed_at(id, from, region.get(..len).unwrap_or_default(), quote);
+    }
+
+    /// The closing quote stood behind this text.
+    fn unclosed_at(&mut self, id: Id, from: usize, text: &str, quote: Quote) {
+        let node = self.node(id);
+        let len = text.len();
         let doubtful = text.ends_with(['{', '[', ':', ',', '\'', '\\']) || may_hold_a_tag(text);
         if doubtful || !self.ends_value(node.frame, from + len) {
             return;
@@ -599,4 +618,24 @@ impl Search<'_> {
 /// A string that goes on to here may have swallowed the end of its call.
 fn may_hold_a_tag(text: &str) -> bool {
     TAGS.iter().any(|tag| text.contains(tag))
+}
+
+/// How many bytes of `closers` close what was opened in `text`: they are the text's own (`x[0]`).
+fn own_closers(text: &str, closers: &str) -> usize {
+    let count = |wanted: u8| text.bytes().filter(|byte| *byte == wanted).count();
+    let mut braces = count(b'{').saturating_sub(count(b'}'));
+    let mut brackets = count(b'[').saturating_sub(count(b']'));
+    closers
+        .bytes()
+        .take_while(|closer| {
+            let open = match closer {
+                b'}' => &mut braces,
+                b']' => &mut brackets,
+                _ => return false,
+            };
+            let is_own = *open > 0;
+            *open = open.saturating_sub(1);
+            is_own
+        })
+        .count()
 }

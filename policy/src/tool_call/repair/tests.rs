@@ -54,6 +54,35 @@ fn kinds(inside: &str) -> Vec<&'static str> {
 
 const PARIS: &str = r#"get_weather {"city": "Paris", "unit": "celsius"}"#;
 
+/// A string whose closing quote is lost keeps the closers of what it opened. One that nothing opened and that closes nothing may be the
+/// text's, or the quote itself, exchanged.
+#[test]
+fn closers_of_a_text_stay_with_it() {
+    for (broken, want) in [
+        (
+            r#"{"city": "x[0], "unit": "c"}"#,
+            r#"get_weather {"city": "x[0]", "unit": "c"}"#,
+        ),
+        (
+            r#"{"city": "f({}), "unit": "c"}"#,
+            r#"get_weather {"city": "f({})", "unit": "c"}"#,
+        ),
+        (
+            r#"{"city": "a[b[0]], "unit": "c"}"#,
+            r#"get_weather {"city": "a[b[0]]", "unit": "c"}"#,
+        ),
+        (r#"{"city": "a -], "unit": "c"}"#, "-"),
+    ] {
+        let call = format!(r#"{{"name": "get_weather", "arguments": {broken}}}"#);
+        assert_eq!(calls(&call), [want], "{broken}");
+    }
+    let plot = r#"{"name": "plot", "arguments": {"points": [], "labels": ["a", "b], "axis": {"from": 1}}}"#;
+    assert_eq!(
+        calls(plot),
+        [r#"plot {"points": [], "labels": ["a", "b"], "axis": {"from": 1}}"#]
+    );
+}
+
 /// One edit each, of every kind, gives the call as it was meant, byte for byte but for the edit.
 #[test]
 fn one_edit_is_mended() {
