@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -188,9 +188,11 @@ fn external(url: &str) -> String {
     format!("launcher = \"external\"\nurl = \"{url}\"")
 }
 
-/// Bound at the same time: one after the other they may be one and the same.
+/// Bound at the same time: one after the other they may be one and the same. Each process of tests has a loopback address of its own:
+/// a port that is free for a moment may be taken by a gateway of another one, and both would listen there.
 fn free_addresses() -> [SocketAddr; 2] {
-    let bound = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    let bound = [(); 2].map(|()| TcpListener::bind((Ipv4Addr::new(127, a, b, c), 0)).unwrap());
     bound.each_ref().map(|listener| listener.local_addr().unwrap())
 }
 
