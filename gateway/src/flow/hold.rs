@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | none: nobody may be asked | if one that was there is away: restarted, unreachable, hanging |
 //! | no connection, or the engine's word that it is dead | yes: nobody is there |
-//! | a connection that broke | if it can't be connected to any more, or the supervisor says within [`NOTICE`] that it is down |
+//! | a connection that broke | if it can't be connected to any more, or the supervisor says within a second that it is down |
 //! | the replica hangs | yes |
 //! | anything else | no: it is there, and said so |
 
