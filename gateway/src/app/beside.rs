@@ -252,7 +252,6 @@ async fn follow(
     flow: Arc<Flow>,
 ) {
     let place = place_of(&backend, &replica);
-    let mut was_ready = false;
     loop {
         let state = states.borrow_and_update().clone();
         replica.set_may_return(state.may_return());
@@ -264,7 +263,7 @@ async fn follow(
                 replica.moved_to(address.ok());
                 learn(&backend, &replica, models).await;
                 let before = replica.readiness();
-                if was_ready && before != Readiness::Ready {
+                if replica.was_ready() && before != Readiness::Ready {
                     // Down in between: for all that is known, it has started anew, and not everybody is to try it at once.
                     replica.health.step(Event::Returned);
                     place.into_iter().for_each(|place| backend.routing().restarted(place));
@@ -273,7 +272,6 @@ async fn follow(
                 if let Some(place) = place {
                     tokio::spawn(learn_capacity(backend.clone(), replica.clone(), place));
                 }
-                was_ready = true;
                 if before != Readiness::Ready {
                     greeting::ready(&backend, &replica, url);
                 }

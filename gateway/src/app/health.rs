@@ -65,7 +65,6 @@ impl Watch {
             tokio::time::sleep(health.probe).await;
             let is_there = self.replica.readiness() != Readiness::Down && self.replica.address().is_some();
             let stats = if is_there { self.figures().await } else { None };
-            self.replica.health.set_engine(stats);
             let waiting = stats.map_or(0, |stats| usize::try_from(stats.requests_waiting).unwrap_or(usize::MAX));
             self.backend.routing().waiting(self.place, waiting);
             let preempted = stats.map(|stats| stats.preemptions);

@@ -136,7 +136,7 @@ async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
             Some(_) if tried.count.saturating_sub(tried.unsent) >= exchange.limits.attempts => {
                 return Err(tried.last_failure());
             }
-            Some(_) if exchange.backend.has_usable() => place::choose(exchange, &[]).await?,
+            Some(_) if exchange.backend.has_usable(&[]) => place::choose(exchange, &[]).await?,
             None if tried.count < exchange.limits.attempts => place::choose(exchange, &tried.replicas).await?,
             _ => None,
         };

@@ -18,7 +18,8 @@ pub fn random() -> u64 {
     })
 }
 
-/// `sl-` and 24 hex digits. Written digit by digit: two are made for each request, and formatting costs ten times as much.
+/// `sl-` and 24 hex digits. Written digit by digit: two are made for each request, and
+/// formatting one was 1,400 instructions (callgrind).
 pub fn request_id() -> String {
     let mut id = String::with_capacity(3 + 24);
     id.push_str("sl-");

@@ -202,10 +202,10 @@ impl Flow {
         };
         // Read only where there is a choice, or what prompts share matters: it is a second walk of the body.
         let queue = config.exchange.queue.filter(|_| takes_place(&ask.endpoint));
-        let chain = match (backend.replicas.len(), queue) {
-            (0 | 1, Some(_)) if backend.places().counts_tokens() => Arc::new(Chain::of(&ask)),
-            (0 | 1, _) => Arc::default(),
-            _ => Arc::new(Chain::of(&ask)),
+        let chain = if backend.replicas.len() > 1 || (queue.is_some() && backend.places().counts_tokens()) {
+            Arc::new(Chain::of(&ask))
+        } else {
+            Arc::default()
         };
         let arrival = match queue {
             Some(_) => Some(Arrival {

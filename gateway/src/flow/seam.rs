@@ -94,10 +94,7 @@ fn place(asker: &Asker) -> Option<usize> {
 /// A replica that may be asked now; not one that rests and would only be asked for want of a better one.
 fn choose(asker: &Asker, left_out: &[usize]) -> Option<Choice> {
     let exchange = asker.exchange();
-    // Asked before: what is chosen counts as sent.
-    let mut replicas = exchange.backend.replicas.iter().enumerate();
-    if !replicas.any(|(index, replica)| !left_out.contains(&index) && replica.is_usable()) {
-        return None;
-    }
-    exchange.backend.choose(exchange.wanted(left_out))
+    let backend = &exchange.backend;
+    let choice = || backend.choose(exchange.wanted(left_out));
+    backend.has_usable(left_out).then(choice).flatten()
 }

@@ -1,7 +1,7 @@
 //! Places at a backend's replicas: `policy::admission` behind a lock and with a clock, and the guards of those who wait and who run.
 //!
 //! A request enters with its [`Arrival`]. Where nobody waits and there is room, it leaves with a [`Choice`] and its [`Place`] at once: one
-//! lock, no allocation but the entry's. Else it is [`Waiting`]: no task and no channel, its waker stands in the queue, and dropping
+//! lock, and no entry in the queue. Else it is [`Waiting`]: no task and no channel, its waker stands in the queue, and dropping
 //! it is leaving. Who is called is placed where the router wants it, among the replicas that have room by then. Lock order:
 //! admission, then the router; neither is held over an await.
 //!
@@ -186,6 +186,18 @@ fn call(order: &mut Order, backend: &Backend, now: Duration) -> Vec<Waker> {
     wakers
 }
 
+/// Changes who runs or waits, and calls whoever is next then.
+fn change<T>(backend: &Arc<Backend>, act: impl FnOnce(&mut Order, Duration) -> T) -> T {
+    let places = backend.places();
+    let mut order = places.order();
+    let now = places.now();
+    let done = act(&mut order, now);
+    let wakers = call(&mut order, backend, now);
+    drop(order);
+    wake(wakers);
+    done
+}
+
 fn wake(wakers: Vec<Waker>) {
     wakers.into_iter().for_each(Waker::wake);
 }
@@ -258,12 +270,7 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         if self.is_in {
-            let places = self.backend.places();
-            let mut order = places.order();
-            order.leave(self.id);
-            let wakers = call(&mut order, &self.backend, places.now());
-            drop(order);
-            wake(wakers);
+            change(&self.backend, |order, _| order.leave(self.id));
         }
     }
 }
@@ -295,12 +302,7 @@ impl Place {
     /// The answer is asked of this replica from now on.
     pub fn moves(&self, replica: usize) {
         if let Some(held) = &mut self.state().held {
-            let places = self.backend.places();
-            let mut order = places.order();
-            order.move_to(held, replica);
-            let wakers = call(&mut order, &self.backend, places.now());
-            drop(order);
-            wake(wakers);
+            change(&self.backend, |order, _| order.move_to(held, replica));
         }
     }
 
@@ -323,13 +325,9 @@ impl Drop for Place {
             (state.held.take(), state.prompt_tokens, state.completion_tokens)
         };
         if let Some(held) = held {
-            let places = self.backend.places();
-            let now = places.now();
-            let mut order = places.order();
-            order.give_back(held, prompt, completion, now);
-            let wakers = call(&mut order, &self.backend, now);
-            drop(order);
-            wake(wakers);
+            change(&self.backend, |order, now| {
+                order.give_back(held, prompt, completion, now)
+            });
         }
     }
 }

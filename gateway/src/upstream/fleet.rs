@@ -233,9 +233,10 @@ impl Backend {
         Some(HoldSlot(self.held.clone()))
     }
 
-    /// Somebody may be asked now.
-    pub fn has_usable(&self) -> bool {
-        self.replicas.iter().any(|replica| replica.is_usable())
+    /// Somebody may be asked now, these left out. Looked at where only a good one is wanted: what is chosen counts as sent.
+    pub fn has_usable(&self, left_out: &[usize]) -> bool {
+        let mut replicas = self.replicas.iter().enumerate();
+        replicas.any(|(index, replica)| !left_out.contains(&index) && replica.is_usable())
     }
 
     /// What would be chosen; nothing is counted.

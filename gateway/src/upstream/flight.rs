@@ -3,8 +3,8 @@
 //! Enters: a request that is about to be sent. Leaves: an [`InFlight`] that counts until it is dropped, and that whoever waits for the
 //! answer looks at beside the socket: a replica that hangs closes no connection.
 
+use foldhash::HashMap;
 use futures_util::task::AtomicWaker;
-use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,12 +1,10 @@
-//! A replica's health as the path sees it: `policy`'s breaker behind a lock and with a clock, and what was seen of its engine.
+//! A replica's health as the path sees it: `policy`'s breaker behind a lock and with a clock, and signs of life of its engine.
 //!
-//! Enters: what became of requests ([`Event`]), the engine's own figures, signs of life. Leaves: whether somebody may ask, a
+//! Enters: what became of requests ([`Event`]), signs of life. Leaves: whether somebody may ask, a
 //! [`Passage`] that counts until it is dropped, and one line of log for each change. The lock is held for one step, never over an await.
 //! Who looks at the engine again and again is `app::health`.
 
-use arc_swap::ArcSwapOption;
 use sluice_policy::health::breaker::{Breaker, Event, Pass, Phase, Rules, Verdict};
-use sluice_policy::health::engine::EngineStats;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,7 +13,6 @@ use std::time::{Duration, Instant};
 pub struct Health {
     replica: Arc<str>,
     breaker: Mutex<Logged>,
-    engine: ArcSwapOption<EngineStats>,
     /// A byte of an answer has come since somebody looked.
     spoke: AtomicBool,
     /// A stream that had begun was given up as silent since then.
@@ -47,7 +44,6 @@ impl Health {
                 breaker: Breaker::default(),
                 phase: Phase::Closed,
             }),
-            engine: ArcSwapOption::empty(),
             spoke: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
             born: Instant::now(),
@@ -83,16 +79,6 @@ impl Health {
     /// Somebody asks whom nobody else can serve.
     pub fn admit_anyway(self: &Arc<Self>) -> Passage {
         self.passage(self.with(|breaker, _| breaker.admit_anyway()))
-    }
-
-    /// What its engine last said of itself: a second old, as a rule; none if it says nothing, or isn't there.
-    pub fn engine(&self) -> Option<Arc<EngineStats>> {
-        self.engine.load_full()
-    }
-
-    /// It said this.
-    pub fn set_engine(&self, stats: Option<EngineStats>) {
-        self.engine.store(stats.map(Arc::new));
     }
 
     /// A byte of an answer has come. Called for each: it is a read, as a rule.

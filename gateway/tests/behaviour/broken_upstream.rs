@@ -5,32 +5,8 @@ use futures_util::future::join_all;
 use serde_json::json;
 
 use super::harness::{
-    Asked, Breaks, Gateway, Replica, Request, Settings, completion, delta, finish, record, until, within,
+    Asked, Breaks, Replica, Request, Settings, completion, delta, finish, first, record, two, two_with, until, within,
 };
-
-async fn two() -> (Gateway, Replica, Replica) {
-    two_with(|settings| settings).await
-}
-
-async fn two_with(more: impl FnOnce(Settings) -> Settings) -> (Gateway, Replica, Replica) {
-    let (a, b) = (Replica::start().await, Replica::start().await);
-    (more(Settings::before(&[&a, &b])).start().await, a, b)
-}
-
-/// The replica that was asked first, and the other one.
-async fn first<'a>(a: &'a mut Replica, b: &'a mut Replica) -> (Asked, &'a mut Replica) {
-    let a_is_first = until("one is asked", async || match (a.is_unasked(), b.is_unasked()) {
-        (false, _) => Some(true),
-        (_, false) => Some(false),
-        _ => None,
-    })
-    .await;
-    if a_is_first {
-        (a.next().await, b)
-    } else {
-        (b.next().await, a)
-    }
-}
 
 /// Each is an end in the middle.
 const ENDS: [Breaks; 7] = [

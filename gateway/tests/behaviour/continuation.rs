@@ -6,35 +6,18 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
-use super::harness::{self, Asked, Breaks, Gateway, MODEL, Replica, Request, Settings, record, until};
+use super::harness::{
+    self, Asked, Breaks, MODEL, Replica, Request, Settings, is_asked_first, record, two, two_with, until,
+};
 
 const PROMPT_TOKENS: u64 = 100;
 const TEXT: &str = "<think>\nIs it so?\n</think>\n\nIt is <b>so</b>.";
 const CALL: &str = "<think>\nI ask.\n</think>\n\n<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Ulm\", \"days\": 3}}\n</tool_call>";
 
-async fn two_with(more: impl FnOnce(Settings) -> Settings) -> (Gateway, Replica, Replica) {
-    let (a, b) = (Replica::start().await, Replica::start().await);
-    (more(Settings::before(&[&a, &b])).start().await, a, b)
-}
-
-async fn two() -> (Gateway, Replica, Replica) {
-    two_with(|settings| settings).await
-}
-
 /// The request, the replica that was asked first, and the other one.
 async fn first(a: Replica, b: Replica) -> (Asked, Replica, Replica) {
-    let (mut a, mut b) = (a, b);
-    let a_is_first = until("one is asked", async || match (a.is_unasked(), b.is_unasked()) {
-        (false, _) => Some(true),
-        (_, false) => Some(false),
-        _ => None,
-    })
-    .await;
-    if a_is_first {
-        (a.next().await, a, b)
-    } else {
-        (b.next().await, b, a)
-    }
+    let (mut lost, other) = if is_asked_first(&a, &b).await { (a, b) } else { (b, a) };
+    (lost.next().await, lost, other)
 }
 
 fn body() -> Value {

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 
-use super::harness::{Asked, Client, Gateway, Message, Replica, Request, Settings, record, until, within};
+use super::harness::{Client, Gateway, Message, Replica, Request, Settings, first, record, until, within};
 
 /// Simulated vLLMs of this process, which a test can hang.
 async fn simulators(count: u64, config: SimConfig) -> (Vec<Simulator>, Vec<SocketAddr>) {
@@ -256,21 +256,6 @@ async fn b36_a_busy_engine_with_a_silent_health_is_not_left() {
         }
         assert_eq!(times(&gateway.log(), "hangs"), 0, "metrics: {has_metrics}");
         assert_eq!(standings(&gateway).await, ["ready"]);
-    }
-}
-
-/// The request, and the other replica.
-async fn first<'a>(a: &'a mut Replica, b: &'a mut Replica) -> (Asked, &'a mut Replica) {
-    let a_is_first = until("one is asked", async || match (a.is_unasked(), b.is_unasked()) {
-        (false, _) => Some(true),
-        (_, false) => Some(false),
-        _ => None,
-    })
-    .await;
-    if a_is_first {
-        (a.next().await, b)
-    } else {
-        (b.next().await, a)
     }
 }
 

@@ -1,4 +1,5 @@
-//! What an engine says of itself: vLLM's metrics in, the five figures that decide something out.
+//! What an engine says of itself: vLLM's metrics in, a few figures out. Steps, waiting requests and preemptions decide something;
+//! running ones and KV usage are read beside them.
 //!
 //! A page in Prometheus' text format enters. Engines of data-parallel ranks are added up, their KV caches aren't: the fullest one counts.
 //! Families that vLLM leaves out (`--disable-log-stats`) or that were renamed are absent, never zero by guess.

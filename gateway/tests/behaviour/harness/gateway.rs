@@ -184,6 +184,17 @@ impl Settings {
     }
 }
 
+/// A gateway before two replicas.
+pub(crate) async fn two() -> (Gateway, Replica, Replica) {
+    two_with(|settings| settings).await
+}
+
+/// The same with `more` settings.
+pub(crate) async fn two_with(more: impl FnOnce(Settings) -> Settings) -> (Gateway, Replica, Replica) {
+    let (a, b) = (Replica::start().await, Replica::start().await);
+    (more(Settings::before(&[&a, &b])).start().await, a, b)
+}
+
 fn external(url: &str) -> String {
     format!("launcher = \"external\"\nurl = \"{url}\"")
 }

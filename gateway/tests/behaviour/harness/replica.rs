@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::{MODEL, within};
+use super::{MODEL, until, within};
 
 /// vLLM closes an idle connection after this time.
 const IDLE: Duration = Duration::from_secs(5);
@@ -164,6 +164,25 @@ impl Connection {
     async fn fill(&mut self) -> Option<()> {
         let read = tokio::time::timeout(IDLE, self.stream.read_buf(&mut self.received)).await;
         matches!(read, Ok(Ok(1..))).then_some(())
+    }
+}
+
+/// Of two, `a` is asked first.
+pub(crate) async fn is_asked_first(a: &Replica, b: &Replica) -> bool {
+    until("one is asked", async || match (a.is_unasked(), b.is_unasked()) {
+        (false, _) => Some(true),
+        (_, false) => Some(false),
+        _ => None,
+    })
+    .await
+}
+
+/// The request, and the replica that was not asked first.
+pub(crate) async fn first<'a>(a: &'a mut Replica, b: &'a mut Replica) -> (Asked, &'a mut Replica) {
+    if is_asked_first(a, b).await {
+        (a.next().await, b)
+    } else {
+        (b.next().await, a)
     }
 }
 

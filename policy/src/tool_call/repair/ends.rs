@@ -221,10 +221,7 @@ impl Search<'_> {
                 if next.is_some_and(|closer| self.frame(node.frame).object != (closer == b'}')) {
                     self.unclosed_at(id, from, head, quote);
                     let to = from + len + own;
-                    let edit = Edit::of(Kind::Replaced, EDIT);
-                    let op = Op::Text { quote, from, to };
-                    self.later(id, to + 1, self.behind(node.frame), node.frame, op, edit);
-                    return;
+                    return self.text_ends(id, from, to, to + 1, quote, Kind::Replaced);
                 }
                 len + own
             }
@@ -252,13 +249,14 @@ impl Search<'_> {
         if doubtful || !self.ends_value(node.frame, from + len) {
             return;
         }
-        let op = Op::Text {
-            quote,
-            from,
-            to: from + len,
-        };
-        let edit = Edit::of(Kind::Quote, EDIT);
-        self.later(id, from + len, self.behind(node.frame), node.frame, op, edit);
+        self.text_ends(id, from, from + len, from + len, quote, Kind::Quote);
+    }
+
+    /// A text of this frame ends at `to` by one edit, and what follows is read from `at` on.
+    fn text_ends(&mut self, id: Id, from: usize, to: usize, at: usize, quote: Quote, kind: Kind) {
+        let frame = self.node(id).frame;
+        let op = Op::Text { quote, from, to };
+        self.later(id, at, self.behind(frame), frame, op, Edit::of(kind, EDIT));
     }
 
     /// Another structural character stands where the closing quote of a short text should be, before a comma or the last closers.
@@ -285,9 +283,7 @@ impl Search<'_> {
         let to = from + text.len();
         let whole = text.ends_with(|c: char| c.is_alphanumeric() || matches!(c, '.' | '!' | '?' | ')' | '%'));
         if is_short(text) && whole && !own && self.ends_value(node.frame, to + 1) {
-            let op = Op::Text { quote, from, to };
-            let edit = Edit::of(Kind::Replaced, EDIT);
-            self.later(id, to + 1, self.behind(node.frame), node.frame, op, edit);
+            self.text_ends(id, from, to, to + 1, quote, Kind::Replaced);
         }
     }
 
@@ -349,9 +345,7 @@ impl Search<'_> {
         let ends = self.ends_value(node.frame, to + 1) && !may_hold_a_tag(text);
         let sound = certain || !(text.ends_with([',', ':', '{', '[']) || text.contains(": "));
         if ends && sound && !doubtful {
-            let op = Op::Text { quote, from, to };
-            let edit = Edit::of(Kind::Quote, EDIT);
-            self.later(id, to + 1, self.behind(node.frame), node.frame, op, edit);
+            self.text_ends(id, from, to, to + 1, quote, Kind::Quote);
         }
     }
 
