@@ -12,7 +12,7 @@
 use super::block::{Block, End};
 use super::call::{self, Call, Found};
 use super::json::{Json, Progress, space};
-use super::repair::{self, Mended};
+use super::repair::{self, Mended, Unrepaired};
 use super::tag::{Tag, floor};
 use super::tools::ToolSet;
 use super::verdict::Reason;
@@ -440,8 +440,8 @@ impl Scanner {
             None => self.calls(raw, block, &end, out),
             Some(Reason::TooLong) => out.push(invalid(raw, Reason::TooLong)),
             Some(reason) => match repair::repair(raw, block.named.as_deref(), &self.tools) {
-                Some(mended) => show_mended(raw, mended, out),
-                None => out.push(invalid(raw, reason)),
+                Ok(mended) => show_mended(raw, mended, out),
+                Err(why) => out.push(invalid(raw, beyond_repair(reason, why))),
             },
         }
         // what is shown as text keeps the white space behind it
@@ -476,6 +476,15 @@ fn invalid(raw: &str, reason: Reason) -> Piece {
     Piece::Invalid {
         raw: raw.to_owned(),
         reason,
+    }
+}
+
+/// What is cut stays cut, whatever it could have been.
+fn beyond_repair(reason: Reason, why: Unrepaired) -> Reason {
+    match (reason, why) {
+        (Reason::BadJson { at }, Unrepaired::Ambiguous) => Reason::Ambiguous { at },
+        (Reason::BadJson { at }, Unrepaired::Spent) => Reason::TooCostly { at },
+        (reason, _) => reason,
     }
 }
 

@@ -162,6 +162,18 @@ pub enum Reason {
         /// Where it stops being valid.
         at: usize,
     },
+    /// Not JSON, and two ways to repair it give different values.
+    #[error("not valid JSON at byte {at}, and what was meant can't be told")]
+    Ambiguous {
+        /// Where it stops being valid.
+        at: usize,
+    },
+    /// Not JSON, and too long or too broken for the work that a repair may cost.
+    #[error("not valid JSON at byte {at}, and beyond the limit of a repair")]
+    TooCostly {
+        /// Where it stops being valid.
+        at: usize,
+    },
     /// The answer ended inside the call.
     #[error("cut off before its end")]
     Cut,
@@ -196,6 +208,8 @@ impl Reason {
     pub fn name(&self) -> &'static str {
         match self {
             Reason::BadJson { .. } => "bad_json",
+            Reason::Ambiguous { .. } => "ambiguous",
+            Reason::TooCostly { .. } => "too_costly",
             Reason::Cut => "cut",
             Reason::NoName => "no_name",
             Reason::UnknownTool { .. } => "unknown_tool",

@@ -3,7 +3,7 @@
 use super::cost::{MARGIN, MENDABLE, MOST};
 use super::search::{Id, Op, Search, Turn};
 use super::text;
-use super::{Ending, Fit, Mended, Task};
+use super::{Ending, Fit, Mended, Task, Unrepaired};
 use crate::tool_call::call::{self, ARGUMENT_KEYS, Found, IDLE_KEYS, Parsed};
 use crate::tool_call::json::{self, Json, Progress, space};
 use crate::tool_call::verdict::Kind;
@@ -12,16 +12,16 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 /// The calls of the cheapest reading that holds, if no other one of nearly its cost says something else.
-pub(super) fn best(task: &Task<'_>) -> Option<Vec<Mended>> {
+pub(super) fn best(task: &Task<'_>) -> Result<Vec<Mended>, Unrepaired> {
     let mut search = Search::new(task);
     let mut judged: HashMap<Id, Vec<Mended>> = HashMap::new();
     let mut best: Option<(Vec<Mended>, u16)> = None;
     loop {
         let most = best.as_ref().map_or(MOST, |(_, cost)| cost + MARGIN);
         match search.next(most) {
-            Turn::Dry => return best.map(|(calls, _)| calls),
+            Turn::Dry => return best.map(|(calls, _)| calls).ok_or(Unrepaired::NoReading),
             // what else there may have been isn't known
-            Turn::Spent => return None,
+            Turn::Spent => return Err(Unrepaired::Spent),
             Turn::Read(id) => {
                 if let Some((calls, fit)) = judge(&search, id) {
                     judged.insert(id, calls);
@@ -35,7 +35,7 @@ pub(super) fn best(task: &Task<'_>) -> Option<Vec<Mended>> {
                 match &best {
                     None => best = Some((calls, cost)),
                     Some((first, _)) if same(first, &calls) => {}
-                    Some(_) => return None,
+                    Some(_) => return Err(Unrepaired::Ambiguous),
                 }
             }
         }

@@ -97,17 +97,30 @@ pub(crate) struct Mended {
     pub(crate) parsed: Parsed,
 }
 
-/// The calls of a block that isn't well formed; `raw` is all of it, tags included. `None`: not to be repaired.
-pub(crate) fn repair(raw: &str, named: Option<&str>, tools: &ToolSet) -> Option<Vec<Mended>> {
+/// Why a text is no call after all that repair may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unrepaired {
+    /// Nothing that it can be read as is cheap enough.
+    NoReading,
+    /// Two readings of nearly the same cost give different values.
+    Ambiguous,
+    /// The work that one text may cost was used up, or it is too long to begin with ([`cost`]).
+    Spent,
+}
+
+/// The calls of a block that isn't well formed; `raw` is all of it, tags included.
+pub(crate) fn repair(raw: &str, named: Option<&str>, tools: &ToolSet) -> Result<Vec<Mended>, Unrepaired> {
     let body = forms::body(raw);
-    let text = raw.get(body.span.clone())?;
-    if text.is_empty() || text.len() > cost::TEXT_LIMIT {
-        return None;
+    let text = raw.get(body.span.clone()).unwrap_or_default();
+    if text.is_empty() {
+        return Err(Unrepaired::NoReading);
     }
-    let named = match named {
-        Some(name) => Some(tools.find(name)?),
-        None => None,
-    };
+    if text.len() > cost::TEXT_LIMIT {
+        return Err(Unrepaired::Spent);
+    }
+    let named = named
+        .map(|name| tools.find(name).ok_or(Unrepaired::NoReading))
+        .transpose()?;
     let task = Task::new(text, body.ending, named, tools);
     let mut found = if let Some(found) = forms::marked_up(&task) {
         found
@@ -118,7 +131,7 @@ pub(crate) fn repair(raw: &str, named: Option<&str>, tools: &ToolSet) -> Option<
     } else {
         finish::best(&task)?
     };
-    let last = found.len().checked_sub(1)?;
+    let last = found.len().checked_sub(1).ok_or(Unrepaired::NoReading)?;
     for (at, call) in found.iter_mut().enumerate() {
         call.end = if at == last {
             raw.len()
@@ -133,7 +146,7 @@ pub(crate) fn repair(raw: &str, named: Option<&str>, tools: &ToolSet) -> Option<
         kinds.dedup();
         call.parsed.kinds = kinds;
     }
-    Some(found)
+    Ok(found)
 }
 
 /// The same for what may have been cut, without the kinds.
@@ -146,7 +159,8 @@ pub(crate) fn arguments(text: &str, ending: Ending, name: &str, tools: &ToolSet)
     let mut calls = match ending {
         Ending::Open => repair(text, Some(name), tools),
         Ending::Closed => repair(&[text, "</tool_call>"].concat(), Some(name), tools),
-    }?;
+    }
+    .ok()?;
     let call = calls.pop().filter(|_| calls.is_empty())?;
     Some(call.parsed)
 }

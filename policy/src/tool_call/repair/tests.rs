@@ -454,6 +454,45 @@ fn what_cannot_be_told_is_no_call() {
     }
 }
 
+/// Operators are told which: nothing fits, more than one thing fits, or the search stopped at its limit.
+#[test]
+fn why_a_call_is_not_repaired_is_told() {
+    let refused = |inside: &str| {
+        let mut scanner = Scanner::new(tools(), Bare::Calls);
+        let mut pieces = Vec::new();
+        scanner.push(&format!("<tool_call>\n{inside}\n</tool_call>"), &mut pieces);
+        scanner.finish(&mut pieces);
+        match pieces.pop() {
+            Some(Piece::Invalid { reason, .. }) => reason.name(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let long = "x ".repeat(cost::TEXT_LIMIT / 2);
+    // each string may end at any of its quotes, and nothing fits behind the last one
+    let many = r#""a", "b" c": "#.repeat(4000);
+    for (inside, why) in [
+        (
+            r#"{"name": "search", "arguments": {"query": "a", "limit": NaN}}"#.to_owned(),
+            "bad_json",
+        ),
+        (r#"{"name": "search", "arguments": {"query": "#.to_owned(), "bad_json"),
+        (
+            r#"{"name": "write_file", "arguments": {"path": "p", "content": "if (x) { y(); }}"}"#.to_owned(),
+            "ambiguous",
+        ),
+        (
+            format!(r#"{{"name": "search", "arguments": {{"query": "{long}" "limit": 1}}}}"#),
+            "too_costly",
+        ),
+        (
+            format!(r#"{{"name": "search", "arguments": {{"query": [{many} NaN]}}}}"#),
+            "too_costly",
+        ),
+    ] {
+        assert_eq!(refused(&inside), why, "{}", inside.get(..80).unwrap_or(&inside));
+    }
+}
+
 /// Cut by the end of the answer: closers alone, or nothing (B28).
 #[test]
 fn a_cut_call_is_closed_and_nothing_else() {
