@@ -44,6 +44,7 @@ use crate::downstream::layers::auth::Auth;
 use crate::downstream::layers::body::{BodyLimits, ReadBody};
 use crate::downstream::layers::gate::Gate;
 use crate::downstream::layers::guard::Guard;
+use crate::downstream::layers::rate::Rates;
 use crate::downstream::layers::trace::{HeadLimits, Trace};
 use crate::downstream::listener::{ConnectionLimits, Listener, Serve};
 use crate::downstream::tls::{Certificate, TlsError};
@@ -287,6 +288,7 @@ fn service(
         .layer(Gate(Admit {
             registry: flow.registry.clone(),
         }))
+        .layer(Gate(Rates))
         .layer(ReadBody {
             buffers: Buffers::new(live.get().limits.buffered()),
             limits: Arc::new(move || {

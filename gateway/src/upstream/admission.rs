@@ -73,6 +73,11 @@ impl Places {
         self.counts_tokens.load(Ordering::Relaxed)
     }
 
+    /// Of a prompt of so many bytes, as measured so far.
+    pub fn prompt_tokens(&self, prompt_bytes: u64) -> u64 {
+        self.order().prompt_tokens(prompt_bytes)
+    }
+
     /// Requests that wait, of this priority.
     pub fn waiting(&self, priority: Priority) -> usize {
         self.order().waiting(priority)

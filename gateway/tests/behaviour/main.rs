@@ -30,6 +30,7 @@ mod hold;
 mod leaving_client;
 mod limits;
 mod nodelay;
+mod rates;
 mod reask;
 mod records;
 mod reload;

@@ -21,6 +21,8 @@
 pub mod room;
 // Who is next.
 pub mod queue;
+// What a key may use in a minute.
+pub mod rate;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -158,10 +160,15 @@ impl<T> Admission<T> {
         let output = output.min(self.output_tokens) * f64::from(wants.sequences);
         Need {
             sequences: wants.sequences,
-            prompt_tokens: (wants.prompt_bytes as f64 * self.tokens_per_byte) as u64,
+            prompt_tokens: self.prompt_tokens(wants.prompt_bytes),
             output_tokens: output as u64,
             chain: wants.chain.clone(),
         }
+    }
+
+    /// Of a prompt of so many bytes, as measured so far.
+    pub fn prompt_tokens(&self, prompt_bytes: u64) -> u64 {
+        (prompt_bytes as f64 * self.tokens_per_byte) as u64
     }
 
     /// Tokens to compute for it, if so many bytes of its prompt are cached; and whether that is most of it.

@@ -15,6 +15,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 use tower::{Layer, Service};
 
+use super::rate;
 use crate::downstream::cors::Cors;
 use crate::downstream::faults;
 use crate::flow::call::Call;
@@ -113,11 +114,14 @@ where
                         head,
                         identity: None,
                         permit: None,
+                        charge: None,
                         buffered: None,
                         claim,
                         body,
                     };
-                    match inner.call(call).await {
+                    let answered = inner.call(call).await;
+                    let allowance = refusal.allowance();
+                    let mut reply = match answered {
                         Ok(reply) => {
                             refusal.answered();
                             reply
@@ -126,7 +130,11 @@ where
                             refusal.refused(&fault);
                             faults::reply(&fault, shape)
                         }
+                    };
+                    if let Some(allowance) = allowance {
+                        rate::write(&allowance, reply.headers_mut());
                     }
+                    reply
                 }
             };
             if let Ok(value) = HeaderValue::from_str(&id) {
