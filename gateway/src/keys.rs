@@ -6,6 +6,7 @@
 //! `keys::file`'s, a fresh key `keys::secret`'s.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     path::{Path, PathBuf},
     sync::Arc,
@@ -178,6 +179,26 @@ impl KeyRing {
         let count = keys.len();
         self.keys.store(Arc::new(keys));
         Ok(count)
+    }
+
+    /// What keys with limits have used, by name.
+    pub fn spent(&self) -> BTreeMap<String, Spent> {
+        let keys = self.keys.load();
+        let limited = keys
+            .iter()
+            .filter_map(|key| Some((&key.id, key.id.allowance.as_ref()?)));
+        limited
+            .map(|(id, allowance)| (id.name.to_string(), allowance.spent()))
+            .collect()
+    }
+
+    /// The same of another process comes to what is used here.
+    pub fn go_on_from(&self, spent: &BTreeMap<String, Spent>) {
+        for key in self.keys.load().iter() {
+            if let (Some(allowance), Some(spent)) = (&key.id.allowance, spent.get(&*key.id.name)) {
+                allowance.go_on_from(*spent);
+            }
+        }
     }
 
     /// The key file.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::remembered::Remembered;
+use crate::downstream::leaving::Leaving;
 use crate::flow::Flow;
 use crate::flow::registry::Registry;
 use crate::supervisor::Supervisor;
@@ -37,10 +38,11 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// Ends the process.
-    pub async fn run(self, supervisor: Option<Supervisor>) -> ! {
+    /// Ends the process. If another one took over, the service is as ready as before, and what outlives a gateway is the other's.
+    pub async fn run(self, supervisor: Option<Supervisor>, leaving: Leaving) -> ! {
         let begun = Instant::now();
-        self.draining.store(true, Ordering::Relaxed);
+        let ends = leaving != Leaving::HandedOver;
+        self.draining.store(ends, Ordering::Relaxed);
         let registry = &self.flow.registry;
         tracing::info!(
             running = registry.running(),
@@ -53,7 +55,9 @@ impl Drain {
         }
         self.connections_closed(self.limit.saturating_sub(begun.elapsed()))
             .await;
-        self.remembered.save(&self.flow.fleet.load());
+        if ends {
+            self.remembered.save(&self.flow.fleet.load());
+        }
         if let Some(supervisor) = supervisor {
             supervisor.shutdown().await;
         }

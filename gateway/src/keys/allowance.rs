@@ -157,11 +157,11 @@ impl Allowance {
         }
     }
 
-    /// What another process said of this key.
+    /// What another process said of this key comes to what was used here.
     pub fn go_on_from(&self, spent: Spent) {
         let (mut used, now) = (self.used(), BORN.elapsed());
-        used.requests = Bucket::full_in(spent.requests, now);
-        used.tokens = Bucket::full_in(spent.tokens, now);
+        used.requests.charge_time(spent.requests, now);
+        used.tokens.charge_time(spent.tokens, now);
     }
 
     fn requests(&self) -> Option<PerMinute> {

@@ -37,13 +37,6 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// Of which all is there again in this time: how one process tells another.
-    pub fn full_in(time: Duration, now: Duration) -> Bucket {
-        Bucket {
-            full_at: now.saturating_add(time),
-        }
-    }
-
     /// Time until all is there again; zero: it is.
     pub fn until_full(&self, now: Duration) -> Duration {
         self.full_at.saturating_sub(now)
@@ -69,6 +62,11 @@ impl Bucket {
     /// Takes so many, there or not.
     pub fn charge(&mut self, amount: u64, limit: PerMinute, now: Duration) {
         self.full_at = self.full_at.max(now).saturating_add(limit.time_of(amount));
+    }
+
+    /// Takes what another process has used, as the time until it would be full there.
+    pub fn charge_time(&mut self, time: Duration, now: Duration) {
+        self.full_at = self.full_at.max(now).saturating_add(time);
     }
 
     /// So many were not used after all. What has come back on its own isn't given twice.
@@ -148,8 +146,10 @@ mod tests {
         let mut bucket = Bucket::default();
         bucket.charge(50, limit(100), S);
         assert_eq!(bucket.left(limit(1_000), S), 500);
-        let later = Bucket::full_in(bucket.until_full(S), 100 * S);
-        assert_eq!(later.left(limit(100), 100 * S), 50);
+        let mut later = Bucket::default();
+        later.charge(10, limit(100), 100 * S);
+        later.charge_time(bucket.until_full(S), 100 * S);
+        assert_eq!(later.left(limit(100), 100 * S), 40);
     }
 
     proptest! {
