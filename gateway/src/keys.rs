@@ -181,22 +181,22 @@ impl KeyRing {
         Ok(count)
     }
 
-    /// What keys with limits have used, by name.
-    pub fn spent(&self) -> BTreeMap<String, Spent> {
+    /// What keys with limits have used since it was last asked, by name: counted from now on by the process that takes over.
+    pub fn hand_over(&self) -> BTreeMap<String, Spent> {
         let keys = self.keys.load();
         let limited = keys
             .iter()
             .filter_map(|key| Some((&key.id, key.id.allowance.as_ref()?)));
         limited
-            .map(|(id, allowance)| (id.name.to_string(), allowance.spent()))
+            .map(|(id, allowance)| (id.name.to_string(), allowance.hand_over()))
             .collect()
     }
 
-    /// The same of another process comes to what is used here.
+    /// The same of the process before comes to what is used here. Of keys that it doesn't name, nothing runs there any more.
     pub fn go_on_from(&self, spent: &BTreeMap<String, Spent>) {
         for key in self.keys.load().iter() {
-            if let (Some(allowance), Some(spent)) = (&key.id.allowance, spent.get(&*key.id.name)) {
-                allowance.go_on_from(*spent);
+            if let Some(allowance) = &key.id.allowance {
+                allowance.go_on_from(spent.get(&*key.id.name).copied().unwrap_or_default());
             }
         }
     }

@@ -96,9 +96,13 @@ impl BackgroundService for Beside {
         let sweeper = tokio::spawn(sweep(self.live.clone(), self.flow.clone()));
         let saver = tokio::spawn(save(self.remembered.clone(), self.flow.clone()));
         self.opens.send_replace(true);
-        notify::ready();
-        predecessor.into_iter().for_each(|old| self.go_on_from(old));
+        // Before it is said that this process serves: the next upgrade is this one's.
         let control = self.open_control();
+        match predecessor {
+            Some(predecessor) => self.go_on_from(predecessor),
+            // Else the old process says who is the main one now; systemd listens to that only.
+            None => notify::ready(),
+        }
         loop {
             let (order, caller) = tokio::select! {
                 _ = shutdown.wait_for(|draining| *draining) => break,
@@ -110,10 +114,11 @@ impl BackgroundService for Beside {
         sweeper.abort();
         saver.abort();
         // Their ports are closed with the last copy.
-        drop(take(&self.sockets));
+        drop((take(&self.sockets), control));
         let leaving = *self.leaving.borrow();
         if let Some(drain) = take(&self.drain) {
-            drain.run(supervisor, leaving).await
+            self.keep_telling(drain.finish(leaving)).await;
+            drain.end(supervisor, leaving).await
         }
     }
 }

@@ -38,11 +38,10 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// Ends the process. If another one took over, the service is as ready as before, and what outlives a gateway is the other's.
-    pub async fn run(self, supervisor: Option<Supervisor>, leaving: Leaving) -> ! {
+    /// Waits until nothing runs any more, or may no more. If another process took over, the service is as ready as before.
+    pub async fn finish(&self, leaving: Leaving) {
         let begun = Instant::now();
-        let ends = leaving != Leaving::HandedOver;
-        self.draining.store(ends, Ordering::Relaxed);
+        self.draining.store(leaving != Leaving::HandedOver, Ordering::Relaxed);
         let registry = &self.flow.registry;
         tracing::info!(
             running = registry.running(),
@@ -55,7 +54,11 @@ impl Drain {
         }
         self.connections_closed(self.limit.saturating_sub(begun.elapsed()))
             .await;
-        if ends {
+    }
+
+    /// Ends the process. If another one took over, what outlives a gateway is the other's.
+    pub async fn end(self, supervisor: Option<Supervisor>, leaving: Leaving) -> ! {
+        if leaving != Leaving::HandedOver {
             self.remembered.save(&self.flow.fleet.load());
         }
         if let Some(supervisor) = supervisor {

@@ -44,6 +44,8 @@ struct Used {
     requests: Bucket,
     tokens: Bucket,
     running: u32,
+    /// Requests that run in the process that this one took over from.
+    elsewhere: u32,
 }
 
 /// Which limit, and when the same request would pass.
@@ -81,14 +83,16 @@ pub struct Rate {
     pub reset: Duration,
 }
 
-/// What a key has used, in a form that another process understands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// What a key has used, as one process says it to the one that takes over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Spent {
-    /// Until all requests of a minute can be had.
+    /// Of requests in a minute, as the time until all can be had, since it was last said.
     pub requests: Duration,
     /// The same of tokens.
     pub tokens: Duration,
+    /// Requests that run there still.
+    pub running: u32,
 }
 
 impl Allowance {
@@ -108,7 +112,7 @@ impl Allowance {
     pub fn begin(&self, guessed_tokens: u64) -> Result<Charge, Exceeded> {
         let (mut used, now) = (self.used(), BORN.elapsed());
         if let Some(limit) = self.limits.concurrency
-            && used.running >= limit.get()
+            && used.running.saturating_add(used.elsewhere) >= limit.get()
         {
             return Err(Exceeded::Concurrency { limit });
         }
@@ -148,20 +152,22 @@ impl Allowance {
         self.limits.tokens_per_minute.is_some()
     }
 
-    /// What is used, for another process.
-    pub fn spent(&self) -> Spent {
-        let (used, now) = (self.used(), BORN.elapsed());
+    /// What was used, for the process that takes over: it is counted there from now on, and here no more.
+    pub fn hand_over(&self) -> Spent {
+        let (mut used, now) = (self.used(), BORN.elapsed());
         Spent {
-            requests: used.requests.until_full(now),
-            tokens: used.tokens.until_full(now),
+            requests: std::mem::take(&mut used.requests).until_full(now),
+            tokens: std::mem::take(&mut used.tokens).until_full(now),
+            running: used.running,
         }
     }
 
-    /// What another process said of this key comes to what was used here.
+    /// What the process before said of this key comes to what was used here.
     pub fn go_on_from(&self, spent: Spent) {
         let (mut used, now) = (self.used(), BORN.elapsed());
         used.requests.charge_time(spent.requests, now);
         used.tokens.charge_time(spent.tokens, now);
+        used.elsewhere = spent.running;
     }
 
     fn requests(&self) -> Option<PerMinute> {
@@ -305,8 +311,19 @@ mod tests {
         drop((0..5).map(|_| before.begin(0).unwrap()).collect::<Vec<_>>());
         let wider = Allowance::new(limits(100, 0, 0), Some(&before)).unwrap();
         assert_eq!(wider.request_rate().unwrap().left, 50);
-        let elsewhere = allowance(10, 0, 0);
-        elsewhere.go_on_from(before.spent());
-        assert_eq!(elsewhere.request_rate().unwrap().left, 5);
+        // Another process goes on from there, with what ends here later.
+        let (before, after) = (allowance(10, 100, 2), allowance(10, 100, 2));
+        let mut running = before.begin(0).unwrap();
+        running.prompt(10).unwrap();
+        after.go_on_from(before.hand_over());
+        let left = |of: &Allowance| (of.request_rate().unwrap().left, of.token_rate().unwrap().left);
+        assert_eq!((left(&before), left(&after)), ((10, 100), (9, 90)));
+        let _here = after.begin(0).unwrap();
+        assert!(matches!(after.begin(0), Err(Exceeded::Concurrency { .. })));
+        running.settle(50);
+        drop(running);
+        after.go_on_from(before.hand_over());
+        assert_eq!(left(&after), (8, 50));
+        assert!(after.begin(0).is_ok());
     }
 }

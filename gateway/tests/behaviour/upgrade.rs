@@ -6,11 +6,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixDatagram};
 use tokio::task::JoinSet;
 
 use super::harness::tls::{Certificate, connect};
-use super::harness::{Client, Gateway, MODEL, Replica, Request, Settings, delta, finish, is_gone, until, usage};
+use super::harness::{
+    Client, Gateway, MODEL, Replica, Request, Settings, delta, finish, is_gone, until, usage, within,
+};
 
 /// Events of each stream.
 const EVENTS: usize = 400;
@@ -318,6 +320,67 @@ async fn b37_a_stream_of_a_simulated_replica_ends_in_the_old_process() {
     assert!(is_whole_stream(&text));
     assert!(gateway.ended().await.success());
     assert!(!is_gone(next));
+}
+
+#[tokio::test]
+async fn b37_systemd_is_told_when_it_listens_and_which_process_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let told = UnixDatagram::bind(&path).unwrap();
+    let hear = async || {
+        let mut bytes = [0; 100];
+        let count = within("systemd is told", told.recv(&mut bytes)).await.unwrap();
+        String::from_utf8(bytes[..count].to_vec()).unwrap()
+    };
+    let replica = Replica::start().await;
+    let mut gateway = Settings::before(&[&replica]).env("NOTIFY_SOCKET", &path).start().await;
+    assert_eq!(hear().await, "READY=1");
+    let first = gateway.upgrade(&[]).await.unwrap();
+    assert_eq!(hear().await, format!("MAINPID={first}"));
+    let second = gateway.upgrade(&[]).await.unwrap();
+    assert_eq!(hear().await, format!("MAINPID={second}"));
+}
+
+#[tokio::test]
+async fn b37_what_a_stream_of_the_old_process_takes_counts_at_the_new_one() {
+    let mut replica = Replica::start().await;
+    let mut gateway = Settings::before(&[&replica]).start().await;
+    let key = gateway.new_key("limited", &["--tokens-per-minute", "1000", "--concurrency", "1"]);
+    let with = |request: Request| request.without_key().header("authorization", &format!("Bearer {key}"));
+    until("the key is known", async || {
+        let listed = with(Request::get("/v1/models"));
+        (gateway.ask(listed).await.status() == 200).then_some(())
+    })
+    .await;
+    let mut running = gateway.open(with(Request::chat(true))).await;
+    let mut asked = replica.next().await;
+    asked.stream().await;
+    running.head().await;
+    gateway.upgrade(&[]).await.unwrap();
+    // Asked of what uses nothing: a request that passes would wait for the replica.
+    let left = async || -> u64 {
+        let answer = gateway.ask(with(Request::get("/v1/models"))).await;
+        answer.header("x-ratelimit-remaining-tokens").unwrap().parse().unwrap()
+    };
+    let refused = async |kind: &str| {
+        until("the new process refuses", async || {
+            let answer = gateway.ask(with(Request::chat(false))).await;
+            (answer.status() == 429 && answer.json()["error"]["type"] == kind).then_some(())
+        })
+        .await;
+    };
+    // One runs, elsewhere.
+    until("its prompt counts", async || (left().await < 1_000).then_some(())).await;
+    refused("rate_limit_error").await;
+    asked.event(&delta(json!({"role": "assistant", "content": "hi"}))).await;
+    asked.event(&finish("stop")).await;
+    asked.event(&usage(600, 900)).await;
+    asked.done().await;
+    running.read_to("[DONE]").await;
+    until("all of it counts", async || (left().await == 0).then_some(())).await;
+    // None runs any more, and it took more than there was.
+    refused("tokens").await;
+    assert!(replica.is_unasked());
 }
 
 #[tokio::test]

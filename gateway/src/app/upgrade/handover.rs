@@ -1,6 +1,7 @@
 //! The turn from one process to the next, on both sides; the table of it stands in `app::upgrade`.
 
 use pingora_core::server::ShutdownWatch;
+use std::collections::BTreeMap;
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ use crate::supervisor::{Supervisor, SupervisorError};
 const FOUND_AGAIN: Duration = Duration::from_secs(30);
 /// How often they are looked at.
 const LOOK: Duration = Duration::from_millis(20);
+/// How often the old process says what keys have used there.
+const TELL: Duration = Duration::from_secs(1);
 /// The old process lets go of the lock before it says so; what still ends strays may hold it for a moment.
 const LOCK_TRIES: u32 = 50;
 /// Between two of them.
@@ -68,13 +71,37 @@ impl Beside {
         }
         self.leaving.send_replace(Leaving::HandedOver);
         drop(take(&self.sockets));
-        if let Err(error) = successor.spent(self.keys.spent()).await {
-            tracing::warn!(%error, "what keys have used can't be handed over");
-        }
         let pid = successor.pid().unwrap_or_default();
         notify::main_process(pid);
+        self.say_spent(&mut successor).await;
         *self.successor.lock().unwrap_or_else(PoisonError::into_inner) = Some(successor);
         Ok(pid)
+    }
+
+    /// Tells what keys have used since the last time.
+    async fn say_spent(&self, successor: &mut Successor) {
+        if let Err(error) = successor.spent(self.keys.hand_over()).await {
+            tracing::warn!(%error, "what keys have used can't be handed over");
+        }
+    }
+
+    /// While this process finishes what it has, the other one hears what that takes: now and then, and when `finished`.
+    pub(in crate::app) async fn keep_telling(&self, finished: impl Future<Output = ()>) {
+        let Some(mut successor) = take(&self.successor) else {
+            return finished.await;
+        };
+        let now_and_then = async {
+            loop {
+                tokio::time::sleep(TELL).await;
+                self.say_spent(&mut successor).await;
+            }
+        };
+        tokio::select! {
+            () = now_and_then => {}
+            () = finished => {}
+        }
+        self.say_spent(&mut successor).await;
+        *self.successor.lock().unwrap_or_else(PoisonError::into_inner) = Some(successor);
     }
 
     async fn turn(&self, successor: &mut Successor, supervisor: &mut Option<Supervisor>) -> Result<(), UpgradeError> {
@@ -130,12 +157,21 @@ impl Beside {
         Ok(())
     }
 
-    /// The new side: what keys have used at the old one, as soon as that accepts no more.
+    /// The new side: says that it serves, and hears what keys have used at the old one until that has left.
     pub(in crate::app) fn go_on_from(&self, predecessor: Predecessor) {
         let keys = self.keys.clone();
-        tokio::task::spawn_blocking(move || match predecessor.serving() {
-            Ok(spent) => keys.go_on_from(&spent),
-            Err(error) => tracing::warn!(%error, "what keys have used isn't known"),
+        // On a thread for waiting: it lives as long as the old process, which `[server] drain` bounds.
+        tokio::task::spawn_blocking(move || {
+            let mut heard = predecessor.serving().and_then(|()| predecessor.spent());
+            while let Ok(Some(spent)) = &heard {
+                keys.go_on_from(spent);
+                heard = predecessor.spent();
+            }
+            keys.go_on_from(&BTreeMap::new());
+            match heard {
+                Ok(_) => tracing::info!("the process before has left"),
+                Err(error) => tracing::warn!(%error, "what keys have used there isn't known"),
+            }
         });
     }
 

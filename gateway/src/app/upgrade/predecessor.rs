@@ -91,15 +91,26 @@ impl Predecessor {
         }
     }
 
-    /// Says that new connections are accepted; what keys have used there. Blocks until it is told.
+    /// Says that new connections are accepted.
     ///
     /// # Errors
     /// The old process has gone.
-    pub fn serving(&self) -> Result<BTreeMap<String, Spent>, TakeOverError> {
-        self.tell().say(&ToPredecessor::Serving)?;
-        match self.hear()? {
-            ToSuccessor::Spent(spent) => Ok(spent),
-            _ => Err(out_of_turn().into()),
+    pub fn serving(&self) -> Result<(), TakeOverError> {
+        Ok(self.tell().say(&ToPredecessor::Serving)?)
+    }
+
+    /// What keys have used there since the last time; blocks until it is told. `None`: the old process has left.
+    ///
+    /// # Errors
+    /// It can't be heard.
+    pub fn spent(&self) -> Result<Option<BTreeMap<String, Spent>>, TakeOverError> {
+        // It may have nothing to say for as long as its streams run.
+        self.stream.set_read_timeout(None)?;
+        match self.hear() {
+            Ok(ToSuccessor::Spent(spent)) => Ok(Some(spent)),
+            Ok(_) => Err(out_of_turn().into()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -37,7 +37,7 @@ pub(super) enum ToSuccessor {
     },
     /// The replicas are yours.
     Go,
-    /// The clients are yours; this is what their keys have used, by name.
+    /// The clients are yours; this is what their keys have used, by name. Said again for what ends later.
     Spent(BTreeMap<String, Spent>),
 }
 

@@ -22,6 +22,7 @@ pub(crate) struct Settings {
     sections: Vec<(String, String)>,
     replicas: Vec<(String, String)>,
     backend: String,
+    environment: Vec<(String, PathBuf)>,
 }
 
 impl Settings {
@@ -82,6 +83,12 @@ impl Settings {
     /// One line of a section.
     pub(crate) fn set(mut self, section: &str, line: &str) -> Self {
         self.sections.push((section.to_owned(), line.to_owned()));
+        self
+    }
+
+    /// A variable of its environment.
+    pub(crate) fn env(mut self, name: &str, value: &Path) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -170,6 +177,7 @@ impl Settings {
             .env("VLLM_MEDIUM_API_KEY", KEY)
             .env("TEST_BACKEND_KEY", BACKEND_KEY)
             .env("HOME", folder.path())
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log).unwrap())
