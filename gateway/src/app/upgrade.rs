@@ -49,7 +49,7 @@ pub enum UpgradeError {
     #[error("the new process can't take over: {0}")]
     Failed(String),
     /// It ended without a word.
-    #[error("the new process ended before it served ({0}); the gateway's log says more")]
+    #[error("the new process ended ({0}); the gateway's log says more")]
     Ended(String),
     /// It said nothing in time.
     #[error("the new process wasn't {what} within {limit:?}; it was ended")]

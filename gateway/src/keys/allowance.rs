@@ -91,7 +91,7 @@ pub struct Spent {
     pub requests: Duration,
     /// The same of tokens.
     pub tokens: Duration,
-    /// Requests that run there still.
+    /// Requests that run there still, and in those before it.
     pub running: u32,
 }
 
@@ -158,7 +158,7 @@ impl Allowance {
         Spent {
             requests: std::mem::take(&mut used.requests).until_full(now),
             tokens: std::mem::take(&mut used.tokens).until_full(now),
-            running: used.running,
+            running: used.running.saturating_add(used.elsewhere),
         }
     }
 

@@ -260,7 +260,7 @@ async fn b37_a_new_process_that_cannot_serve_changes_nothing() {
         assert_eq!(gateway.ask(Request::chat(false)).await.status(), 200);
     };
     fails(&mut gateway, &["--binary", "/nowhere/sluice"], "can't be started").await;
-    fails(&mut gateway, &["--binary", "/bin/false"], "ended before it served").await;
+    fails(&mut gateway, &["--binary", "/bin/false"], "the new process ended").await;
     std::fs::write(gateway.folder().join("state/keys.toml"), "no = \"keys\"\n").unwrap();
     fails(&mut gateway, &[], "can't take over").await;
     std::fs::remove_file(gateway.folder().join("state/keys.toml")).unwrap();

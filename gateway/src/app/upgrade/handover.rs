@@ -73,16 +73,16 @@ impl Beside {
         drop(take(&self.sockets));
         let pid = successor.pid().unwrap_or_default();
         notify::main_process(pid);
-        self.say_spent(&mut successor).await;
+        // Said before anything else can be: it serves, whatever becomes of this.
+        let _ = self.say_spent(&mut successor).await;
         *self.successor.lock().unwrap_or_else(PoisonError::into_inner) = Some(successor);
         Ok(pid)
     }
 
     /// Tells what keys have used since the last time.
-    async fn say_spent(&self, successor: &mut Successor) {
-        if let Err(error) = successor.spent(self.keys.hand_over()).await {
-            tracing::warn!(%error, "what keys have used can't be handed over");
-        }
+    async fn say_spent(&self, successor: &mut Successor) -> Result<(), UpgradeError> {
+        let said = successor.spent(self.keys.hand_over()).await;
+        said.inspect_err(|error| tracing::info!(%error, "nobody hears any more what keys use here"))
     }
 
     /// While this process finishes what it has, the other one hears what that takes: now and then, and when `finished`.
@@ -93,14 +93,17 @@ impl Beside {
         let now_and_then = async {
             loop {
                 tokio::time::sleep(TELL).await;
-                self.say_spent(&mut successor).await;
+                if self.say_spent(&mut successor).await.is_err() {
+                    // It has handed over itself, and left before this one.
+                    return std::future::pending().await;
+                }
             }
         };
         tokio::select! {
             () = now_and_then => {}
             () = finished => {}
         }
-        self.say_spent(&mut successor).await;
+        let _ = self.say_spent(&mut successor).await;
         *self.successor.lock().unwrap_or_else(PoisonError::into_inner) = Some(successor);
     }
 

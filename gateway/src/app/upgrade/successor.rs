@@ -26,7 +26,7 @@ const END: Duration = Duration::from_secs(5);
 /// Said to the process that is started, and not handed on by it.
 pub const TAKES_OVER: &str = "--takes-over";
 
-/// See the module. Dropped before it serves, it is ended.
+/// See the module. It lives on when this value is dropped: [`Successor::end`] ends it.
 pub struct Successor {
     process: Child,
     stream: BufReader<UnixStream>,
@@ -46,10 +46,9 @@ impl Successor {
             None => own_program()?,
         };
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-        let process = Command::new(&program)
+        let mut process = Command::new(&program)
             .args(arguments(std::env::args_os().skip(1)))
             .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .kill_on_drop(true)
             .spawn()
             .map_err(|source| UpgradeError::Start {
                 program: program.display().to_string(),
@@ -60,12 +59,14 @@ impl Successor {
             listens: sockets.addresses(),
             ready,
         };
-        wire::send(&ours, &wire::line(&said)?, &sockets.fds())?;
-        ours.set_nonblocking(true)?;
-        Ok(Successor {
-            process,
-            stream: BufReader::new(UnixStream::from_std(ours)?),
-        })
+        match first_word(ours, &said, sockets) {
+            Ok(stream) => Ok(Successor { process, stream }),
+            Err(error) => {
+                // Untold it would end by itself, after a minute.
+                let _ = process.start_kill();
+                Err(error.into())
+            }
+        }
     }
 
     /// Its pid.
@@ -140,6 +141,16 @@ impl Successor {
         }
         wire::word(&line).map_err(|error| UpgradeError::Garbled(error.to_string()))
     }
+}
+
+fn first_word(
+    stream: std::os::unix::net::UnixStream,
+    word: &ToSuccessor,
+    sockets: &Sockets,
+) -> io::Result<BufReader<UnixStream>> {
+    wire::send(&stream, &wire::line(word)?, &sockets.fds())?;
+    stream.set_nonblocking(true)?;
+    Ok(BufReader::new(UnixStream::from_std(stream)?))
 }
 
 fn has_left(error: &io::Error) -> bool {
