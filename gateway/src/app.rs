@@ -42,7 +42,7 @@ use self::beside::{Beside, Start};
 use self::drain::Drain;
 use self::remembered::Remembered;
 use self::upgrade::predecessor::{Predecessor, TakeOverError};
-use self::upgrade::sockets::{Clients, Sockets};
+use self::upgrade::sockets::{Clients, Door, Sockets};
 use crate::config::{Config, ConfigError, Live, Source};
 use crate::downstream::cors::Cors;
 use crate::downstream::endpoints::Endpoints;
@@ -206,7 +206,7 @@ pub fn run(source: Source, config: Config, mut predecessor: Option<Predecessor>)
     let secret_variables =
         std::iter::once(config.auth.key_env.clone()).chain(config.backend.iter().map(|b| b.key_env.clone()));
     let (leaving, hears) = watch::channel(Leaving::Stays);
-    let (opens, opened) = watch::channel(false);
+    let door = Arc::new(watch::Sender::new(Door::Shut));
     let leaving = Arc::new(leaving);
     let start = Start {
         settings: Settings {
@@ -248,10 +248,10 @@ pub fn run(source: Source, config: Config, mut predecessor: Option<Predecessor>)
         sockets: Mutex::new(Some(sockets)),
         predecessor: Mutex::new(predecessor),
         successor: Mutex::new(None),
-        opens,
+        door: door.clone(),
         leaving: leaving.clone(),
     };
-    let clients = |inner| Clients::new(inner, listen.to_string(), clients, opened);
+    let clients = |inner| Clients::new(inner, listen.to_string(), clients, door);
     serve(server_conf, listen, app, clients, beside, Signals { leaving });
     Ok(())
 }

@@ -20,7 +20,7 @@ use super::notify;
 use super::remembered::{self, Remembered};
 use super::upgrade::control::{Caller, Control, Order};
 use super::upgrade::predecessor::Predecessor;
-use super::upgrade::sockets::Sockets;
+use super::upgrade::sockets::{Door, Sockets};
 use super::upgrade::successor::Successor;
 use crate::admin::{self, AdminState};
 use crate::config::live::on_hangup;
@@ -69,8 +69,8 @@ pub struct Beside {
     pub predecessor: Mutex<Option<Predecessor>>,
     /// The one that has taken over: while this one lives it is its child.
     pub successor: Mutex<Option<Successor>>,
-    /// Lets the clients' listener accept.
-    pub opens: watch::Sender<bool>,
+    /// Lets clients in.
+    pub door: Arc<watch::Sender<Door>>,
     /// How this process leaves.
     pub leaving: Arc<watch::Sender<Leaving>>,
 }
@@ -95,13 +95,15 @@ impl BackgroundService for Beside {
         let _watch = self.reload_on_change();
         let sweeper = tokio::spawn(sweep(self.live.clone(), self.flow.clone()));
         let saver = tokio::spawn(save(self.remembered.clone(), self.flow.clone()));
-        self.opens.send_replace(true);
         // Before it is said that this process serves: the next upgrade is this one's.
         let control = self.open_control();
         match predecessor {
             Some(predecessor) => self.go_on_from(predecessor),
             // Else the old process says who is the main one now; systemd listens to that only.
-            None => notify::ready(),
+            None => {
+                self.door.send_replace(Door::Open);
+                notify::ready();
+            }
         }
         loop {
             let (order, caller) = tokio::select! {
@@ -302,7 +304,7 @@ async fn save(remembered: Remembered, flow: Arc<Flow>) {
 }
 
 /// Where a replica stands in its backend's list.
-fn place_of(backend: &Backend, replica: &Arc<Replica>) -> Option<usize> {
+pub(super) fn place_of(backend: &Backend, replica: &Arc<Replica>) -> Option<usize> {
     backend.replicas.iter().position(|one| Arc::ptr_eq(one, replica))
 }
 

@@ -9,9 +9,9 @@
 //! | starts it; `TakeOver` with the sockets | reads configuration, keys, records; builds everything |
 //! | | `Prepared`, or `Failed` |
 //! | saves what routers know, lets go of launched replicas; `Go` | restores it, adopts replicas, waits until those are ready that were |
-//! | | accepts; `Serving`, or `Failed` |
-//! | accepts no more; `Spent`: what keys have used | goes on from there |
-//! | finishes what it has, and leaves | |
+//! | | `Serving`, or `Failed` |
+//! | accepts no more; `Taken`: of keys and of replicas | goes on from there, accepts |
+//! | finishes what it has, says `Taken` again, and leaves | |
 //!
 //! Sides: `successor` is what the old process knows of the new one, `predecessor` the reverse; `wire` is between them, `control` is where
 //! `sluice upgrade` asks for it, `sockets` what is handed on.

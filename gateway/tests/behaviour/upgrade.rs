@@ -384,6 +384,34 @@ async fn b37_what_a_stream_of_the_old_process_takes_counts_at_the_new_one() {
 }
 
 #[tokio::test]
+async fn b37_a_place_that_a_stream_of_the_old_process_has_is_taken_at_the_new_one() {
+    let mut replica = Replica::start().await;
+    let settings = Settings::before(&[&replica]).set("admission", "sequences = 1");
+    let mut gateway = settings.start().await;
+    let mut running = gateway.open(Request::chat(true)).await;
+    let mut asked = replica.next().await;
+    asked.stream().await;
+    running.head().await;
+    gateway.upgrade(&[]).await.unwrap();
+    let mut waiting = gateway.open(Request::chat(true)).await;
+    until("it waits", async || {
+        let metrics = gateway.metrics().await;
+        let waits = |line: &str| line.starts_with("sluice_queue_length{") && line.ends_with(" 1");
+        metrics.lines().any(waits).then_some(())
+    })
+    .await;
+    assert!(replica.is_unasked());
+    asked.event(&delta(json!({"role": "assistant", "content": "hi"}))).await;
+    asked.event(&finish("stop")).await;
+    asked.event(&usage(10, 1)).await;
+    asked.done().await;
+    running.read_to("[DONE]").await;
+    replica.next().await.tell_as_asked("next").await;
+    waiting.head().await;
+    waiting.read_to("[DONE]").await;
+}
+
+#[tokio::test]
 async fn b37_a_tls_listener_is_taken_over() {
     let replica = Replica::start().await;
     let certificate = Certificate::made();

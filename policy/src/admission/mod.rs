@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::queue::{Priority, Queue, QueueLimits, Waiter};
-use self::room::{Capacity, Need, Room};
+use self::room::{Capacity, Holds, Need, Room};
 use crate::route::chain::Chain;
 
 /// Tokens of an answer before any was seen; tokens of a byte of prompt (JSON of English and code).
@@ -152,6 +152,13 @@ impl<T> Admission<T> {
     /// A replica's room.
     pub fn room(&self, replica: usize) -> Option<&Room> {
         self.rooms.get(replica)
+    }
+
+    /// So much of a replica's room is another process's.
+    pub fn set_elsewhere(&mut self, replica: usize, holds: Holds) {
+        if let Some(room) = self.rooms.get_mut(replica) {
+            room.set_elsewhere(holds);
+        }
     }
 
     /// What a request will take, as far as can be told.

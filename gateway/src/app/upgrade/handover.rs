@@ -1,6 +1,7 @@
 //! The turn from one process to the next, on both sides; the table of it stands in `app::upgrade`.
 
 use pingora_core::server::ShutdownWatch;
+use sluice_policy::admission::room::Holds;
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -8,18 +9,23 @@ use std::time::Duration;
 use super::UpgradeError;
 use super::control::{Order, Outcome};
 use super::predecessor::Predecessor;
+use super::sockets::Door;
 use super::successor::Successor;
-use crate::app::beside::{Beside, take};
+use super::wire::{Held, Taken};
+use crate::app::beside::{Beside, place_of, take};
 use crate::app::notify;
 use crate::downstream::leaving::Leaving;
 use crate::supervisor::{Supervisor, SupervisorError};
+use crate::upstream::admission;
 
 /// Replicas that were ready are found again within this time; else those that are will do.
 const FOUND_AGAIN: Duration = Duration::from_secs(30);
 /// How often they are looked at.
 const LOOK: Duration = Duration::from_millis(20);
-/// How often the old process says what keys have used there.
-const TELL: Duration = Duration::from_secs(1);
+/// How often the old process says what its requests take.
+const TELL: Duration = Duration::from_millis(200);
+/// Accepting ends at once; it isn't waited for longer.
+const CLOSING: Duration = Duration::from_secs(1);
 /// The old process lets go of the lock before it says so; what still ends strays may hold it for a moment.
 const LOCK_TRIES: u32 = 50;
 /// Between two of them.
@@ -71,18 +77,21 @@ impl Beside {
         }
         self.leaving.send_replace(Leaving::HandedOver);
         drop(take(&self.sockets));
+        // What this process still accepts it answers; what is said next is to count that, too.
+        let mut door = self.door.subscribe();
+        let _ = tokio::time::timeout(CLOSING, door.wait_for(|door| *door == Door::Closed)).await;
         let pid = successor.pid().unwrap_or_default();
         notify::main_process(pid);
         // Said before anything else can be: it serves, whatever becomes of this.
-        let _ = self.say_spent(&mut successor).await;
+        let _ = self.say_taken(&mut successor).await;
         *self.successor.lock().unwrap_or_else(PoisonError::into_inner) = Some(successor);
         Ok(pid)
     }
 
-    /// Tells what keys have used since the last time.
-    async fn say_spent(&self, successor: &mut Successor) -> Result<(), UpgradeError> {
-        let said = successor.spent(self.keys.hand_over()).await;
-        said.inspect_err(|error| tracing::info!(%error, "nobody hears any more what keys use here"))
+    /// Tells what requests take here.
+    async fn say_taken(&self, successor: &mut Successor) -> Result<(), UpgradeError> {
+        let said = successor.taken(self.taken()).await;
+        said.inspect_err(|error| tracing::info!(%error, "nobody hears any more what requests take here"))
     }
 
     /// While this process finishes what it has, the other one hears what that takes: now and then, and when `finished`.
@@ -93,7 +102,7 @@ impl Beside {
         let now_and_then = async {
             loop {
                 tokio::time::sleep(TELL).await;
-                if self.say_spent(&mut successor).await.is_err() {
+                if self.say_taken(&mut successor).await.is_err() {
                     // It has handed over itself, and left before this one.
                     return std::future::pending().await;
                 }
@@ -103,7 +112,7 @@ impl Beside {
             () = now_and_then => {}
             () = finished => {}
         }
-        let _ = self.say_spent(&mut successor).await;
+        let _ = self.say_taken(&mut successor).await;
         *self.successor.lock().unwrap_or_else(PoisonError::into_inner) = Some(successor);
     }
 
@@ -160,22 +169,59 @@ impl Beside {
         Ok(())
     }
 
-    /// The new side: says that it serves, and hears what keys have used at the old one until that has left.
+    /// The new side: says that it serves, accepts as soon as it knows what requests take at the old one, and hears of that until the old
+    /// one has left.
     pub(in crate::app) fn go_on_from(&self, predecessor: Predecessor) {
-        let keys = self.keys.clone();
+        let (keys, flow, door) = (self.keys.clone(), self.flow.clone(), self.door.clone());
+        let take = move |taken: &Taken| {
+            keys.go_on_from(&taken.keys);
+            for (backend, replica) in flow.fleet.load().replicas() {
+                let held = taken.replicas.get(&*replica.name);
+                let holds = held.map_or_else(Holds::default, |held| Holds {
+                    sequences: held.sequences,
+                    tokens: held.tokens,
+                });
+                if let Some(place) = place_of(backend, replica) {
+                    admission::set_elsewhere(backend, place, holds);
+                }
+            }
+        };
         // On a thread for waiting: it lives as long as the old process, which `[server] drain` bounds.
         tokio::task::spawn_blocking(move || {
-            let mut heard = predecessor.serving().and_then(|()| predecessor.spent());
-            while let Ok(Some(spent)) = &heard {
-                keys.go_on_from(spent);
-                heard = predecessor.spent();
+            let mut heard = predecessor.serving().and_then(|()| predecessor.taken());
+            if let Ok(Some(taken)) = &heard {
+                take(taken);
             }
-            keys.go_on_from(&BTreeMap::new());
+            // Also if the old one has gone: nobody else accepts then.
+            door.send_replace(Door::Open);
+            while let Ok(Some(taken)) = &heard {
+                take(taken);
+                heard = predecessor.taken();
+            }
+            take(&Taken::default());
             match heard {
                 Ok(_) => tracing::info!("the process before has left"),
-                Err(error) => tracing::warn!(%error, "what keys have used there isn't known"),
+                Err(error) => tracing::warn!(%error, "what requests take in the process before isn't known any more"),
             }
         });
+    }
+
+    /// The old side: of keys with limits, and of replicas.
+    fn taken(&self) -> Taken {
+        let mut replicas = BTreeMap::new();
+        for (backend, replica) in self.flow.fleet.load().replicas() {
+            let Some(place) = place_of(backend, replica) else {
+                continue;
+            };
+            let Holds { sequences, tokens } = backend.places().holds(place);
+            if sequences > 0 {
+                replicas.insert(replica.name.to_string(), Held { sequences, tokens });
+            }
+        }
+        Taken {
+            keys: self.keys.hand_over(),
+            replicas,
+        }
     }
 
     /// Takes the replicas; after an upgrade their lock may be held for a moment.

@@ -1,6 +1,5 @@
 //! The process that this one takes over from.
 
-use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
@@ -8,8 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::wire::{self, ToPredecessor, ToSuccessor};
-use crate::keys::Spent;
+use super::wire::{self, Taken, ToPredecessor, ToSuccessor};
 
 /// The old process answers within this time, or it has gone.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -91,7 +89,7 @@ impl Predecessor {
         }
     }
 
-    /// Says that new connections are accepted.
+    /// Says that new connections are accepted as soon as it is known what is [taken](Self::taken) there.
     ///
     /// # Errors
     /// The old process has gone.
@@ -99,15 +97,15 @@ impl Predecessor {
         Ok(self.tell().say(&ToPredecessor::Serving)?)
     }
 
-    /// What keys have used there since the last time; blocks until it is told. `None`: the old process has left.
+    /// What requests take there; blocks until it is told. `None`: the old process has left.
     ///
     /// # Errors
     /// It can't be heard.
-    pub fn spent(&self) -> Result<Option<BTreeMap<String, Spent>>, TakeOverError> {
+    pub fn taken(&self) -> Result<Option<Taken>, TakeOverError> {
         // It may have nothing to say for as long as its streams run.
         self.stream.set_read_timeout(None)?;
         match self.hear() {
-            Ok(ToSuccessor::Spent(spent)) => Ok(Some(spent)),
+            Ok(ToSuccessor::Taken(taken)) => Ok(Some(taken)),
             Ok(_) => Err(out_of_turn().into()),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
             Err(error) => Err(error.into()),

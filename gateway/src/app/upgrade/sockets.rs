@@ -38,12 +38,23 @@ impl Sockets {
     }
 }
 
+/// Whether clients are let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// Not yet: they wait in the accept queue.
+    Shut,
+    /// They are.
+    Open,
+    /// No more.
+    Closed,
+}
+
 /// The clients' service over a socket that is there already; accepts when it is let.
 pub struct Clients<S> {
     inner: listening::Service<Listener<S>>,
     address: String,
     socket: Option<TcpListener>,
-    opens: watch::Receiver<bool>,
+    door: Arc<watch::Sender<Door>>,
 }
 
 impl<S: Serve> Clients<S> {
@@ -52,13 +63,13 @@ impl<S: Serve> Clients<S> {
         inner: listening::Service<Listener<S>>,
         address: String,
         socket: TcpListener,
-        opens: watch::Receiver<bool>,
+        door: Arc<watch::Sender<Door>>,
     ) -> Self {
         Clients {
             inner,
             address,
             socket: Some(socket),
-            opens,
+            door,
         }
     }
 }
@@ -66,8 +77,9 @@ impl<S: Serve> Clients<S> {
 #[async_trait]
 impl<S: Serve> Service for Clients<S> {
     async fn start_service(&mut self, _: Option<ListenFds>, mut shutdown: ShutdownWatch, listeners_per_fd: usize) {
+        let mut door = self.door.subscribe();
         let opened = tokio::select! {
-            opened = self.opens.wait_for(|opens| *opens) => opened.is_ok(),
+            opened = door.wait_for(|door| *door == Door::Open) => opened.is_ok(),
             _ = shutdown.wait_for(|ends| *ends) => false,
         };
         let Some(socket) = self.socket.take().filter(|_| opened) else {
@@ -78,6 +90,7 @@ impl<S: Serve> Service for Clients<S> {
         fds.add(self.address.clone(), socket.into_raw_fd());
         let fds: ListenFds = Arc::new(fds.into());
         self.inner.start_service(Some(fds), shutdown, listeners_per_fd).await;
+        self.door.send_replace(Door::Closed);
     }
 
     fn name(&self) -> &str {

@@ -1,6 +1,5 @@
 //! The process that takes over from this one.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,8 +13,7 @@ use tokio::process::{Child, Command};
 
 use super::UpgradeError;
 use super::sockets::Sockets;
-use super::wire::{self, ToPredecessor, ToSuccessor};
-use crate::keys::Spent;
+use super::wire::{self, Taken, ToPredecessor, ToSuccessor};
 
 /// Configuration, keys, records and fleet are read within this time.
 const PREPARE: Duration = Duration::from_secs(60);
@@ -46,26 +44,25 @@ impl Successor {
             None => own_program()?,
         };
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-        let mut process = Command::new(&program)
-            .args(arguments(std::env::args_os().skip(1)))
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .spawn()
-            .map_err(|source| UpgradeError::Start {
-                program: program.display().to_string(),
-                source,
-            })?;
         let said = ToSuccessor::TakeOver {
             version: wire::VERSION,
             listens: sockets.addresses(),
             ready,
         };
-        match first_word(ours, &said, sockets) {
-            Ok(stream) => Ok(Successor { process, stream }),
-            Err(error) => {
-                // Untold it would end by itself, after a minute.
-                let _ = process.start_kill();
-                Err(error.into())
-            }
+        // Before there is a process: one that ends at once can't close its end before.
+        wire::send(&ours, &wire::line(&said)?, &sockets.fds())?;
+        ours.set_nonblocking(true)?;
+        let stream = BufReader::new(UnixStream::from_std(ours)?);
+        let process = Command::new(&program)
+            .args(arguments(std::env::args_os().skip(1)))
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .spawn();
+        match process {
+            Ok(process) => Ok(Successor { process, stream }),
+            Err(source) => Err(UpgradeError::Start {
+                program: program.display().to_string(),
+                source,
+            }),
         }
     }
 
@@ -85,7 +82,7 @@ impl Successor {
         }
     }
 
-    /// Hands over the replicas, and waits until new connections are accepted there.
+    /// Hands over the replicas, and waits until it can serve.
     ///
     /// # Errors
     /// It can't, or says nothing.
@@ -97,12 +94,12 @@ impl Successor {
         }
     }
 
-    /// Tells it what keys have used here.
+    /// Tells it what requests take here.
     ///
     /// # Errors
     /// It has gone.
-    pub async fn spent(&mut self, spent: BTreeMap<String, Spent>) -> Result<(), UpgradeError> {
-        self.says(&ToSuccessor::Spent(spent)).await
+    pub async fn taken(&mut self, taken: Taken) -> Result<(), UpgradeError> {
+        self.says(&ToSuccessor::Taken(taken)).await
     }
 
     /// Ends it, and waits for that: what it had taken is free then.
@@ -141,16 +138,6 @@ impl Successor {
         }
         wire::word(&line).map_err(|error| UpgradeError::Garbled(error.to_string()))
     }
-}
-
-fn first_word(
-    stream: std::os::unix::net::UnixStream,
-    word: &ToSuccessor,
-    sockets: &Sockets,
-) -> io::Result<BufReader<UnixStream>> {
-    wire::send(&stream, &wire::line(word)?, &sockets.fds())?;
-    stream.set_nonblocking(true)?;
-    Ok(BufReader::new(UnixStream::from_std(stream)?))
 }
 
 fn has_left(error: &io::Error) -> bool {

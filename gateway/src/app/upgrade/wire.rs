@@ -37,8 +37,28 @@ pub(super) enum ToSuccessor {
     },
     /// The replicas are yours.
     Go,
-    /// The clients are yours; this is what their keys have used, by name. Said again for what ends later.
-    Spent(BTreeMap<String, Spent>),
+    /// The clients are yours; this is what was and is taken. Said again for what ends later.
+    Taken(Taken),
+}
+
+/// What requests of the old process take, of keys and replicas that have limits. Who isn't named takes nothing any more.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Taken {
+    /// By the key's name: since it was last said.
+    pub(super) keys: BTreeMap<String, Spent>,
+    /// By the replica's name: now.
+    pub(super) replicas: BTreeMap<String, Held>,
+}
+
+/// Of a replica's room.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Held {
+    /// Running sequences.
+    pub(super) sequences: u32,
+    /// KV tokens.
+    pub(super) tokens: u64,
 }
 
 /// The new process's words.
@@ -47,7 +67,7 @@ pub(super) enum ToSuccessor {
 pub(super) enum ToPredecessor {
     /// All is built.
     Prepared,
-    /// New connections are accepted.
+    /// New connections will be accepted.
     Serving,
     /// It isn't possible.
     Failed(String),
