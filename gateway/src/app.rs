@@ -13,6 +13,10 @@ pub mod build;
 pub mod health;
 // What the routers know, over a restart.
 pub mod remembered;
+// Another process takes over.
+pub mod upgrade;
+// What systemd is told.
+mod notify;
 // The end.
 pub mod drain;
 // What a person reads at the start.
@@ -31,11 +35,14 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tower::ServiceBuilder;
 
 use self::beside::{Beside, Start};
 use self::drain::Drain;
 use self::remembered::Remembered;
+use self::upgrade::predecessor::{Predecessor, TakeOverError};
+use self::upgrade::sockets::{Clients, Door, Sockets};
 use crate::config::{Config, ConfigError, Live, Source};
 use crate::downstream::cors::Cors;
 use crate::downstream::endpoints::Endpoints;
@@ -44,7 +51,9 @@ use crate::downstream::layers::auth::Auth;
 use crate::downstream::layers::body::{BodyLimits, ReadBody};
 use crate::downstream::layers::gate::Gate;
 use crate::downstream::layers::guard::Guard;
+use crate::downstream::layers::rate::Rates;
 use crate::downstream::layers::trace::{HeadLimits, Trace};
+use crate::downstream::leaving::{self, Leaving};
 use crate::downstream::listener::{ConnectionLimits, Listener, Serve};
 use crate::downstream::tls::{Certificate, TlsError};
 use crate::flow::Flow;
@@ -107,18 +116,31 @@ pub enum StartError {
     /// Certificate and key.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A socket can't be kept for a process that takes over.
+    #[error("the listening sockets can't be kept: {0}")]
+    Sockets(#[source] std::io::Error),
+    /// The process that this one takes over from.
+    #[error(transparent)]
+    TakeOver(#[from] TakeOverError),
 }
 
-/// Serves until told to end. Returns only if it can't start: the drain ends the process.
+/// Serves until told to end. Returns only if it can't start: the drain ends the process. With a `predecessor` it takes over from that.
 ///
 /// # Errors
 /// See [`StartError`]; nothing has been started then.
-pub fn run(source: Source, config: Config) -> Result<(), StartError> {
+pub fn run(source: Source, config: Config, mut predecessor: Option<Predecessor>) -> Result<(), StartError> {
     let env = |name: &str| std::env::var_os(name);
     let state_folder = config.server.state_folder(env).ok_or(StartError::NoStateFolder)?;
     make_private(&state_folder)?;
-    is_free(config.server.listen)?;
-    let admin = config.admin.enabled.then(|| bind(config.admin.listen)).transpose()?;
+    let mut socket = |address| match predecessor.as_mut().and_then(|old| old.socket(address)) {
+        Some(socket) => Ok(socket),
+        None => bind(address),
+    };
+    let clients = socket(config.server.listen)?;
+    let admin = config.admin.enabled.then(|| socket(config.admin.listen)).transpose()?;
+    let listens = std::iter::once((config.server.listen, &clients));
+    let sockets = Sockets::of(listens.chain(admin.iter().map(|admin| (config.admin.listen, admin))));
+    let sockets = sockets.map_err(StartError::Sockets)?;
     let certificate = config
         .server
         .tls
@@ -140,6 +162,10 @@ pub fn run(source: Source, config: Config) -> Result<(), StartError> {
     books.metrics.watch_records(&books.recorder);
     let (fleet, specs) = build::fleet(&config)?;
     let remembered = Remembered::new(&state_folder);
+    if let Some(old) = &predecessor {
+        // Nothing that can be known beforehand fails after this.
+        old.prepared()?;
+    }
     remembered.restore(&fleet);
     if let Some(secret) = &opened.first {
         greeting::say(&secret.introduction(config.server.listen, config.server.tls.enabled));
@@ -179,6 +205,9 @@ pub fn run(source: Source, config: Config) -> Result<(), StartError> {
     let keys = Arc::new(opened.ring);
     let secret_variables =
         std::iter::once(config.auth.key_env.clone()).chain(config.backend.iter().map(|b| b.key_env.clone()));
+    let (leaving, hears) = watch::channel(Leaving::Stays);
+    let door = Arc::new(watch::Sender::new(Door::Shut));
+    let leaving = Arc::new(leaving);
     let start = Start {
         settings: Settings {
             state_folder,
@@ -199,11 +228,12 @@ pub fn run(source: Source, config: Config) -> Result<(), StartError> {
     let live = Arc::new(Live::new(source, config));
     let refusals = Refusals::new(flow.books.clone());
     let app = Listener::new(
-        service(&live, &flow, &keys, &refusals, &draining),
+        service(&live, &flow, &keys, &refusals, &draining, &hears),
         tls,
         connection_limits(&live),
         connections,
         refusals,
+        hears.clone(),
     );
     let beside = Beside {
         remembered,
@@ -212,24 +242,37 @@ pub fn run(source: Source, config: Config) -> Result<(), StartError> {
         draining,
         keys,
         certificate,
-        start: Mutex::new(Some(start)),
+        start,
         drain: Mutex::new(Some(drain)),
         admin: Mutex::new(admin),
+        sockets: Mutex::new(Some(sockets)),
+        predecessor: Mutex::new(predecessor),
+        successor: Mutex::new(None),
+        door: door.clone(),
+        leaving: leaving.clone(),
     };
-    serve(server_conf, listen, app, beside);
+    let clients = |inner| Clients::new(inner, listen.to_string(), clients, door);
+    serve(server_conf, listen, app, clients, beside, Signals { leaving });
     Ok(())
 }
 
-fn serve<S: Serve>(conf: ServerConf, listen: SocketAddr, app: Listener<S>, beside: Beside) {
+fn serve<S: Serve>(
+    conf: ServerConf,
+    listen: SocketAddr,
+    app: Listener<S>,
+    with_socket: impl FnOnce(Service<Listener<S>>) -> Clients<S>,
+    beside: Beside,
+    signals: Signals,
+) {
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     let mut clients = Service::new("clients".to_owned(), app);
     // hyper has buffers of its own; pingora's would be 64 KiB more for each connection (trap 15).
     clients.add_listener(ListenerConfig::tcp(listen.to_string()).l4_buffer(L4BufferSettings::unbuffered()));
     server.add_service(background_service("beside", beside));
-    server.add_service(clients);
+    server.add_service(with_socket(clients));
     server.run(RunArgs {
-        shutdown_signal: Box::new(Signals),
+        shutdown_signal: Box::new(signals),
     });
 }
 
@@ -242,21 +285,32 @@ fn server_conf(config: &Config) -> ServerConf {
     }
 }
 
-/// SIGTERM and Ctrl-C both drain; a second Ctrl-C is heard by the drain.
-struct Signals;
+/// SIGTERM and Ctrl-C both drain, as does another process that has taken over; a second Ctrl-C is heard by the drain.
+struct Signals {
+    leaving: Arc<watch::Sender<Leaving>>,
+}
 
 #[async_trait]
 impl ShutdownSignalWatch for Signals {
     async fn recv(&self) -> ShutdownSignal {
         match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
             (Ok(mut terminate), Ok(mut interrupt)) => {
+                let hears = self.leaving.subscribe();
                 tokio::select! {
+                    () = leaving::leaves(&hears) => {}
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
                 }
             }
             _ => tracing::error!("signals can't be listened to; ending"),
         }
+        self.leaving.send_if_modified(|leaving| {
+            let ends = *leaving == Leaving::Stays;
+            if ends {
+                *leaving = Leaving::Ends;
+            }
+            ends
+        });
         ShutdownSignal::GracefulTerminate
     }
 }
@@ -268,6 +322,7 @@ fn service(
     keys: &Arc<KeyRing>,
     refusals: &Refusals,
     draining: &Arc<AtomicBool>,
+    hears: &leaving::Hears,
 ) -> impl Serve {
     let (head, cors, body) = (live.clone(), live.clone(), live.clone());
     ServiceBuilder::new()
@@ -280,6 +335,10 @@ fn service(
                 }
             }),
             cors: Arc::new(move || Arc::new(Cors::new(&cors.get().server.cors_origins))),
+            closes: {
+                let hears = hears.clone();
+                Arc::new(move || *hears.borrow() == Leaving::HandedOver)
+            },
             refusals: refusals.clone(),
         })
         .layer(Guard)
@@ -287,6 +346,7 @@ fn service(
         .layer(Gate(Admit {
             registry: flow.registry.clone(),
         }))
+        .layer(Gate(Rates))
         .layer(ReadBody {
             buffers: Buffers::new(live.get().limits.buffered()),
             limits: Arc::new(move || {
@@ -350,11 +410,7 @@ fn make_private(folder: &Path) -> Result<(), StartError> {
         })
 }
 
-/// pingora would try a busy port 30 times in silence: it is looked at first, and its holder named.
-fn is_free(address: SocketAddr) -> Result<(), StartError> {
-    bind(address).map(drop)
-}
-
+/// pingora would try a busy port 30 times in silence: it gets a socket that is bound, or the holder of the port is named.
 fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
     let bound = TcpListener::bind(address).and_then(|listener| {
         listener.set_nonblocking(true)?;

@@ -24,6 +24,7 @@ mod requests;
 mod serve;
 mod simulate;
 mod stats;
+mod upgrade;
 
 /// Stands below the help of `sluice`.
 const EXAMPLES: &str = "\
@@ -33,6 +34,7 @@ Examples:
   sluice key new --name agent --expires 30d       a key for a client
   sluice requests --since 1h --errors             what failed in the last hour
   sluice check-config                             is the file valid?
+  sluice upgrade                                  a new binary takes over, with no stream cut
 
 Exit codes:
   0  done
@@ -76,6 +78,7 @@ enum Command {
     CheckConfig(check_config::CheckConfigArgs),
     Key(key::KeyArgs),
     Parse(parse::ParseArgs),
+    Upgrade(upgrade::UpgradeArgs),
 }
 
 /// Runs the program with the process's own arguments.
@@ -100,6 +103,7 @@ pub fn main() -> ExitCode {
         Command::CheckConfig(args) => check_config::run(&args),
         Command::Key(args) => key::run(&args),
         Command::Parse(args) => parse::run(&args),
+        Command::Upgrade(args) => upgrade::run(&args),
     };
     match done {
         Ok(()) => Exit::Done.into(),
@@ -129,6 +133,8 @@ enum CliError {
     Log(#[from] log::LogError),
     #[error(transparent)]
     Start(#[from] StartError),
+    #[error(transparent)]
+    Upgrade(#[from] upgrade::UpgradeFailure),
     #[error("cannot write the output: {0}")]
     Output(std::io::Error),
 }

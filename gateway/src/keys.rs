@@ -6,6 +6,7 @@
 //! `keys::file`'s, a fresh key `keys::secret`'s.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     path::{Path, PathBuf},
     sync::Arc,
@@ -20,10 +21,12 @@ use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 use crate::config::{AuthConfig, ReasoningNames, ReleaseMode};
 
 pub use self::{
+    allowance::{Allowance, Charge, Exceeded, KeyLimits, Rate, Spent},
     file::{Entry, Grant, KeyFile, KeyFileError, KeyPriority, NewKey},
     secret::Secret,
 };
 
+mod allowance;
 mod file;
 mod secret;
 
@@ -50,6 +53,8 @@ pub struct KeyId {
     pub priority: Priority,
     /// When its streams show tool calls (B20); `None` = `[tools] release`.
     pub release: Option<ReleaseMode>,
+    /// What it may use, if that is limited (B3).
+    pub allowance: Option<Allowance>,
 }
 
 impl KeyId {
@@ -66,6 +71,7 @@ impl KeyId {
             reasoning: None,
             priority: Priority::default(),
             release: None,
+            allowance: None,
         }
     }
 }
@@ -148,7 +154,7 @@ impl KeyRing {
                 }
             }
         }
-        let keys = file.as_ref().map(keys_of).unwrap_or_default();
+        let keys = file.as_ref().map(|file| keys_of(file, &[])).unwrap_or_default();
         Ok(Opened {
             ring: Self {
                 path,
@@ -166,13 +172,33 @@ impl KeyRing {
     /// The file can't be read or isn't valid, or it has gone; the keys stay as they were.
     pub fn reload(&self) -> Result<usize, KeyFileError> {
         let keys = match KeyFile::read(&self.path)? {
-            Some(file) => keys_of(&file),
+            Some(file) => keys_of(&file, &self.keys.load()),
             None if self.keys.load().is_empty() => return Ok(0),
             None => return Err(KeyFileError::Gone(self.path.clone())),
         };
         let count = keys.len();
         self.keys.store(Arc::new(keys));
         Ok(count)
+    }
+
+    /// What keys with limits have used since it was last asked, by name: counted from now on by the process that takes over.
+    pub fn hand_over(&self) -> BTreeMap<String, Spent> {
+        let keys = self.keys.load();
+        let limited = keys
+            .iter()
+            .filter_map(|key| Some((&key.id, key.id.allowance.as_ref()?)));
+        limited
+            .map(|(id, allowance)| (id.name.to_string(), allowance.hand_over()))
+            .collect()
+    }
+
+    /// The same of the process before comes to what is used here. Of keys that it doesn't name, nothing runs there any more.
+    pub fn go_on_from(&self, spent: &BTreeMap<String, Spent>) {
+        for key in self.keys.load().iter() {
+            if let Some(allowance) = &key.id.allowance {
+                allowance.go_on_from(spent.get(&*key.id.name).copied().unwrap_or_default());
+            }
+        }
     }
 
     /// The key file.
@@ -242,7 +268,8 @@ fn env_key(name: &str, env: impl Fn(&str) -> Option<OsString>) -> Option<Key> {
     (!value.is_empty()).then(|| key(value))
 }
 
-fn keys_of(file: &KeyFile) -> Vec<Key> {
+/// The keys of a file; those that were there `before` go on with what they have used.
+fn keys_of(file: &KeyFile, before: &[Key]) -> Vec<Key> {
     let key = |entry: &Entry| Key {
         digest: entry.digest(),
         expires: entry.expires(),
@@ -253,6 +280,10 @@ fn keys_of(file: &KeyFile) -> Vec<Key> {
             reasoning: entry.reasoning,
             priority: entry.priority.map_or(Priority::default(), Priority::from),
             release: entry.release,
+            allowance: {
+                let same = before.iter().find(|key| key.digest == entry.digest());
+                Allowance::new(entry.limits(), same.and_then(|key| key.id.allowance.as_ref()))
+            },
         }),
     };
     file.keys().iter().map(key).collect()

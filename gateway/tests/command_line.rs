@@ -149,8 +149,21 @@ fn keys_are_made_listed_and_revoked() {
         "{}",
         stderr(&made)
     );
-    let second: Value =
-        serde_json::from_str(&stdout(&run(home.path(), &["key", "new", "--name", "ci", "--json"]))).unwrap();
+    let second: Value = serde_json::from_str(&stdout(&run(
+        home.path(),
+        &[
+            "key",
+            "new",
+            "--name",
+            "ci",
+            "--tokens-per-minute",
+            "1000",
+            "--concurrency",
+            "2",
+            "--json",
+        ],
+    )))
+    .unwrap();
     assert_eq!(second["name"], "ci");
     let file = fs::read_to_string(home.path().join(".local/state/sluice/keys.toml")).unwrap();
     assert!(
@@ -165,7 +178,7 @@ fn keys_are_made_listed_and_revoked() {
         "{table}"
     );
     assert!(
-        lines[1].ends_with("small   remote_media") && lines[2].contains("never"),
+        lines[1].contains("  small  ") && lines[1].ends_with("  remote_media") && lines[2].contains("never"),
         "{table}"
     );
     assert!(!table.contains("sha256") && !table.contains("sk-sluice"), "{table}");
@@ -175,6 +188,11 @@ fn keys_are_made_listed_and_revoked() {
         (&listed[0]["name"], &listed[0]["expired"]),
         (&"agent".into(), &false.into())
     );
+    assert_eq!(
+        (&listed[0]["tokens_per_minute"], &listed[1]["tokens_per_minute"]),
+        (&Value::Null, &1000.into())
+    );
+    assert!(table.contains("1000 tokens/min, 2 at once"), "{table}");
 
     assert!(run(home.path(), &["key", "revoke", "agent"]).status.success());
     let again = run(home.path(), &["key", "revoke", "agent"]);

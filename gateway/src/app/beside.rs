@@ -16,11 +16,17 @@ use super::build;
 use super::drain::Drain;
 use super::greeting;
 use super::health;
+use super::notify;
 use super::remembered::{self, Remembered};
+use super::upgrade::control::{Caller, Control, Order};
+use super::upgrade::predecessor::Predecessor;
+use super::upgrade::sockets::{Door, Sockets};
+use super::upgrade::successor::Successor;
 use crate::admin::{self, AdminState};
 use crate::config::live::on_hangup;
 use crate::config::{Live, Watch};
 use crate::downstream::endpoints;
+use crate::downstream::leaving::Leaving;
 use crate::downstream::tls::Certificate;
 use crate::flow::Flow;
 use crate::keys::KeyRing;
@@ -51,12 +57,22 @@ pub struct Beside {
     pub keys: Arc<KeyRing>,
     /// The clients' listener's, if it speaks TLS.
     pub certificate: Option<Arc<Certificate>>,
-    /// For the supervisor; taken once.
-    pub start: Mutex<Option<Start>>,
+    /// For the supervisor.
+    pub start: Start,
     /// For the end; taken once.
     pub drain: Mutex<Option<Drain>>,
     /// The admin listener's socket, bound before anything else started.
     pub admin: Mutex<Option<std::net::TcpListener>>,
+    /// What is handed to a process that takes over.
+    pub sockets: Mutex<Option<Sockets>>,
+    /// The process that this one takes over from; taken once.
+    pub predecessor: Mutex<Option<Predecessor>>,
+    /// The one that has taken over: while this one lives it is its child.
+    pub successor: Mutex<Option<Successor>>,
+    /// Lets clients in.
+    pub door: Arc<watch::Sender<Door>>,
+    /// How this process leaves.
+    pub leaving: Arc<watch::Sender<Leaving>>,
 }
 
 /// What the supervisor starts with.
@@ -72,31 +88,77 @@ pub struct Start {
 #[async_trait]
 impl BackgroundService for Beside {
     async fn start(&self, mut shutdown: ShutdownWatch) {
-        let supervisor = self.supervise();
+        let predecessor = take(&self.predecessor);
+        let mut supervisor = self.supervised(predecessor.as_ref()).await;
         self.serve_admin();
         self.look_for_vllm();
         let _watch = self.reload_on_change();
         let sweeper = tokio::spawn(sweep(self.live.clone(), self.flow.clone()));
         let saver = tokio::spawn(save(self.remembered.clone(), self.flow.clone()));
-        let _ = shutdown.wait_for(|draining| *draining).await;
+        // Before it is said that this process serves: the next upgrade is this one's.
+        let control = self.open_control();
+        match predecessor {
+            Some(predecessor) => self.go_on_from(predecessor),
+            // Else the old process says who is the main one now; systemd listens to that only.
+            None => {
+                self.door.send_replace(Door::Open);
+                notify::ready();
+            }
+        }
+        loop {
+            let (order, caller) = tokio::select! {
+                _ = shutdown.wait_for(|draining| *draining) => break,
+                called = next(control.as_ref()) => called,
+            };
+            let outcome = self.upgrade(order, &mut supervisor, &mut shutdown).await;
+            caller.tell(&outcome).await;
+        }
         sweeper.abort();
         saver.abort();
+        // Their ports are closed with the last copy.
+        drop((take(&self.sockets), control));
+        let leaving = *self.leaving.borrow();
         if let Some(drain) = take(&self.drain) {
-            drain.run(supervisor).await
+            self.keep_telling(drain.finish(leaving)).await;
+            drain.end(supervisor, leaving).await
         }
     }
 }
 
+/// The next order; none ever comes without a socket.
+async fn next(control: Option<&Control>) -> (Order, Caller) {
+    match control {
+        Some(control) => control.next().await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Beside {
-    fn supervise(&self) -> Option<Supervisor> {
-        let start = take(&self.start)?;
-        let supervisor = match Supervisor::start(start.settings, start.specs, start.simulate) {
-            Ok(supervisor) => supervisor,
-            Err(error) => {
-                tracing::error!(%error, "the replicas can't be started");
-                return None;
+    /// The replicas, held. A process that takes over does so only if it has them, and those that were ready are.
+    async fn supervised(&self, predecessor: Option<&Predecessor>) -> Option<Supervisor> {
+        let started = self.supervise(predecessor.is_some()).await;
+        if let Some(predecessor) = predecessor {
+            let found = match &started {
+                Ok(_) => self.find_again(predecessor).await,
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(why) = found {
+                tracing::error!(why, "can't take over");
+                predecessor.tell().failed(&why);
+                std::process::exit(1);
             }
-        };
+        }
+        let failed = |error| tracing::error!(%error, "the replicas can't be started");
+        started.map_err(failed).ok()
+    }
+
+    fn open_control(&self) -> Option<Control> {
+        let failed = |error| tracing::warn!(%error, "`sluice upgrade` can't reach this process");
+        Control::open(&self.start.settings.state_folder).map_err(failed).ok()
+    }
+
+    /// Carries what is said of each replica to where requests look.
+    pub(super) fn follow_all(&self, supervisor: &Supervisor) {
         for (backend, replica) in self.flow.fleet.load().replicas() {
             if let Some(states) = supervisor.watch(&replica.name) {
                 tokio::spawn(follow(backend.clone(), replica.clone(), states, self.flow.clone()));
@@ -112,7 +174,6 @@ impl Beside {
                 tokio::spawn(watch.run());
             }
         }
-        Some(supervisor)
     }
 
     fn serve_admin(&self) {
@@ -134,7 +195,10 @@ impl Beside {
             metrics: self.flow.books.metrics.clone(),
             health,
         };
-        tokio::spawn(admin::serve(listener, state, std::future::pending()));
+        // An ending process shows how it ends; after another one took over, that is asked.
+        let mut hears = self.leaving.subscribe();
+        let handed_over = async move { drop(hears.wait_for(|leaving| *leaving == Leaving::HandedOver).await) };
+        tokio::spawn(admin::serve(listener, state, handed_over));
     }
 
     /// Someone who tries the simulated replicas may have a real vLLM running: the line that uses it is printed.
@@ -203,7 +267,7 @@ impl Beside {
     }
 }
 
-fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
+pub(super) fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
     slot.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
@@ -240,7 +304,7 @@ async fn save(remembered: Remembered, flow: Arc<Flow>) {
 }
 
 /// Where a replica stands in its backend's list.
-fn place_of(backend: &Backend, replica: &Arc<Replica>) -> Option<usize> {
+pub(super) fn place_of(backend: &Backend, replica: &Arc<Replica>) -> Option<usize> {
     backend.replicas.iter().position(|one| Arc::ptr_eq(one, replica))
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::remembered::Remembered;
+use crate::downstream::leaving::Leaving;
 use crate::flow::Flow;
 use crate::flow::registry::Registry;
 use crate::supervisor::Supervisor;
@@ -37,10 +38,10 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// Ends the process.
-    pub async fn run(self, supervisor: Option<Supervisor>) -> ! {
+    /// Waits until nothing runs any more, or may no more. If another process took over, the service is as ready as before.
+    pub async fn finish(&self, leaving: Leaving) {
         let begun = Instant::now();
-        self.draining.store(true, Ordering::Relaxed);
+        self.draining.store(leaving != Leaving::HandedOver, Ordering::Relaxed);
         let registry = &self.flow.registry;
         tracing::info!(
             running = registry.running(),
@@ -53,7 +54,13 @@ impl Drain {
         }
         self.connections_closed(self.limit.saturating_sub(begun.elapsed()))
             .await;
-        self.remembered.save(&self.flow.fleet.load());
+    }
+
+    /// Ends the process. If another one took over, what outlives a gateway is the other's.
+    pub async fn end(self, supervisor: Option<Supervisor>, leaving: Leaving) -> ! {
+        if leaving != Leaving::HandedOver {
+            self.remembered.save(&self.flow.fleet.load());
+        }
         if let Some(supervisor) = supervisor {
             supervisor.shutdown().await;
         }

@@ -1,6 +1,6 @@
 //! `sluice key`: the keys that clients present. A running gateway sees a change at once.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::{Subcommand, ValueEnum as _};
 use jiff::Timestamp;
@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{CliError, ConfigArgs, output, state_folder};
 use crate::{
     config::{ReasoningNames, ReleaseMode, duration},
-    keys::{Entry, Grant, KeyFile, KeyFileError, KeyPriority, NewKey},
+    keys::{Entry, Grant, KeyFile, KeyFileError, KeyLimits, KeyPriority, NewKey},
 };
 
 /// Make, list and revoke clients' keys
@@ -20,6 +20,7 @@ use crate::{
 Examples:
   sluice key new --name agent
   KEY=$(sluice key new --name ci --expires 30d --model Qwen/Qwen3-32B-AWQ)
+  sluice key new --name batch --requests-per-minute 60 --tokens-per-minute 200000 --concurrency 4
   sluice key list
   sluice key revoke agent")]
 pub(super) struct KeyArgs {
@@ -68,6 +69,18 @@ struct NewArgs {
     #[arg(long, value_enum, value_name = "PRIORITY")]
     priority: Option<KeyPriority>,
 
+    /// Requests that it may send in a minute [default: as many as it likes]
+    #[arg(long, value_name = "COUNT")]
+    requests_per_minute: Option<NonZeroU32>,
+
+    /// Tokens of prompts and answers that it may use in a minute [default: as many as it likes]
+    #[arg(long, value_name = "COUNT")]
+    tokens_per_minute: Option<NonZeroU32>,
+
+    /// Requests that it may have at once [default: as many as it likes]
+    #[arg(long, value_name = "COUNT")]
+    concurrency: Option<NonZeroU32>,
+
     /// Print a JSON object
     #[arg(long)]
     json: bool,
@@ -111,6 +124,11 @@ fn new(args: &NewArgs) -> Result<(), CliError> {
         reasoning: args.reasoning,
         release: args.release,
         priority: args.priority,
+        limits: KeyLimits {
+            requests_per_minute: args.requests_per_minute,
+            tokens_per_minute: args.tokens_per_minute,
+            concurrency: args.concurrency,
+        },
     };
     let path = key_path(&args.config)?;
     let secret = KeyFile::add(&path, &key, Timestamp::now())?;
@@ -167,6 +185,10 @@ fn json_line(key: &Entry, now: Timestamp) -> serde_json::Value {
         "grants": key.grants,
         "reasoning": key.reasoning,
         "release": key.release,
+        "priority": key.priority,
+        "requests_per_minute": key.requests_per_minute,
+        "tokens_per_minute": key.tokens_per_minute,
+        "concurrency": key.concurrency,
     })
 }
 
@@ -175,8 +197,8 @@ fn write_table(out: &mut dyn io::Write, keys: &[Entry], now: Timestamp) -> io::R
     if keys.is_empty() {
         return Ok(());
     }
-    let head = ["name", "created (UTC)", "expires (UTC)", "models", "grants"].map(str::to_owned);
-    let rows: Vec<[String; 5]> = std::iter::once(head)
+    let head = ["name", "created (UTC)", "expires (UTC)", "models", "limits", "grants"].map(str::to_owned);
+    let rows: Vec<[String; 6]> = std::iter::once(head)
         .chain(keys.iter().map(|key| cells(key, now)))
         .collect();
     let width = |column: usize| {
@@ -196,7 +218,7 @@ fn write_table(out: &mut dyn io::Write, keys: &[Entry], now: Timestamp) -> io::R
     Ok(())
 }
 
-fn cells(key: &Entry, now: Timestamp) -> [String; 5] {
+fn cells(key: &Entry, now: Timestamp) -> [String; 6] {
     let minute = |at: Timestamp| at.strftime("%Y-%m-%d %H:%M").to_string();
     let expires = key.expires().map_or("never".to_owned(), |at| {
         if key.is_alive(now) {
@@ -218,5 +240,29 @@ fn cells(key: &Entry, now: Timestamp) -> [String; 5] {
     } else {
         grants.join(", ")
     };
-    [key.name.clone(), minute(key.created), expires, models, grants]
+    [
+        key.name.clone(),
+        minute(key.created),
+        expires,
+        models,
+        limits(key.limits()),
+        grants,
+    ]
+}
+
+fn limits(limits: KeyLimits) -> String {
+    let each = [
+        (limits.requests_per_minute, "requests/min"),
+        (limits.tokens_per_minute, "tokens/min"),
+        (limits.concurrency, "at once"),
+    ];
+    let said: Vec<String> = each
+        .iter()
+        .filter_map(|(limit, of)| Some(format!("{} {of}", (*limit)?)))
+        .collect();
+    if said.is_empty() {
+        "-".to_owned()
+    } else {
+        said.join(", ")
+    }
 }

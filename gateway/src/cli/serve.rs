@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::{CliError, ConfigArgs, log};
 use crate::{
-    app,
+    app::{self, StartError, upgrade::predecessor::Predecessor},
     config::{BackendOverride, Overrides, Source},
 };
 
@@ -37,6 +37,10 @@ pub(super) struct ServeArgs {
     /// Address for clients, in place of [server] listen
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
+
+    /// Said by a running gateway to the process that it starts to take over; standard input is their socket
+    #[arg(long, hide = true)]
+    takes_over: bool,
 }
 
 impl ServeArgs {
@@ -52,8 +56,21 @@ impl ServeArgs {
 
 /// Returns only if the gateway can't start: it ends its process itself.
 pub(super) fn run(args: ServeArgs) -> Result<(), CliError> {
+    let predecessor = match args.takes_over {
+        true => Some(Predecessor::meet().map_err(StartError::from)?),
+        false => None,
+    };
+    let tell = predecessor.as_ref().map(Predecessor::tell);
+    let started = start(args, predecessor);
+    if let (Err(error), Some(tell)) = (&started, tell) {
+        tell.failed(&error.to_string());
+    }
+    started
+}
+
+fn start(args: ServeArgs, predecessor: Option<Predecessor>) -> Result<(), CliError> {
     let source = args.source();
     let config = source.load()?;
     log::install(&config.log)?;
-    Ok(app::run(source, config)?)
+    Ok(app::run(source, config, predecessor)?)
 }

@@ -35,6 +35,7 @@ fn the_help_says_what_each_command_does() {
         ("help_key_list", &["key", "list"]),
         ("help_key_revoke", &["key", "revoke"]),
         ("help_parse", &["parse"]),
+        ("help_upgrade", &["upgrade"]),
     ] {
         insta::assert_snapshot!(name, help(path));
     }

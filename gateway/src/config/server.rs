@@ -29,7 +29,7 @@ pub struct ServerConfig {
     /// A client that takes no byte for this long is cut off, so that it can't hold a place for ever. Default 60 s.
     #[serde(with = "duration")]
     pub write_stall: Duration,
-    /// How long running streams may take to finish after SIGTERM. Default 120 s. The process leaves as soon as the last ends.
+    /// How long running streams may take to finish after SIGTERM, and in the old process after `sluice upgrade`. Default 120 s. The process leaves as soon as the last ends.
     #[serde(with = "duration")]
     pub drain: Duration,
     /// The response head is sent when the upstream's status is known, or after this time. Default 15 s. Danger: what goes

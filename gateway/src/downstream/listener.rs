@@ -1,7 +1,7 @@
 //! One client connection, from the accepted socket to its end.
 //!
 //! pingora accepts and hands over a byte stream; here it may become TLS, is told apart into HTTP/1.1 and HTTP/2 (ALPN, or
-//! the first bytes), and is served by hyper. At a drain the connection finishes what runs and takes no more.
+//! the first bytes), and is served by hyper. At a drain the connection finishes what runs and takes no more; `leaving` says when.
 //!
 //! hyper ends a connection whose head does not arrive in time without a word: this room says why (408) where the client
 //! had begun a request.
@@ -26,6 +26,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 use tower::Service;
 
+use super::leaving;
 use super::transport::Transport;
 use crate::flow::gate::Gated;
 use crate::flow::ids;
@@ -92,18 +93,21 @@ pub struct Listener<S> {
     limits: Arc<dyn Fn() -> ConnectionLimits + Send + Sync>,
     open: Arc<AtomicUsize>,
     refusals: Refusals,
+    hears: leaving::Hears,
     /// Started by the first connection: only there is one inside the runtime of all connections.
     metronome: Once,
 }
 
 impl<S: Serve> Listener<S> {
-    /// `open` counts connections; the drain waits for it. `refusals` are of requests that no service gets to see.
+    /// `open` counts connections; the drain waits for it. `refusals` are of requests that no service gets to see. `hears` tells when the
+    /// process leaves: pingora's own word for it doesn't tell how.
     pub fn new(
         service: S,
         tls: Option<TlsAcceptor>,
         limits: Arc<dyn Fn() -> ConnectionLimits + Send + Sync>,
         open: Arc<AtomicUsize>,
         refusals: Refusals,
+        hears: leaving::Hears,
     ) -> Self {
         Listener {
             service,
@@ -111,11 +115,12 @@ impl<S: Serve> Listener<S> {
             limits,
             open,
             refusals,
+            hears,
             metronome: Once::new(),
         }
     }
 
-    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
+    async fn serve(&self, stream: Stream) {
         self.metronome.call_once(|| drop(tokio::spawn(metronome())));
         let limits = (self.limits)();
         let peer = Peer(
@@ -129,22 +134,15 @@ impl<S: Serve> Listener<S> {
         };
         match &self.tls {
             // Boxed, both: the larger of these futures would be the size of every connection's.
-            None => Box::pin(self.plain(stream, peer, limits, shutdown)).await,
-            Some(acceptor) => Box::pin(self.secured(stream, acceptor, peer, limits, shutdown)).await,
+            None => Box::pin(self.plain(stream, peer, limits)).await,
+            Some(acceptor) => Box::pin(self.secured(stream, acceptor, peer, limits)).await,
         }
     }
 
-    async fn secured(
-        &self,
-        stream: Stream,
-        acceptor: &TlsAcceptor,
-        peer: Peer,
-        limits: ConnectionLimits,
-        shutdown: &ShutdownWatch,
-    ) {
+    async fn secured(&self, stream: Stream, acceptor: &TlsAcceptor, peer: Peer, limits: ConnectionLimits) {
         let accepted = tokio::select! {
             accepted = tokio::time::timeout(limits.header_time, acceptor.accept(stream)) => accepted,
-            () = draining(shutdown) => return,
+            () = leaving::ends(&self.hears) => return,
         };
         let Ok(Ok(stream)) = accepted else {
             return; // not TLS, no common version, or too slow: nobody to tell
@@ -152,27 +150,27 @@ impl<S: Serve> Listener<S> {
         let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let transport = Transport::new(stream, Bytes::new(), limits.write_stall);
         if is_h2 {
-            Box::pin(self.h2(transport, peer, limits, shutdown)).await;
+            Box::pin(self.h2(transport, peer, limits)).await;
         } else {
-            Box::pin(self.h1(transport, peer, limits, shutdown)).await;
+            Box::pin(self.h1(transport, peer, limits)).await;
         }
     }
 
-    async fn plain(&self, mut stream: Stream, peer: Peer, limits: ConnectionLimits, shutdown: &ShutdownWatch) {
+    async fn plain(&self, mut stream: Stream, peer: Peer, limits: ConnectionLimits) {
         let sniffed = tokio::select! {
             sniffed = tokio::time::timeout(limits.header_time, sniff(&mut stream)) => sniffed,
-            () = draining(shutdown) => return,
+            () = leaving::ends(&self.hears) => return,
         };
         let Ok(Ok((first, is_h2))) = sniffed else { return };
         let transport = Transport::new(stream, first, limits.write_stall);
         if is_h2 && limits.http2 {
-            Box::pin(self.h2(transport, peer, limits, shutdown)).await;
+            Box::pin(self.h2(transport, peer, limits)).await;
         } else {
-            Box::pin(self.h1(transport, peer, limits, shutdown)).await;
+            Box::pin(self.h1(transport, peer, limits)).await;
         }
     }
 
-    async fn h1<T>(&self, transport: Transport<T>, peer: Peer, limits: ConnectionLimits, shutdown: &ShutdownWatch)
+    async fn h1<T>(&self, transport: Transport<T>, peer: Peer, limits: ConnectionLimits)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -184,12 +182,12 @@ impl<S: Serve> Listener<S> {
             .max_headers(limits.header_count + LINES_SLACK)
             .half_close(false)
             .serve_connection(TokioIo::new(transport), self.per_request(peer, &hang_up));
-        let draining = pin!(draining(shutdown));
-        let mut draining = Gated::new(draining);
+        let closes = pin!(leaving::closes_idle(&self.hears));
+        let mut closes = Gated::new(closes);
         let outcome = tokio::select! {
             biased;
             outcome = &mut connection => outcome,
-            () = &mut draining => {
+            () = &mut closes => {
                 Pin::new(&mut connection).graceful_shutdown();
                 (&mut connection).await
             }
@@ -214,7 +212,7 @@ impl<S: Serve> Listener<S> {
         self.refusals.refused(&ids::request_id(), Instant::now(), None, fault);
     }
 
-    async fn h2<T>(&self, transport: Transport<T>, peer: Peer, limits: ConnectionLimits, shutdown: &ShutdownWatch)
+    async fn h2<T>(&self, transport: Transport<T>, peer: Peer, limits: ConnectionLimits)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -229,13 +227,14 @@ impl<S: Serve> Listener<S> {
             .keep_alive_timeout(limits.write_stall)
             .serve_connection(TokioIo::new(transport), self.per_request(peer, &hang_up));
         let mut connection = pin!(connection);
-        let draining = pin!(draining(shutdown));
-        let mut draining = Gated::new(draining);
+        // A GOAWAY loses no request: at once.
+        let leaves = pin!(leaving::leaves(&self.hears));
+        let mut leaves = Gated::new(leaves);
         let _ = tokio::select! {
             biased;
             outcome = connection.as_mut() => outcome,
             () = hang_up.wanted() => return,
-            () = &mut draining => {
+            () = &mut leaves => {
                 connection.as_mut().graceful_shutdown();
                 connection.as_mut().await
             }
@@ -253,8 +252,8 @@ impl<S: Serve> Listener<S> {
 
 #[async_trait]
 impl<S: Serve> ServerApp for Listener<S> {
-    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        self.serve(stream, shutdown).await;
+    async fn process_new(self: &Arc<Self>, stream: Stream, _: &ShutdownWatch) -> Option<Stream> {
+        self.serve(stream).await;
         None
     }
 }
@@ -285,12 +284,6 @@ async fn metronome() {
     loop {
         ticks.tick().await;
     }
-}
-
-/// Waits until the process is told to end. Behind a gate: every wake of a connection polls it.
-async fn draining(shutdown: &ShutdownWatch) {
-    // The guard that it gives back must not live across an await.
-    drop(shutdown.clone().wait_for(|draining| *draining).await);
 }
 
 /// Reads until the first bytes tell HTTP/2 by prior knowledge from HTTP/1.1.

@@ -3,6 +3,8 @@
 //! Nothing here knows of replicas. Read on in `listener.rs` (a connection), `layers/` (what a request must pass),
 //! `endpoints.rs` (what is answered here and what goes to `flow`), `faults.rs` (the only place where faults become responses).
 
+// Whether the process leaves.
+pub mod leaving;
 // One connection.
 pub mod listener;
 // Its TLS.

@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::attempt::{Live, Tried};
+use super::spending;
+use crate::keys::Charge;
 use crate::record::{Record, Recorder, verdicts};
 use crate::telemetry::{InFlight, Metrics};
 use crate::upstream::{Backend, Replica, Route};
@@ -152,6 +154,8 @@ pub struct Account {
     /// Only a first attempt says how fast an engine is.
     first_attempt: bool,
     kept: Kept,
+    /// Its share of its key's limits, if there are some; held to the end.
+    charge: Option<Charge>,
     /// The gauge of running requests.
     _in_flight: Option<InFlight>,
 }
@@ -196,6 +200,7 @@ impl Account {
             history: Counts::default(),
             first_attempt: false,
             kept: Kept::Row,
+            charge: None,
             _in_flight: None,
         }
     }
@@ -203,6 +208,22 @@ impl Account {
     /// Its record is counted, and not written.
     pub fn shed(&mut self) {
         self.kept = Kept::Shed;
+    }
+
+    /// Its share of what its key may use.
+    pub fn charged(&mut self, charge: Option<Charge>) {
+        self.charge = charge;
+    }
+
+    /// What its prompt takes; `tokens` is asked only where they are counted.
+    ///
+    /// # Errors
+    /// What the client is told if its key has used them up.
+    pub fn prompt(&mut self, tokens: impl FnOnce() -> u64) -> Result<(), Fault> {
+        match self.charge.as_mut().filter(|charge| charge.counts_tokens()) {
+            Some(charge) => charge.prompt(tokens()).map_err(spending::refusal),
+            None => Ok(()),
+        }
     }
 
     /// For whoever makes the attempts.
@@ -377,6 +398,9 @@ impl Drop for Account {
         }
         if self.end == End::Open {
             record.cancelled = true;
+        }
+        if let Some(charge) = &mut self.charge {
+            charge.settle(spending::used_tokens(&record, charge.tokens()));
         }
         let measured = self
             .meter

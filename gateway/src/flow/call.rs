@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::refusal::Claim;
 use super::registry::Permit;
-use crate::keys::KeyId;
+use crate::keys::{Charge, KeyId};
 
 /// A request on its way through the layers.
 pub struct Call<B> {
@@ -25,6 +25,8 @@ pub struct Call<B> {
     pub identity: Option<Arc<KeyId>>,
     /// Its place in the process, given back when the answer ends.
     pub permit: Option<Permit>,
+    /// Its share of what its key may use, if that is limited.
+    pub charge: Option<Charge>,
     /// Bytes of it that count against the process's buffers.
     pub buffered: Option<Buffered>,
     /// Who accounts for it.
@@ -43,6 +45,7 @@ impl<B> Call<B> {
             head,
             identity,
             permit,
+            charge,
             buffered,
             claim,
             body: _,
@@ -54,6 +57,7 @@ impl<B> Call<B> {
             head,
             identity,
             permit,
+            charge,
             buffered,
             claim,
             body,

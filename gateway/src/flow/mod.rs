@@ -33,6 +33,8 @@ pub mod pass;
 pub mod gate;
 // What leaves: a response and its body.
 pub mod reply;
+// What a request takes of its key's limits.
+pub mod spending;
 // What one request will have been.
 pub mod account;
 // The same of what ends before the flow has it.
@@ -133,7 +135,7 @@ impl Flow {
     ///
     /// # Errors
     /// What the client is told instead.
-    pub async fn run(self: &Arc<Self>, call: Call<Bytes>) -> Result<Reply, Fault> {
+    pub async fn run(self: &Arc<Self>, mut call: Call<Bytes>) -> Result<Reply, Fault> {
         let config = self.config.load();
         let key_name = call.key_name();
         call.claim.take();
@@ -146,6 +148,7 @@ impl Flow {
             &key_name,
         ));
         account.asked(false, call.body.len());
+        account.charged(call.charge.take());
         let read = self.read(call, &config, &mut account);
         let (exchange, registered) = match read {
             Ok(read) => read,
@@ -190,6 +193,9 @@ impl Flow {
             &ask.session,
         );
         account.planned(backend, &session);
+        if takes_place(&ask.endpoint) {
+            account.prompt(|| backend.places().prompt_tokens(ask.prompt_bytes))?;
+        }
         let registered = self
             .registry
             .register(&call.id, &key_name, call.head.extensions.get::<HangUp>().cloned());

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::account::{Account, Books};
+use crate::keys::{Allowance, KeyId};
 
 /// Rows of requests without a key in each [`WINDOW`]; more are shed.
 const UNNAMED_ROWS: u32 = 1_000;
@@ -93,7 +94,7 @@ pub struct Claim(Arc<Claimed>);
 #[derive(Default)]
 struct Claimed {
     taken: AtomicBool,
-    key_name: OnceLock<Arc<str>>,
+    key: OnceLock<Arc<KeyId>>,
 }
 
 impl Claim {
@@ -103,8 +104,8 @@ impl Claim {
     }
 
     /// Whose key it is, as soon as that is known: also what is refused later has a name.
-    pub fn of_key(&self, name: &Arc<str>) {
-        let _ = self.0.key_name.set(name.clone());
+    pub fn of_key(&self, key: &Arc<KeyId>) {
+        let _ = self.0.key.set(key.clone());
     }
 
     fn is_taken(&self) -> bool {
@@ -122,6 +123,11 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// What its key may use, if that is limited.
+    pub fn allowance(&self) -> Option<Allowance> {
+        self.claim.0.key.get()?.allowance.clone()
+    }
+
     /// Answered without the flow: no record.
     pub fn answered(self) {
         self.claim.take();
@@ -136,7 +142,7 @@ impl Refusal {
 
     fn account(&self) -> Account {
         self.claim.take();
-        let key_name = self.claim.0.key_name.get().map_or("", |name| name);
+        let key_name = self.claim.0.key.get().map_or("", |key| &key.name);
         self.refusals.account(&self.id, self.accepted, self.endpoint, key_name)
     }
 }

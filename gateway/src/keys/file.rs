@@ -7,6 +7,7 @@ use std::{
     collections::HashSet,
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read as _, Write as _},
+    num::NonZeroU32,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -15,7 +16,7 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, Secret};
+use super::{Digest, KeyLimits, Secret};
 use sluice_policy::admission::queue::Priority;
 
 use crate::config::{ConfigError, ReasoningNames, ReleaseMode, read_table};
@@ -68,6 +69,15 @@ pub struct Entry {
     /// How urgent its requests are at most. Absent = normal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<KeyPriority>,
+    /// Requests that it may send in a minute, all of them at once if it wants. Absent = as many as it likes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_minute: Option<NonZeroU32>,
+    /// Tokens of prompts and answers that it may use in a minute. Absent = as many as it likes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_per_minute: Option<NonZeroU32>,
+    /// Requests that it may have at once. Absent = as many as it likes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<NonZeroU32>,
 }
 
 /// An instant inside an `Option`, where `with` can't reach.
@@ -133,6 +143,8 @@ pub struct NewKey {
     pub release: Option<ReleaseMode>,
     /// How urgent its requests are at most; `None` = normal.
     pub priority: Option<KeyPriority>,
+    /// What it may use.
+    pub limits: KeyLimits,
 }
 
 /// Why the key file can't be used or changed.
@@ -197,6 +209,15 @@ impl Entry {
     /// The hash as bytes; of an entry that [`KeyFile::read`] let through.
     pub(super) fn digest(&self) -> Digest {
         parse_hash(&self.hash).unwrap_or_default()
+    }
+
+    /// What it may use.
+    pub fn limits(&self) -> KeyLimits {
+        KeyLimits {
+            requests_per_minute: self.requests_per_minute,
+            tokens_per_minute: self.tokens_per_minute,
+            concurrency: self.concurrency,
+        }
     }
 
     /// From when on it isn't accepted any more.
@@ -335,6 +356,9 @@ impl KeyFile {
             reasoning: new.reasoning,
             release: new.release,
             priority: new.priority,
+            requests_per_minute: new.limits.requests_per_minute,
+            tokens_per_minute: new.limits.tokens_per_minute,
+            concurrency: new.limits.concurrency,
         });
         Ok(secret)
     }

@@ -36,7 +36,7 @@ pub(super) async fn watch(
     loop {
         let wanted = *wants.borrow_and_update();
         match wanted {
-            Wanted::Close => return,
+            Wanted::Close | Wanted::LetGo => return,
             Wanted::Rest => {
                 tell.send_replace(ReplicaState::Stopped);
                 failed = 0;

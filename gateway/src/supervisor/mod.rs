@@ -80,6 +80,8 @@ pub(crate) enum Wanted {
     Rest,
     /// That the task ends: the gateway is going down.
     Close,
+    /// That the task ends and leaves everything to another gateway.
+    LetGo,
 }
 
 /// Where the supervisor keeps its files, and what it must keep from launched processes.
@@ -94,11 +96,14 @@ pub struct Settings {
 /// Owns the replicas from [`Supervisor::start`] to [`Supervisor::shutdown`].
 pub struct Supervisor {
     replicas: Vec<Replica>,
+    /// Another gateway may have the launched ones.
+    let_go: bool,
 }
 
 struct Replica {
     name: String,
     launcher: &'static str,
+    is_launched: bool,
     wanted: watch::Sender<Wanted>,
     state: watch::Receiver<ReplicaState>,
     task: JoinHandle<()>,
@@ -136,7 +141,7 @@ impl Supervisor {
             let (tell, state) = watch::channel(ReplicaState::Starting {
                 since: jiff::Timestamp::now(),
             });
-            let (name, launcher) = (spec.name.clone(), spec.launcher.name());
+            let (name, launcher, is_launched) = (spec.name.clone(), spec.launcher.name(), launched(&spec));
             let task = match (&spec.launcher, &ledger) {
                 (LauncherConfig::External(config), _) => {
                     tokio::spawn(external::watch(spec.clone(), config.clone(), wants, tell))
@@ -158,12 +163,16 @@ impl Supervisor {
             replicas.push(Replica {
                 name,
                 launcher,
+                is_launched,
                 wanted,
                 state,
                 task,
             });
         }
-        Ok(Supervisor { replicas })
+        Ok(Supervisor {
+            replicas,
+            let_go: false,
+        })
     }
 
     /// The replicas: name, launcher, and the state as a watch channel (the receiver always has the newest).
@@ -190,6 +199,44 @@ impl Supervisor {
         self.find(name)
             .map(|replica| replica.wanted.send_replace(Wanted::Run))
             .is_some()
+    }
+
+    /// Leaves the launched replicas, and the lock on them, to another gateway; the others stay. Returns when it is so.
+    pub async fn let_go(&mut self) {
+        self.let_go = true;
+        let launched: Vec<Replica> = self.replicas.extract_if(.., |replica| replica.is_launched).collect();
+        for replica in &launched {
+            replica.wanted.send_replace(Wanted::LetGo);
+        }
+        for replica in launched {
+            if let Err(error) = replica.task.await {
+                tracing::error!(replica = replica.name, %error, "the task of a replica failed");
+            }
+        }
+    }
+
+    /// [`Supervisor::let_go`] has been called, and [`Supervisor::take_back`] not since.
+    pub fn has_let_go(&self) -> bool {
+        self.let_go
+    }
+
+    /// Takes them again: as [`Supervisor::start`] does with what an earlier gateway left.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn take_back(
+        &mut self,
+        settings: &Settings,
+        specs: &[ReplicaSpec],
+        simulate: &StartSimulation,
+    ) -> Result<(), SupervisorError> {
+        let launched: Vec<ReplicaSpec> = specs.iter().filter(|spec| launched(spec)).cloned().collect();
+        if !launched.is_empty() {
+            let again = Supervisor::start(settings.clone(), launched, simulate.clone())?;
+            self.replicas.extend(again.replicas);
+        }
+        self.let_go = false;
+        Ok(())
     }
 
     /// The gateway goes down: ends every launched process that isn't to be left (SIGTERM, SIGKILL at its limit) and returns when

@@ -218,7 +218,7 @@ pub(super) async fn run(
     if replica.session.is_none() {
         tokio::select! {
             _ = cleared.wait_for(|cleared| *cleared) => {}
-            _ = replica.wants.wait_for(|wanted| *wanted == Wanted::Close) => return,
+            _ = replica.wants.wait_for(|wanted| matches!(wanted, Wanted::Close | Wanted::LetGo)) => return,
         }
     }
     replica.live().await;
@@ -293,6 +293,7 @@ impl Replica {
                     };
                     match self.wish {
                         Wanted::Run => self.apply(Event::Start),
+                        Wanted::LetGo => return,
                         Wanted::Close if self.is_to_be_left() => return,
                         Wanted::Rest | Wanted::Close => self.apply(Event::Stop),
                     }

@@ -430,6 +430,38 @@ async fn one_left_running_is_taken_over_if_it_is_what_would_be_started() {
     supervisor.shutdown().await;
 }
 
+#[tokio::test]
+async fn another_gateway_takes_over_and_gives_back() {
+    let bench = Bench::new();
+    let spec = bench.replica("");
+    let mut running = bench.start(spec.clone());
+    running.ready().await;
+    let before = bench.entry().unwrap();
+    running.supervisor.let_go().await;
+    assert!(running.supervisor.has_let_go());
+    // Nobody holds the lock: it can be taken while this supervisor lives.
+    let mut other = bench.start(spec.clone());
+    other.ready().await;
+    assert_eq!(bench.entry().unwrap(), before);
+    other.supervisor.let_go().await;
+    let settings = Settings {
+        state_folder: bench.folder.path().to_owned(),
+        secret_variables: vec!["HOME".to_owned()],
+    };
+    running
+        .supervisor
+        .take_back(&settings, &[spec], &no_simulation())
+        .unwrap();
+    running.state = running.supervisor.watch("a").unwrap();
+    running.ready().await;
+    assert_eq!(bench.entry().unwrap(), before);
+    // A supervisor that has let go ends nothing.
+    other.supervisor.shutdown().await;
+    assert!(members(before.pid).contains(&before.pid));
+    running.supervisor.shutdown().await;
+    assert!(members(before.pid).is_empty());
+}
+
 /// A gateway that is killed leaves its processes whatever `on_exit` says; the next one takes them over, and stops them in order.
 #[test]
 fn after_a_killed_gateway_the_next_takes_over() {

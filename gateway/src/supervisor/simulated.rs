@@ -38,7 +38,7 @@ pub(super) async fn run(
     loop {
         let wanted = *wants.borrow_and_update();
         match wanted {
-            Wanted::Close => return,
+            Wanted::Close | Wanted::LetGo => return,
             Wanted::Rest => {
                 tell.send_replace(ReplicaState::Stopped);
                 if wants.changed().await.is_err() {

@@ -9,7 +9,7 @@
 //! else it waits for its home for at most that long.
 
 use sluice_policy::admission::queue::{Priority, QueueLimits, Waiter};
-use sluice_policy::admission::room::Capacity;
+use sluice_policy::admission::room::{Capacity, Holds, Room};
 use sluice_policy::admission::{Admission, Held, Refusal, Wants};
 use sluice_policy::protocol::usage::Usage;
 use sluice_policy::route::choose::Reason;
@@ -68,9 +68,19 @@ impl Places {
         self.order().preempted(replica, self.now());
     }
 
+    /// What is held of a replica's room, here and in a process that this one took over from.
+    pub fn holds(&self, replica: usize) -> Holds {
+        self.order().room(replica).map(Room::holds).unwrap_or_default()
+    }
+
     /// Whether what a prompt shares with others matters.
     pub fn counts_tokens(&self) -> bool {
         self.counts_tokens.load(Ordering::Relaxed)
+    }
+
+    /// Of a prompt of so many bytes, as measured so far.
+    pub fn prompt_tokens(&self, prompt_bytes: u64) -> u64 {
+        self.order().prompt_tokens(prompt_bytes)
     }
 
     /// Requests that wait, of this priority.
@@ -184,6 +194,11 @@ fn call(order: &mut Order, backend: &Backend, now: Duration) -> Vec<Waker> {
         order.call(&may, now, |waker| wakers.extend(waker.take()));
     }
     wakers
+}
+
+/// So much of a replica's room is held by the process that this one took over from.
+pub fn set_elsewhere(backend: &Arc<Backend>, replica: usize, holds: Holds) {
+    change(backend, |order, _| order.set_elsewhere(replica, holds));
 }
 
 /// Changes who runs or waits, and calls whoever is next then.

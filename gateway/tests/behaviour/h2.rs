@@ -195,3 +195,40 @@ async fn without_http2_the_preface_gets_no_answer() {
     let answer = client.try_message().await;
     assert!(answer.is_none_or(|answer| answer.status() >= 400));
 }
+
+#[tokio::test]
+async fn b37_streams_of_a_connection_end_in_the_old_process_and_its_next_go_to_the_new_one() {
+    let mut replica = Replica::start().await;
+    let mut gateway = Settings::before(&[&replica]).start().await;
+    let mut old = h2(TcpStream::connect(gateway.listen).await.unwrap()).await;
+    let (running, mut asked) = tokio::join!(old.send_request(chat("old", true)), async {
+        let mut asked = replica.next().await;
+        asked.stream().await;
+        asked
+            .event(&delta(json!({"role": "assistant", "content": "before"})))
+            .await;
+        asked
+    });
+    gateway.upgrade(&[]).await.unwrap();
+    // A client that has heard the GOAWAY connects again.
+    until("the connection takes no new stream", async || {
+        let ping = old.send_request(request("GET", "/ping", "p", String::new()));
+        ping.await.is_err().then_some(())
+    })
+    .await;
+    let mut new = h2(TcpStream::connect(gateway.listen).await.unwrap()).await;
+    let next = tokio::spawn(async move { text(&mut new, chat("new", false)).await });
+    replica.next().await.tell_as_asked("there").await;
+    let (status, answer) = next.await.unwrap();
+    assert!(status == 200 && answer.contains("there"), "{answer}");
+    asked.event(&delta(json!({"content": "after"}))).await;
+    asked.event(&finish("stop")).await;
+    asked.done().await;
+    let body = within("the rest of the answer", running.unwrap().into_body().collect()).await;
+    let body = String::from_utf8(body.unwrap().to_bytes().to_vec()).unwrap();
+    assert!(
+        body.contains("before") && body.contains("after") && body.ends_with("data: [DONE]\n\n"),
+        "{body}"
+    );
+    assert!(gateway.ended().await.success());
+}

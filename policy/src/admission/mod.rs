@@ -21,12 +21,14 @@
 pub mod room;
 // Who is next.
 pub mod queue;
+// What a key may use in a minute.
+pub mod rate;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use self::queue::{Priority, Queue, QueueLimits, Waiter};
-use self::room::{Capacity, Need, Room};
+use self::room::{Capacity, Holds, Need, Room};
 use crate::route::chain::Chain;
 
 /// Tokens of an answer before any was seen; tokens of a byte of prompt (JSON of English and code).
@@ -152,16 +154,28 @@ impl<T> Admission<T> {
         self.rooms.get(replica)
     }
 
+    /// So much of a replica's room is another process's.
+    pub fn set_elsewhere(&mut self, replica: usize, holds: Holds) {
+        if let Some(room) = self.rooms.get_mut(replica) {
+            room.set_elsewhere(holds);
+        }
+    }
+
     /// What a request will take, as far as can be told.
     pub fn need(&self, wants: &Wants) -> Need {
         let output = wants.max_tokens.map_or(f64::INFINITY, |most| most as f64);
         let output = output.min(self.output_tokens) * f64::from(wants.sequences);
         Need {
             sequences: wants.sequences,
-            prompt_tokens: (wants.prompt_bytes as f64 * self.tokens_per_byte) as u64,
+            prompt_tokens: self.prompt_tokens(wants.prompt_bytes),
             output_tokens: output as u64,
             chain: wants.chain.clone(),
         }
+    }
+
+    /// Of a prompt of so many bytes, as measured so far.
+    pub fn prompt_tokens(&self, prompt_bytes: u64) -> u64 {
+        (prompt_bytes as f64 * self.tokens_per_byte) as u64
     }
 
     /// Tokens to compute for it, if so many bytes of its prompt are cached; and whether that is most of it.

@@ -67,6 +67,15 @@ impl Need {
     }
 }
 
+/// What is held of a room.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Holds {
+    /// Running sequences.
+    pub sequences: u32,
+    /// KV tokens.
+    pub tokens: u64,
+}
+
 /// A part of prompts that run.
 #[derive(Debug)]
 struct Part {
@@ -82,6 +91,8 @@ pub struct Room {
     sequences: u32,
     tokens: u64,
     parts: HashMap<u64, Part>,
+    /// What another process has there.
+    elsewhere: Holds,
     /// How much of the capacity is given away.
     part: f64,
     /// When that was last changed.
@@ -97,6 +108,7 @@ impl Room {
             sequences: 0,
             tokens: 0,
             parts: HashMap::new(),
+            elsewhere: Holds::default(),
             part: 1.0,
             changed: Duration::ZERO,
         }
@@ -127,27 +139,46 @@ impl Room {
         self.sequences
     }
 
+    /// What is held, here and in another process.
+    pub fn holds(&self) -> Holds {
+        Holds {
+            sequences: self.sequences.saturating_add(self.elsewhere.sequences),
+            tokens: self.tokens.saturating_add(self.elsewhere.tokens),
+        }
+    }
+
+    /// So much is held by another process: one that this one took over from, until it has left.
+    pub fn set_elsewhere(&mut self, holds: Holds) {
+        self.elsewhere = holds;
+    }
+
+    fn is_empty(&self) -> bool {
+        self.requests == 0 && self.elsewhere.sequences == 0
+    }
+
     /// Whether a request may run there beside what runs. One that never could may if nothing else does.
     pub fn fits(&self, need: &Need) -> bool {
-        if self.requests == 0 {
+        if self.is_empty() {
             return true;
         }
-        let sequences = self.sequences.saturating_add(need.sequences);
+        let holds = self.holds();
+        let sequences = holds.sequences.saturating_add(need.sequences);
         let most = self.capacity.sequences.map(|most| self.part_of(most.into()));
         if most.is_some_and(|most| u64::from(sequences) > most) {
             return false;
         }
         let most = self.capacity.kv_tokens.map(|most| self.part_of(most));
-        most.is_none_or(|most| self.tokens.saturating_add(self.tokens_of(need)) <= most)
+        most.is_none_or(|most| holds.tokens.saturating_add(self.tokens_of(need)) <= most)
     }
 
     /// Whether the smallest request may run there. Cheaper than asking for each.
     pub fn has_any(&self) -> bool {
         let sequences = self.capacity.sequences.map(|most| self.part_of(most.into()));
         let tokens = self.capacity.kv_tokens.map(|most| self.part_of(most));
-        self.requests == 0
-            || (sequences.is_none_or(|most| u64::from(self.sequences) < most)
-                && tokens.is_none_or(|most| self.tokens < most))
+        let holds = self.holds();
+        self.is_empty()
+            || (sequences.is_none_or(|most| u64::from(holds.sequences) < most)
+                && tokens.is_none_or(|most| holds.tokens < most))
     }
 
     /// It runs there from now on, whether it fits or not.
@@ -297,6 +328,24 @@ mod tests {
         room.give_back(&huge);
         room.take(&need(1, 0));
         assert!(!room.fits(&huge));
+    }
+
+    #[test]
+    fn what_another_process_has_takes_room_too() {
+        let mut room = room(Some(3), Some(1_000));
+        let small = need(90, 10);
+        let elsewhere = |sequences, tokens| Holds { sequences, tokens };
+        room.set_elsewhere(elsewhere(2, 950));
+        // For want of tokens, then of sequences.
+        assert!(!room.fits(&small) && room.has_any());
+        room.set_elsewhere(elsewhere(3, 300));
+        assert!(!room.fits(&small) && !room.has_any());
+        room.set_elsewhere(elsewhere(2, 300));
+        assert!(room.fits(&small));
+        room.take(&small);
+        assert_eq!((room.holds(), room.fits(&small)), (elsewhere(3, 400), false));
+        room.set_elsewhere(Holds::default());
+        assert!(room.fits(&small));
     }
 
     #[test]

@@ -34,7 +34,7 @@ impl Check for Auth {
         }
         call.identity = judge(&self.keys, call)?;
         if let Some(identity) = &call.identity {
-            call.claim.of_key(&identity.name);
+            call.claim.of_key(identity);
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 //! | `guard` | a call | the same | a panic becomes 500 |
 //! | `auth` | a call | with an identity | 401, 429 |
 //! | `admit` | a call | with a permit | 503 |
+//! | `rate` | a call | with a charge | 429 |
 //! | `body` | a call | `Call<Bytes>` | 408, 413, 415, 503 |
 //!
 //! A layer answers with a fault; only `trace` makes a response of it. Permits live inside the call and move into the
@@ -21,5 +22,7 @@ pub mod gate;
 pub mod auth;
 // Room in the process.
 pub mod admit;
+// What its key may use.
+pub mod rate;
 // The whole body, within its limits.
 pub mod body;

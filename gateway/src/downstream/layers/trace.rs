@@ -3,8 +3,8 @@
 //! Every request leaves a record, but for what is answered from what the process knows (health, models, version): the flow's
 //! own, or for what was refused on the way, one made here.
 
-use http::header::{ALLOW, HeaderName, HeaderValue};
-use http::{HeaderMap, Request};
+use http::header::{ALLOW, CONNECTION, HeaderName, HeaderValue};
+use http::{HeaderMap, Request, Version};
 use hyper::body::Incoming;
 use sluice_policy::protocol::ask::{self, Endpoint};
 use sluice_policy::protocol::fault::{ErrorShape, Fault, FaultKind};
@@ -15,6 +15,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 use tower::{Layer, Service};
 
+use super::rate;
 use crate::downstream::cors::Cors;
 use crate::downstream::faults;
 use crate::flow::call::Call;
@@ -42,6 +43,8 @@ pub struct Trace {
     pub limits: Arc<dyn Fn() -> HeadLimits + Send + Sync>,
     /// Origins that a browser may call from.
     pub cors: Arc<dyn Fn() -> Arc<Cors> + Send + Sync>,
+    /// Connections are to end with their next answer: another process takes the ones after.
+    pub closes: Arc<dyn Fn() -> bool + Send + Sync>,
     /// Records of what is refused before the flow.
     pub refusals: Refusals,
 }
@@ -89,6 +92,8 @@ where
             .and_then(|()| ask::route(head.method.as_str(), head.uri.path()));
         let mut inner = self.inner.clone();
         let refusals = self.trace.refusals.clone();
+        let closes = self.trace.closes.clone();
+        let is_h1 = head.version < Version::HTTP_2;
         Box::pin(async move {
             let mut reply = match routed {
                 Err(fault) => {
@@ -113,11 +118,14 @@ where
                         head,
                         identity: None,
                         permit: None,
+                        charge: None,
                         buffered: None,
                         claim,
                         body,
                     };
-                    match inner.call(call).await {
+                    let answered = inner.call(call).await;
+                    let allowance = refusal.allowance();
+                    let mut reply = match answered {
                         Ok(reply) => {
                             refusal.answered();
                             reply
@@ -126,7 +134,11 @@ where
                             refusal.refused(&fault);
                             faults::reply(&fault, shape)
                         }
+                    };
+                    if let Some(allowance) = allowance {
+                        rate::write(&allowance, reply.headers_mut());
                     }
+                    reply
                 }
             };
             if let Ok(value) = HeaderValue::from_str(&id) {
@@ -134,6 +146,11 @@ where
             }
             if let Some(origin) = origin {
                 cors.mark(&mut reply, origin);
+            }
+            if is_h1 && (closes)() {
+                reply
+                    .headers_mut()
+                    .insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok(reply)
         })

@@ -57,6 +57,14 @@ impl Request {
         Self::post("/v1/chat/completions", &ask(stream))
     }
 
+    /// With another value of a field of its body.
+    pub(crate) fn set(mut self, field: &str, value: Value) -> Self {
+        let mut body: Value = serde_json::from_slice(self.body.as_deref().unwrap()).unwrap();
+        body[field] = value;
+        self.body = Some(body.to_string().into_bytes());
+        self
+    }
+
     /// One more header.
     pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));

@@ -22,6 +22,7 @@ pub(crate) struct Settings {
     sections: Vec<(String, String)>,
     replicas: Vec<(String, String)>,
     backend: String,
+    environment: Vec<(String, PathBuf)>,
 }
 
 impl Settings {
@@ -49,6 +50,17 @@ impl Settings {
         }
     }
 
+    /// In front of these replicas: names and lines.
+    pub(crate) fn of(replicas: &[(&str, &str)]) -> Self {
+        let replicas = replicas.iter();
+        Settings {
+            replicas: replicas
+                .map(|(name, lines)| ((*name).to_owned(), (*lines).to_owned()))
+                .collect(),
+            ..Settings::default()
+        }
+    }
+
     /// One more line for each replica.
     pub(crate) fn each_replica(mut self, line: &str) -> Self {
         for (_, lines) in &mut self.replicas {
@@ -71,6 +83,12 @@ impl Settings {
     /// One line of a section.
     pub(crate) fn set(mut self, section: &str, line: &str) -> Self {
         self.sections.push((section.to_owned(), line.to_owned()));
+        self
+    }
+
+    /// A variable of its environment.
+    pub(crate) fn env(mut self, name: &str, value: &Path) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -159,6 +177,7 @@ impl Settings {
             .env("VLLM_MEDIUM_API_KEY", KEY)
             .env("TEST_BACKEND_KEY", BACKEND_KEY)
             .env("HOME", folder.path())
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log).unwrap())
@@ -170,6 +189,7 @@ impl Settings {
             admin,
             folder,
             settings: self.clone(),
+            successors: Vec::new(),
         };
         let listens = until("the gateway listens", async || {
             match gateway.child.try_wait().unwrap() {
@@ -216,6 +236,8 @@ pub(crate) struct Gateway {
     pub(crate) admin: SocketAddr,
     folder: TempDir,
     settings: Settings,
+    /// Processes that took over.
+    successors: Vec<u32>,
 }
 
 impl Gateway {
@@ -305,6 +327,38 @@ impl Gateway {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Its configuration.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.folder.path().join("config.toml")
+    }
+
+    /// Its folder.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Another process takes over: its pid, or why it doesn't.
+    pub(crate) async fn upgrade(&mut self, more: &[&str]) -> Result<u32, String> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+        command.arg("upgrade").args(more).arg("--config").arg(self.config());
+        command.env("HOME", self.folder.path());
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap());
+        let output = output.await.unwrap();
+        if !output.status.success() {
+            return Err(String::from_utf8(output.stderr).unwrap());
+        }
+        let said = String::from_utf8(output.stdout).unwrap();
+        let pid = said.split(' ').nth(1).unwrap().parse().unwrap();
+        self.successors.push(pid);
+        Ok(pid)
+    }
+
+    /// Tells a process that took over to end.
+    pub(crate) fn terminate_successor(&self, pid: u32) {
+        assert!(self.successors.contains(&pid));
+        signal(pid, rustix::process::Signal::TERM);
+    }
+
     /// Tells it to end.
     pub(crate) fn terminate(&self) {
         self.signal(rustix::process::Signal::TERM);
@@ -315,9 +369,8 @@ impl Gateway {
         self.signal(rustix::process::Signal::HUP);
     }
 
-    fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
+    fn signal(&self, name: rustix::process::Signal) {
+        signal(self.pid(), name);
     }
 
     /// Its end.
@@ -340,8 +393,32 @@ impl Gateway {
     }
 }
 
+fn signal(pid: u32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+/// A process has ended; whoever is to reap it may not have done so.
+pub(crate) fn is_gone(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .ok()
+        .and_then(|stat| {
+            stat.rsplit_once(')')
+                .map(|(_, rest)| rest.trim_start().starts_with('Z'))
+        })
+        .unwrap_or(true)
+}
+
 impl Drop for Gateway {
     fn drop(&mut self) {
+        for pid in &self.successors {
+            // Nobody else has this folder in its arguments.
+            let folder = self.folder.path().to_str().unwrap();
+            let arguments = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            if arguments.contains(folder) {
+                signal(*pid, rustix::process::Signal::KILL);
+            }
+        }
         if self.is_running() {
             let _ = self.child.kill();
             let _ = self.child.wait();

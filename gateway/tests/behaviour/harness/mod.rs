@@ -9,7 +9,7 @@ pub(crate) mod tls;
 
 pub(crate) use breaks::Breaks;
 pub(crate) use client::{Client, Message, Request, ask};
-pub(crate) use gateway::{Gateway, Settings, two, two_with};
+pub(crate) use gateway::{Gateway, Settings, is_gone, two, two_with};
 pub(crate) use records::{record, records};
 pub(crate) use replica::{Asked, Replica, chunk, completion, delta, finish, first, is_asked_first, usage};
 

@@ -12,7 +12,7 @@
 //! | route, method, model, object | 404, 405 | `unknown_url`, `method_not_supported`, `model_not_found`, `not_found` | no |
 //! | body late, too large, encoded; headers too large | 408, 413, 415, 431 | `body_timeout`, `body_too_large`, … | 408 only |
 //! | a bad request | 400, 422 | none, `field_not_permitted`, `context_length_exceeded` | no |
-//! | a limit of the key, or of failed logins | 429 | `rate_limit_exceeded`, `too_many_failed_logins` | yes |
+//! | a limit of the key (`type` `requests` or `tokens` for its rates), or of failed logins | 429 | `rate_limit_exceeded`, `too_many_failed_logins` | yes |
 //! | no room here | 503 | `capacity`, `buffers_full`, `draining`, `no_replica` | yes |
 //! | vLLM failed | 500, 502, 503, 504 | `upstream_…` | yes |
 //! | we set vLLM up wrongly | 502 | `upstream_misconfigured` | no |
@@ -56,8 +56,12 @@ pub enum FaultKind {
     KeyForbidden,
     /// Too many failed logins from this address.
     LoginsLimited,
-    /// A limit of the key itself: its request or token rate, its concurrency, or its wait in the queue (B3, B34).
+    /// A limit of the key itself: its concurrency, or its wait in the queue (B3, B34).
     KeyLimited,
+    /// The key has had its requests of this minute (B3).
+    RequestRate,
+    /// The key has had its tokens of this minute (B3).
+    TokenRate,
     /// Not a route of the allowlist (B1).
     RouteUnknown,
     /// A route of ours, by another method (B1).
@@ -274,7 +278,7 @@ impl FaultKind {
             BodyTooLarge => 413,
             BodyEncoded => 415,
             Unprocessable => 422,
-            LoginsLimited | KeyLimited => 429,
+            LoginsLimited | KeyLimited | RequestRate | TokenRate => 429,
             HeadersTooLarge => 431,
             Cancelled | ClientGone => 499,
             Internal | Poison => 500,
@@ -293,24 +297,28 @@ impl FaultKind {
 
     /// OpenAI's `type`.
     pub fn error_type(self) -> &'static str {
-        match self.status() {
-            403 => "permission_error",
-            429 => "rate_limit_error",
-            400..=498 => "invalid_request_error",
-            499 => "request_cancelled",
+        match (self, self.status()) {
+            // OpenAI says which of its rates it was.
+            (FaultKind::RequestRate, _) => "requests",
+            (FaultKind::TokenRate, _) => "tokens",
+            (_, 403) => "permission_error",
+            (_, 429) => "rate_limit_error",
+            (_, 400..=498) => "invalid_request_error",
+            (_, 499) => "request_cancelled",
             _ => "server_error",
         }
     }
 
-    /// OpenAI's `code`: none for a plain bad request, else [`FaultKind::name`].
+    /// OpenAI's `code`: none for a plain bad request, one for all limits of a key, else [`FaultKind::name`].
     pub fn code(self) -> Option<&'static str> {
         match self {
             FaultKind::BadRequest | FaultKind::Unprocessable => None,
+            FaultKind::RequestRate | FaultKind::TokenRate => FaultKind::KeyLimited.code(),
             kind => Some(kind.name()),
         }
     }
 
-    /// A stable word for records, metrics and logs, and the client's `code`.
+    /// A stable word for records, metrics and logs, and mostly the client's `code`.
     pub fn name(self) -> &'static str {
         use FaultKind::*;
         match self {
@@ -320,6 +328,8 @@ impl FaultKind {
             KeyForbidden => "key_not_permitted",
             LoginsLimited => "too_many_failed_logins",
             KeyLimited => "rate_limit_exceeded",
+            RequestRate => "requests_per_minute",
+            TokenRate => "tokens_per_minute",
             RouteUnknown => "unknown_url",
             MethodNotAllowed => "method_not_supported",
             ModelUnknown => "model_not_found",
@@ -427,7 +437,7 @@ pub(crate) mod tests {
     }
 
     /// Every kind: the compiler holds this list complete through the match of `name`, this test through its length.
-    const ALL: [FaultKind; 36] = {
+    const ALL: [FaultKind; 38] = {
         use FaultKind::*;
         [
             KeyMissing,
@@ -436,6 +446,8 @@ pub(crate) mod tests {
             KeyForbidden,
             LoginsLimited,
             KeyLimited,
+            RequestRate,
+            TokenRate,
             RouteUnknown,
             MethodNotAllowed,
             ModelUnknown,
@@ -494,8 +506,12 @@ pub(crate) mod tests {
         names.dedup();
         assert_eq!(names.len(), ALL.len());
         for kind in ALL {
-            let plain = matches!(kind, FaultKind::BadRequest | FaultKind::Unprocessable);
-            assert_eq!(kind.code(), (!plain).then(|| kind.name()));
+            let code = match kind {
+                FaultKind::BadRequest | FaultKind::Unprocessable => None,
+                FaultKind::RequestRate | FaultKind::TokenRate => Some("rate_limit_exceeded"),
+                kind => Some(kind.name()),
+            };
+            assert_eq!(kind.code(), code);
         }
     }
 
