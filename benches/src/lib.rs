@@ -2,7 +2,8 @@
 //!
 //! Each input is made by a seeded generator, so that two runs, and two machines, measure the same bytes. A [`Case`] has its
 //! input prepared and its stages warmed; `run` is what is measured. Read on in `answers.rs` (what a model sends) and
-//! `requests.rs` (what an agent asks). `broken` is no measure of time: it breaks calls and counts what repair makes of them. The servers that the end-to-end run needs are in `bin/`, the run itself in `e2e.py`.
+//! `requests.rs` (what an agent asks). `broken` and `chaos` are no measures of time: the one breaks calls
+//! and counts what repair makes of them, the other breaks replicas and judges what clients get. The servers that the end-to-end run needs are in `bin/`, the run itself in `e2e.py`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
@@ -12,6 +13,8 @@ pub mod answers;
 pub mod broken;
 // One call through the scanner.
 pub mod calls;
+// Agents and faults, end to end.
+pub mod chaos;
 // Requests of an agent.
 pub mod requests;
 // The generator.

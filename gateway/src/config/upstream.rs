@@ -13,7 +13,8 @@ pub struct UpstreamConfig {
     /// Time for a connection to a replica. Default 2 s; after it another replica is tried.
     #[serde(with = "duration")]
     pub connect: Duration,
-    /// Replicas that one request may be sent to before its first data line. Default 3, 1 = no second try.
+    /// Replicas that one request may be sent to before its first data line; one that can't be connected to isn't counted. Default 3,
+    /// 1 = no second try.
     pub attempts: u32,
     /// An idle connection is closed after this time. Default 4 s. Danger: vLLM closes its side after 5 s, a longer time
     /// here makes requests fail on connections that are already gone.

@@ -215,15 +215,16 @@ impl Asker {
             #[serde(borrow)]
             tokens: &'a RawValue,
         }
-        let sent = attempt::send(&self.exchange, &self.replica, "/tokenize", None, Segments::new(body)).await;
-        let mut live = sent.map_err(|fault| match fault.kind {
-            // No engine has the request: it can't have died of it.
+        // No engine has the request: it can't have died of it.
+        let not_of_it = |fault: Fault| match fault.kind {
             FaultKind::UpstreamBroke => Fault::new(FaultKind::UpstreamUnreachable, fault.message),
             _ => fault,
-        })?;
+        };
+        let sent = attempt::send(&self.exchange, &self.replica, "/tokenize", None, Segments::new(body)).await;
+        let mut live = sent.map_err(not_of_it)?;
         debug_assert_eq!(live.answer.status(), StatusCode::OK);
         let said = live.answer.collect(TOKENS_BYTES).await;
-        let said = said.map_err(|error| attempt::fault_of(&error))?;
+        let said = said.map_err(|error| not_of_it(attempt::fault_of(&error)))?;
         let unreadable = || Fault::new(FaultKind::UpstreamGarbled, "The replica's tokens can't be read.");
         let wire: Wire<'_> = serde_json::from_slice(&said).map_err(|_| unreadable())?;
         let ids = wire.tokens.get();

@@ -1,5 +1,5 @@
 //! Attempts of one request until one replica answers (B31, first half): each with the same body, the failed one closed
-//! before the next begins, bounded in number.
+//! before the next begins, bounded in number; one that found nobody counts for none, and each replica is tried once.
 //!
 //! | what came | what follows |
 //! | --- | --- |
@@ -61,7 +61,7 @@ pub struct Tried {
     replicas: Vec<usize>,
     /// Attempts made.
     pub count: u32,
-    /// Of these, those that found nobody: a request that is held isn't sent by trying to connect.
+    /// Of these, those that found nobody: a request isn't sent by trying to connect.
     unsent: u32,
     /// The route of the last choice.
     pub route: Option<Route>,
@@ -106,6 +106,11 @@ impl Tried {
         exchange.backend.replicas.get(*self.replicas.last()?)
     }
 
+    /// Attempts that somebody got.
+    fn sent(&self) -> u32 {
+        self.count.saturating_sub(self.unsent)
+    }
+
     /// It may not be sent again.
     pub fn is_poison(&self) -> bool {
         self.deaths >= DEATHS_BORNE
@@ -133,11 +138,9 @@ async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
             return Err(Fault::poison());
         }
         let choice = match &held {
-            Some(_) if tried.count.saturating_sub(tried.unsent) >= exchange.limits.attempts => {
-                return Err(tried.last_failure());
-            }
+            Some(_) if tried.sent() >= exchange.limits.attempts => return Err(tried.last_failure()),
             Some(_) if exchange.backend.has_usable(&[]) => place::choose(exchange, &[]).await?,
-            None if tried.count < exchange.limits.attempts => place::choose(exchange, &tried.replicas).await?,
+            None if tried.sent() < exchange.limits.attempts => place::choose(exchange, &tried.replicas).await?,
             _ => None,
         };
         let Some(choice) = choice else {

@@ -289,6 +289,37 @@ async fn b31_a_dead_replica_is_passed_over() {
 }
 
 #[tokio::test]
+async fn b31_one_that_can_not_be_connected_to_takes_no_attempt() {
+    let mut replicas = vec![Replica::start().await, Replica::start().await, Replica::start().await];
+    let gateway = Settings::before(&replicas.iter().collect::<Vec<_>>())
+        .set("upstream", "attempts = 2")
+        .start()
+        .await;
+    async fn asked(replicas: &[Replica]) -> usize {
+        let position = async || replicas.iter().position(|replica| !replica.is_unasked());
+        until("one is asked", position).await
+    }
+    // The session's home dies.
+    let mut client = gateway.open(Request::chat(false).session("s")).await;
+    let mut home = replicas.remove(asked(&replicas).await);
+    home.next().await.tell_as_asked("at home").await;
+    client.message().await;
+    home.stop().await;
+    // The next one breaks: that is the first attempt that anybody got.
+    let mut client = gateway.open(Request::chat(false).session("s")).await;
+    let breaks = asked(&replicas).await;
+    replicas.remove(breaks).next().await.close();
+    replicas[0].next().await.tell_as_asked("the last one").await;
+    let answer = client.message().await;
+    assert_eq!(
+        (answer.status(), answer.header("x-sluice-attempts")),
+        (200, Some("3")),
+        "{}",
+        answer.text()
+    );
+}
+
+#[tokio::test]
 async fn b31_a_whole_answer_that_breaks_is_asked_anew() {
     let cases = [0, 30, 150].map(async |cut| {
         let (gateway, mut a, mut b) = two().await;

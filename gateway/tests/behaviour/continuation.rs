@@ -482,6 +482,31 @@ async fn b31_a_request_at_two_engine_deaths_is_poison() {
 }
 
 #[tokio::test]
+async fn b31_a_replica_lost_while_it_tokenizes_is_no_death_of_the_request() {
+    let mut replicas = vec![Replica::start().await, Replica::start().await, Replica::start().await];
+    let gateway = Settings::before(&replicas.iter().collect::<Vec<_>>()).start().await;
+    let mut client = gateway.open(chat(&body())).await;
+    for says_something in [true, false] {
+        let position = async || replicas.iter().position(|replica| !replica.is_unasked());
+        let mut replica = replicas.remove(until("one is asked", position).await);
+        let mut asked = replica.next().await;
+        if says_something {
+            begins(&mut asked, 1).await;
+            says(&mut asked, 0, &TEXT[..20]).await;
+        } else {
+            assert_eq!(asked.line, "POST /tokenize HTTP/1.1");
+            asked
+                .write(b"HTTP/1.1 200 OK\r\ncontent-length: 900\r\n\r\n{\"count\":")
+                .await;
+        }
+        asked.close();
+    }
+    let (_, answer) = tokio::join!(goes_on(&mut replicas[0], TEXT), client.message());
+    let (said, _) = read(&answer.chunks(), 1);
+    assert_eq!(said, [of_text()]);
+}
+
+#[tokio::test]
 async fn b31_the_only_replica_goes_on_after_its_restart() {
     let mut replica = Replica::start().await;
     let gateway = Settings::before(&[&replica])

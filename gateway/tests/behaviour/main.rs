@@ -16,6 +16,7 @@ mod auth;
 mod bodies;
 mod broken_upstream;
 mod cancel;
+mod chaos;
 mod continuation;
 mod crowd;
 mod drain;
