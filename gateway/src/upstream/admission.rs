@@ -259,9 +259,8 @@ impl Waiting {
         let mut wakers = call(&mut order, &backend, now);
         let mut placed = None;
         if order.called(self.id).is_some()
-            && let Some(need) = order.loosen(self.id).cloned()
+            && let Some((need, fits)) = order.loosen(self.id, &may, now)
         {
-            let fits = order.fitting(&need, &may, now);
             if let Some(choice) = backend.choose_among(wanted, Some(&fits)) {
                 order.leave(self.id);
                 self.is_in = false;

@@ -329,17 +329,23 @@ impl<T> Admission<T> {
         self.queue.called(id)
     }
 
-    /// The called one lets go of the room that was kept for it, and looks around: it is to be taken in or to [`Admission::leave`] under the
-    /// same lock, else it waits again.
-    pub fn loosen(&mut self, id: u64) -> Option<&Need> {
-        if let Some(replica) = self.queue.called(id) {
-            let need = self.queue.waiter(id).map(|waiter| &waiter.need);
-            if let (Some(room), Some(need)) = (self.rooms.get_mut(replica), need) {
-                room.give_back(need);
-            }
+    /// The called one lets go of the room that was kept for it, and looks around: what it takes, and which of the replicas that `may` be
+    /// asked have room. It is to be taken in or to [`Admission::leave`] under the same lock, else it waits again.
+    pub fn loosen(&mut self, id: u64, may: &[bool], now: Duration) -> Option<(Need, Vec<bool>)> {
+        let called = self.queue.called(id);
+        let need = self.queue.waiter(id).map(|waiter| waiter.need.clone())?;
+        if let Some(room) = called.and_then(|replica| self.rooms.get_mut(replica)) {
+            room.give_back(&need);
             self.queue.put_back(id);
         }
-        self.queue.waiter(id).map(|waiter| &waiter.need)
+        let mut fits = self.fitting(&need, may, now);
+        // Where it was called to it goes before one that fell due since: else each would keep the room from the other, for ever.
+        if let Some(replica) = called
+            && let (Some(fits), Some(room)) = (fits.get_mut(replica), self.rooms.get(replica))
+        {
+            *fits = may.get(replica) == Some(&true) && room.fits(&need);
+        }
+        Some((need, fits))
     }
 
     /// It is in the queue no more: it runs, or its client has left.

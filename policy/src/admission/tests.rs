@@ -53,7 +53,8 @@ fn called(places: &mut Places, may: &[bool], now: Duration) -> Vec<u32> {
 /// The called one is taken in where it was called to.
 fn come(places: &mut Places, id: u64, now: Duration) -> Held {
     let replica = places.called(id).expect("it is called");
-    let need = places.loosen(id).expect("it is there").clone();
+    let (need, fits) = places.loosen(id, &[true; 8], now).expect("it is there");
+    assert!(fits[replica]);
     places.leave(id);
     places.take(replica, need, 0, now)
 }
@@ -103,8 +104,8 @@ fn a_called_one_whose_replica_is_lost_waits_again() {
     places.give_back(a, None, None, S(1));
     assert_eq!(called(&mut places, &[true, true], S(1)), [1]);
     assert_eq!(places.called(id), Some(0));
-    let need = places.loosen(id).unwrap().clone();
-    assert_eq!(places.fitting(&need, &[false, true], S(1)), [false, false]);
+    let (_, fits) = places.loosen(id, &[false, true], S(1)).unwrap();
+    assert_eq!(fits, [false, false]);
     assert_eq!(places.called(id), None);
     places.give_back(b, None, None, S(2));
     assert_eq!(called(&mut places, &[false, true], S(2)), [1]);
@@ -185,7 +186,7 @@ fn a_conversation_waits_for_its_home_until_another_one_is_as_good() {
         [1],
         "a home that is lost isn't waited for"
     );
-    places.loosen(id);
+    places.loosen(id, &[true, true], S(3));
     assert_eq!(called(&mut places, &[true, true], S(3)), [1]);
     assert_eq!(places.called(id), Some(1));
 }
@@ -200,6 +201,27 @@ fn ten_agents_of_60k_tokens_on_a_replica_of_140k_run_two_by_two() {
         }
     }
     assert_eq!(running.len(), 2);
+}
+
+#[test]
+fn two_that_are_due_do_not_keep_the_room_from_each_other() {
+    let mut places = cache(100);
+    let limits = QueueLimits::default();
+    let running = places.take(0, need(60), 0, S(0));
+    let ids = [1, 2].map(|tag| places.wait(waiter("k", need(90), tag), &limits, S(0)).unwrap());
+    for _ in 0..queue::PASSED_MOST {
+        // Smaller ones pass.
+        let small = places.wait(waiter("k", need(40), 3), &limits, S(0)).unwrap();
+        assert_eq!(called(&mut places, &[true], S(0)), [3]);
+        let held = come(&mut places, small, S(0));
+        places.give_back(held, None, None, S(0));
+    }
+    places.give_back(running, None, None, S(1));
+    for (id, tag) in ids.into_iter().zip([1, 2]) {
+        assert_eq!(called(&mut places, &[true], S(1)), [tag]);
+        let held = come(&mut places, id, S(1));
+        places.give_back(held, None, None, S(2));
+    }
 }
 
 #[test]

@@ -180,5 +180,7 @@ pub(crate) fn agents(scenario: Scenario, count: usize, seed: u64) -> Vec<Agent> 
             turns: said,
         });
     }
+    // A fork of a conversation that is as long as the context has nothing to say.
+    agents.retain(|agent| !agent.turns.is_empty());
     agents
 }
