@@ -9,6 +9,12 @@
 pub mod beside;
 // From configuration to what requests use.
 pub mod build;
+// Which replicas are held, and how a new configuration changes them.
+pub mod roster;
+// Holds the fleet to the configuration while it runs.
+pub mod keeper;
+// What the supervisor says of a replica, carried to where requests look.
+pub mod follow;
 // Looks at the engines: figures, progress.
 pub mod health;
 // What the routers know, over a restart.
@@ -36,6 +42,7 @@ use tower::ServiceBuilder;
 use self::beside::{Beside, Start};
 use self::drain::Drain;
 use self::remembered::Remembered;
+use self::roster::Roster;
 use crate::config::{Config, ConfigError, Live, Source};
 use crate::downstream::cors::Cors;
 use crate::downstream::endpoints::Endpoints;
@@ -138,7 +145,8 @@ pub fn run(source: Source, config: Config) -> Result<(), StartError> {
         metrics: Metrics::new()?,
     };
     books.metrics.watch_records(&books.recorder);
-    let (fleet, specs) = build::fleet(&config)?;
+    let roster = Roster::new(build::fleet(&config)?);
+    let fleet = roster.fleet();
     let remembered = Remembered::new(&state_folder);
     remembered.restore(&fleet);
     if let Some(secret) = &opened.first {
@@ -177,15 +185,13 @@ pub fn run(source: Source, config: Config) -> Result<(), StartError> {
     let draining = Arc::new(AtomicBool::new(false));
     let connections = Arc::new(AtomicUsize::new(0));
     let keys = Arc::new(opened.ring);
-    let secret_variables =
-        std::iter::once(config.auth.key_env.clone()).chain(config.backend.iter().map(|b| b.key_env.clone()));
     let start = Start {
         settings: Settings {
             state_folder,
-            secret_variables: secret_variables.filter(|name| !name.is_empty()).collect(),
+            secret_variables: build::secret_variables(&config),
         },
-        specs,
         simulate: simulate(),
+        roster,
     };
     let drain = Drain {
         draining: draining.clone(),
@@ -213,6 +219,7 @@ pub fn run(source: Source, config: Config) -> Result<(), StartError> {
         keys,
         certificate,
         start: Mutex::new(Some(start)),
+        reloaded: Arc::default(),
         drain: Mutex::new(Some(drain)),
         admin: Mutex::new(admin),
     };

@@ -124,6 +124,14 @@ impl LauncherConfig {
         }
     }
 
+    /// The port of this machine that it takes, if it is known beforehand.
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            LauncherConfig::Process(process) => Some(process.port),
+            LauncherConfig::External(_) | LauncherConfig::Simulated(_) => None,
+        }
+    }
+
     /// Whether Sluice makes the answers up.
     pub fn is_simulated(&self) -> bool {
         matches!(self, LauncherConfig::Simulated(_))

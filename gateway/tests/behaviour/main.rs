@@ -22,6 +22,7 @@ mod drain;
 mod edge_routes;
 mod engine_mode;
 mod errors;
+mod fleet;
 mod h2;
 mod headers;
 mod health;
