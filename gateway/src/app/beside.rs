@@ -19,7 +19,7 @@ use super::keeper::Keeper;
 use super::remembered::{self, Remembered};
 use super::roster::Roster;
 use crate::admin::{self, AdminState};
-use crate::config::live::{Reload, on_hangup};
+use crate::config::live::on_hangup;
 use crate::config::{Live, Watch};
 use crate::downstream::endpoints;
 use crate::downstream::tls::Certificate;
@@ -154,7 +154,7 @@ impl Beside {
             let (live, flow, keys) = (self.live.clone(), self.flow.clone(), self.keys.clone());
             let (certificate, reloaded) = (self.certificate.clone(), self.reloaded.clone());
             move || {
-                let is_applied = matches!(live.reload(), Reload::Applied { .. });
+                live.reload();
                 if let Err(error) = keys.reload() {
                     tracing::error!(%error, "the keys stay as they were");
                 }
@@ -166,9 +166,7 @@ impl Beside {
                 let config = live.get();
                 flow.config.store(Arc::new(build::flow(&config)));
                 flow.registry.set_limit(config.limits.requests);
-                if is_applied {
-                    reloaded.notify_one();
-                }
+                reloaded.notify_one();
             }
         };
         let files = self

@@ -8,6 +8,7 @@ use sluice_policy::profile::Profile;
 use sluice_policy::protocol::ask::AskLimits;
 use sluice_policy::reasoning::Opener;
 use sluice_policy::route::choose::{Margins, RouteSettings};
+use std::sync::Arc;
 
 use crate::config::{
     BackendConfig, BadSchema, Config, HealthConfig, Normalise, ReasoningForm, ReplicaConfig, ThinkOpener, ToolParsing,
@@ -18,7 +19,7 @@ use crate::flow::tool_sets::MustCheck;
 use crate::flow::{self, FlowConfig};
 use crate::simulator::SIMULATED_SUFFIX;
 use crate::supervisor::{LauncherConfig, ReplicaKey, ReplicaSpec};
-use crate::upstream::Replica;
+use crate::upstream::{Replica, Tls, TlsError};
 
 /// Why the fleet can't be built.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +31,16 @@ pub enum BuildError {
         backend: String,
         /// The name.
         profile: String,
+    },
+    /// TLS to its replicas.
+    #[error("backend `{backend}`: tls.{key}: {source}")]
+    Tls {
+        /// The backend.
+        backend: String,
+        /// The setting.
+        key: &'static str,
+        /// What is wrong with it.
+        source: Box<TlsError>,
     },
     /// A key that can't stand in a header.
     #[error("backend `{backend}`: the key in {variable} has bytes that can't stand in a header")]
@@ -198,6 +209,13 @@ fn backend(config: &BackendConfig, profile: &Profile, sequences: u32) -> Result<
     let routing = RouteSettings::default();
     let all_simulated = config.replica.iter().all(|replica| replica.launcher.is_simulated());
     let authorization = authorization(config)?;
+    let is_secure = config.replica.iter().any(|replica| replica.launcher.is_secure());
+    let tls = is_secure.then(|| Tls::read(&config.tls)).transpose();
+    let tls = tls.map_err(|source| BuildError::Tls {
+        backend: config.name.clone(),
+        key: source.key(),
+        source: Box::new(source),
+    })?;
     let mut aliases = config.aliases.clone();
     if all_simulated && !config.model.is_empty() {
         // Clients are written for the real id; the answers say that they are simulated.
@@ -206,7 +224,7 @@ fn backend(config: &BackendConfig, profile: &Profile, sequences: u32) -> Result<
     let replicas = config.replica.iter().map(|replica| {
         let simulated = replica.launcher.is_simulated();
         WantedReplica {
-            spec: spec(config, replica, profile),
+            spec: spec(config, replica, profile, &tls),
             authorization: if simulated { None } else { authorization.clone() },
             capacity: capacity(&replica.launcher, profile, sequences),
         }
@@ -248,7 +266,7 @@ fn authorization(config: &BackendConfig) -> Result<Option<HeaderValue>, BuildErr
     Ok(Some(value))
 }
 
-fn spec(backend: &BackendConfig, replica: &ReplicaConfig, profile: &Profile) -> ReplicaSpec {
+fn spec(backend: &BackendConfig, replica: &ReplicaConfig, profile: &Profile, tls: &Option<Arc<Tls>>) -> ReplicaSpec {
     let simulated = replica.launcher.is_simulated();
     ReplicaSpec {
         name: replica.name.clone(),
@@ -260,6 +278,7 @@ fn spec(backend: &BackendConfig, replica: &ReplicaConfig, profile: &Profile) -> 
             ReplicaKey::from_env(&backend.key_env)
         },
         profile: profile.clone(),
+        tls: tls.clone().filter(|_| replica.launcher.is_secure()),
         launcher: replica.launcher.clone(),
     }
 }

@@ -12,7 +12,7 @@ use super::{greeting, health};
 use crate::flow::Flow;
 use crate::supervisor::ReplicaState;
 use crate::upstream::replica::Readiness;
-use crate::upstream::{Address, Backend, Replica, probe};
+use crate::upstream::{Address, Backend, Replica, Tls, probe};
 
 /// A probe of a replica's set-up that failed is tried again.
 const PROBE_AGAIN: Duration = Duration::from_secs(5);
@@ -24,6 +24,7 @@ pub async fn follow(
     backend: Arc<Backend>,
     replica: Arc<Replica>,
     slot: usize,
+    tls: Option<Arc<Tls>>,
     mut states: watch::Receiver<ReplicaState>,
     flow: Arc<Flow>,
 ) {
@@ -35,7 +36,7 @@ pub async fn follow(
                 let address = Address::from_url(url).inspect_err(
                     |error| tracing::error!(replica = %replica.name(), url, %error, "requests can't be sent there"),
                 );
-                replica.moved_to(address.ok());
+                replica.moved_to(address.ok().map(|address| address.with_tls(tls.as_ref())));
                 learn(&backend, &replica, models).await;
                 let before = replica.readiness();
                 if replica.was_ready() && before != Readiness::Ready {

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::roster::{Change, Roster, Seat};
 use super::{build, follow, health};
-use crate::config::Live;
+use crate::config::{Config, Live};
 use crate::flow::Flow;
 use crate::supervisor::{LauncherConfig, Leaving, Supervisor};
 use crate::upstream::Replica;
@@ -30,6 +30,8 @@ pub struct Keeper {
     supervisor: Supervisor,
     roster: Roster,
     watchers: Vec<Watcher>,
+    /// What the roster is by.
+    config: Arc<Config>,
 }
 
 /// Who looks at one replica.
@@ -42,6 +44,7 @@ impl Keeper {
     /// The supervisor has started whom the roster has.
     pub fn new(live: Arc<Live>, flow: Arc<Flow>, supervisor: Supervisor, roster: Roster) -> Keeper {
         let mut keeper = Keeper {
+            config: live.get(),
             live,
             flow,
             supervisor,
@@ -65,7 +68,11 @@ impl Keeper {
     }
 
     fn reload(&mut self) {
+        self.renew_certificates();
         let config = self.live.get();
+        if Arc::ptr_eq(&config, &self.config) {
+            return;
+        }
         let wanted = match build::fleet(&config) {
             Ok(wanted) => wanted,
             Err(error) => return tracing::error!(%error, "backends and replicas stay as they were"),
@@ -74,6 +81,16 @@ impl Keeper {
         let change = self.roster.change(wanted);
         self.flow.fleet.store(Arc::new(self.roster.fleet()));
         self.carry_out(change, config.server.drain);
+        self.config = config;
+    }
+
+    /// Files may have been renewed, whatever the configuration says.
+    fn renew_certificates(&self) {
+        for seat in self.roster.seats() {
+            if let Some(Err(error)) = seat.spec.tls.as_ref().map(|tls| tls.reload()) {
+                tracing::error!(replica = %seat.spec.name, %error, "TLS to the replica stays as it was");
+            }
+        }
     }
 
     /// What has gone lets go of its name before somebody else takes it.
@@ -127,6 +144,7 @@ impl Keeper {
             seat.backend.clone(),
             seat.replica.clone(),
             seat.slot,
+            seat.spec.tls.clone(),
             states,
             self.flow.clone(),
         );

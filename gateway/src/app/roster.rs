@@ -212,7 +212,7 @@ impl Held {
 fn is_same(runs: &ReplicaSpec, want: &ReplicaSpec) -> bool {
     let launcher = match (&runs.launcher, &want.launcher) {
         // One that is only watched may want another key from now on; a process has the one that it was started with.
-        (LauncherConfig::External(runs), LauncherConfig::External(want)) => runs.url == want.url,
+        (LauncherConfig::External(was), LauncherConfig::External(is)) => was.url == is.url && runs.tls == want.tls,
         (LauncherConfig::Process(was), LauncherConfig::Process(is)) => {
             was.port == is.port && was.command == is.command && was.env == is.env && runs.key == want.key
         }

@@ -20,7 +20,7 @@ pub(super) async fn watch(
     tell: watch::Sender<ReplicaState>,
 ) {
     let address = match Address::from_url(&config.url) {
-        Ok(address) => address,
+        Ok(address) => address.with_tls(spec.tls.as_ref()),
         Err(error) => {
             tracing::error!(replica = spec.name, %error, "this replica can't be used");
             tell.send_replace(ReplicaState::Unreachable {

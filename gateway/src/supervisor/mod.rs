@@ -375,6 +375,7 @@ mod tests {
             aliases: Vec::new(),
             key: ReplicaKey::NotWanted,
             profile: builtin("chunked_only_safe").unwrap().clone(),
+            tls: None,
             launcher,
         }
     }

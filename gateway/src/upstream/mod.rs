@@ -19,6 +19,8 @@ pub mod admission;
 pub mod replica;
 // Where it listens.
 pub mod address;
+// TLS to it, and the connection that requests run over.
+pub mod tls;
 // One HTTP/1.1 connection and the pool of idle ones.
 pub mod client;
 // How a replica takes tool requests, asked when it becomes ready.
@@ -31,3 +33,4 @@ pub use flight::InFlight;
 pub use members::Members;
 pub use replica::Replica;
 pub use routing::Routed;
+pub use tls::{Tls, TlsError};

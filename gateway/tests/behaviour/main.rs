@@ -40,3 +40,4 @@ mod schema;
 mod stream_shape;
 mod tls;
 mod tool_release;
+mod upstream_tls;
