@@ -9,6 +9,12 @@
 pub mod beside;
 // From configuration to what requests use.
 pub mod build;
+// Which replicas are held, and how a new configuration changes them.
+pub mod roster;
+// Holds the fleet to the configuration while it runs.
+pub mod keeper;
+// What the supervisor says of a replica, carried to where requests look.
+pub mod follow;
 // Looks at the engines: figures, progress.
 pub mod health;
 // What the routers know, over a restart.
@@ -41,6 +47,7 @@ use tower::ServiceBuilder;
 use self::beside::{Beside, Start};
 use self::drain::Drain;
 use self::remembered::Remembered;
+use self::roster::Roster;
 use self::upgrade::predecessor::{Predecessor, TakeOverError};
 use self::upgrade::sockets::{Clients, Door, Sockets};
 use crate::config::{Config, ConfigError, Live, Source};
@@ -160,7 +167,8 @@ pub fn run(source: Source, config: Config, mut predecessor: Option<Predecessor>)
         metrics: Metrics::new()?,
     };
     books.metrics.watch_records(&books.recorder);
-    let (fleet, specs) = build::fleet(&config)?;
+    let roster = Roster::new(build::fleet(&config)?);
+    let fleet = roster.fleet();
     let remembered = Remembered::new(&state_folder);
     if let Some(old) = &predecessor {
         // Nothing that can be known beforehand fails after this.
@@ -203,18 +211,16 @@ pub fn run(source: Source, config: Config, mut predecessor: Option<Predecessor>)
     let draining = Arc::new(AtomicBool::new(false));
     let connections = Arc::new(AtomicUsize::new(0));
     let keys = Arc::new(opened.ring);
-    let secret_variables =
-        std::iter::once(config.auth.key_env.clone()).chain(config.backend.iter().map(|b| b.key_env.clone()));
     let (leaving, hears) = watch::channel(Leaving::Stays);
     let door = Arc::new(watch::Sender::new(Door::Shut));
     let leaving = Arc::new(leaving);
     let start = Start {
         settings: Settings {
             state_folder,
-            secret_variables: secret_variables.filter(|name| !name.is_empty()).collect(),
+            secret_variables: build::secret_variables(&config),
         },
-        specs,
         simulate: simulate(),
+        roster: Mutex::new(Some(roster)),
     };
     let drain = Drain {
         draining: draining.clone(),
@@ -243,6 +249,7 @@ pub fn run(source: Source, config: Config, mut predecessor: Option<Predecessor>)
         keys,
         certificate,
         start,
+        reloaded: Arc::default(),
         drain: Mutex::new(Some(drain)),
         admin: Mutex::new(admin),
         sockets: Mutex::new(Some(sockets)),

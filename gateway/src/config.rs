@@ -15,7 +15,7 @@ use crate::record::RecordConfig;
 pub use self::{
     admission::AdmissionConfig,
     auth::AuthConfig,
-    backend::{BackendConfig, ReplicaConfig},
+    backend::{BackendConfig, ReplicaConfig, UpstreamTlsConfig},
     continuation::ContinuationConfig,
     error::{ConfigError, Place, Problem},
     health::HealthConfig,

@@ -11,6 +11,8 @@
 pub mod protocol;
 // Which replica: the session key and its hash.
 pub mod route;
+// What a new configuration makes of the replicas that run.
+pub mod membership;
 // Whether a replica may be asked: its breaker, and whether its engine moves.
 pub mod health;
 // A place for each request before it is sent: rooms of replicas, the queue before them.

@@ -4,20 +4,20 @@
 use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
-use sluice_policy::health::breaker::Event;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::build;
 use super::drain::Drain;
 use super::greeting;
-use super::health;
+use super::keeper::Keeper;
 use super::notify;
 use super::remembered::{self, Remembered};
+use super::roster::Roster;
 use super::upgrade::control::{Caller, Control, Order};
 use super::upgrade::predecessor::Predecessor;
 use super::upgrade::sockets::{Door, Sockets};
@@ -30,18 +30,12 @@ use crate::downstream::leaving::Leaving;
 use crate::downstream::tls::Certificate;
 use crate::flow::Flow;
 use crate::keys::KeyRing;
-use crate::supervisor::{self, ReplicaSpec, ReplicaState, Settings, StartSimulation, Supervisor};
-use crate::upstream::replica::Readiness;
-use crate::upstream::{Address, Backend, Replica, probe};
+use crate::supervisor::{self, Settings, StartSimulation};
 
 /// Where `vllm serve` listens if nothing is said.
 const USUAL_VLLM: &str = "127.0.0.1:8000";
 /// How often idle upstream connections are looked at.
 const SWEEP: Duration = Duration::from_secs(1);
-/// A probe of a replica's set-up that failed is tried again.
-const PROBE_AGAIN: Duration = Duration::from_secs(5);
-/// And at most so often: what it would find is a default by then.
-const PROBE_TRIES: u32 = 5;
 
 /// See the module.
 pub struct Beside {
@@ -59,6 +53,8 @@ pub struct Beside {
     pub certificate: Option<Arc<Certificate>>,
     /// For the supervisor.
     pub start: Start,
+    /// Told after each reload.
+    pub reloaded: Arc<Notify>,
     /// For the end; taken once.
     pub drain: Mutex<Option<Drain>>,
     /// The admin listener's socket, bound before anything else started.
@@ -79,17 +75,17 @@ pub struct Beside {
 pub struct Start {
     /// Where and what not to hand down.
     pub settings: Settings,
-    /// The replicas.
-    pub specs: Vec<ReplicaSpec>,
     /// How a simulated one is started.
     pub simulate: StartSimulation,
+    /// The replicas; taken once.
+    pub roster: Mutex<Option<Roster>>,
 }
 
 #[async_trait]
 impl BackgroundService for Beside {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let predecessor = take(&self.predecessor);
-        let mut supervisor = self.supervised(predecessor.as_ref()).await;
+        let mut keeper = self.kept(predecessor.as_ref()).await;
         self.serve_admin();
         self.look_for_vllm();
         let _watch = self.reload_on_change();
@@ -108,9 +104,13 @@ impl BackgroundService for Beside {
         loop {
             let (order, caller) = tokio::select! {
                 _ = shutdown.wait_for(|draining| *draining) => break,
+                () = self.reloaded.notified() => {
+                    keeper.iter_mut().for_each(Keeper::reload);
+                    continue;
+                }
                 called = next(control.as_ref()) => called,
             };
-            let outcome = self.upgrade(order, &mut supervisor, &mut shutdown).await;
+            let outcome = self.upgrade(order, &mut keeper, &mut shutdown).await;
             caller.tell(&outcome).await;
         }
         sweeper.abort();
@@ -118,6 +118,7 @@ impl BackgroundService for Beside {
         // Their ports are closed with the last copy.
         drop((take(&self.sockets), control));
         let leaving = *self.leaving.borrow();
+        let supervisor = keeper.map(Keeper::into_supervisor);
         if let Some(drain) = take(&self.drain) {
             self.keep_telling(drain.finish(leaving)).await;
             drain.end(supervisor, leaving).await
@@ -134,8 +135,8 @@ async fn next(control: Option<&Control>) -> (Order, Caller) {
 }
 
 impl Beside {
-    /// The replicas, held. A process that takes over does so only if it has them, and those that were ready are.
-    async fn supervised(&self, predecessor: Option<&Predecessor>) -> Option<Supervisor> {
+    /// The replicas, held to the configuration. A process that takes over does so only if it has them, and those that were ready are.
+    async fn kept(&self, predecessor: Option<&Predecessor>) -> Option<Keeper> {
         let started = self.supervise(predecessor.is_some()).await;
         if let Some(predecessor) = predecessor {
             let found = match &started {
@@ -155,25 +156,6 @@ impl Beside {
     fn open_control(&self) -> Option<Control> {
         let failed = |error| tracing::warn!(%error, "`sluice upgrade` can't reach this process");
         Control::open(&self.start.settings.state_folder).map_err(failed).ok()
-    }
-
-    /// Carries what is said of each replica to where requests look.
-    pub(super) fn follow_all(&self, supervisor: &Supervisor) {
-        for (backend, replica) in self.flow.fleet.load().replicas() {
-            if let Some(states) = supervisor.watch(&replica.name) {
-                tokio::spawn(follow(backend.clone(), replica.clone(), states, self.flow.clone()));
-            }
-            if let Some(place) = place_of(backend, replica) {
-                let watch = health::Watch {
-                    live: self.live.clone(),
-                    flow: self.flow.clone(),
-                    backend: backend.clone(),
-                    place,
-                    replica: replica.clone(),
-                };
-                tokio::spawn(watch.run());
-            }
-        }
     }
 
     fn serve_admin(&self) {
@@ -223,7 +205,7 @@ impl Beside {
     fn reload_on_change(&self) -> Option<Watch> {
         let reload = {
             let (live, flow, keys) = (self.live.clone(), self.flow.clone(), self.keys.clone());
-            let certificate = self.certificate.clone();
+            let (certificate, reloaded) = (self.certificate.clone(), self.reloaded.clone());
             move || {
                 live.reload();
                 if let Err(error) = keys.reload() {
@@ -237,6 +219,7 @@ impl Beside {
                 let config = live.get();
                 flow.config.store(Arc::new(build::flow(&config)));
                 flow.registry.set_limit(config.limits.requests);
+                reloaded.notify_one();
             }
         };
         let files = self
@@ -301,109 +284,4 @@ async fn save(remembered: Remembered, flow: Arc<Flow>) {
         // On a thread for waiting: it is a few megabytes of disk.
         let _ = tokio::task::spawn_blocking(move || remembered.save(&fleet)).await;
     }
-}
-
-/// Where a replica stands in its backend's list.
-pub(super) fn place_of(backend: &Backend, replica: &Arc<Replica>) -> Option<usize> {
-    backend.replicas.iter().position(|one| Arc::ptr_eq(one, replica))
-}
-
-/// Carries what the supervisor says of a replica to where requests look.
-async fn follow(
-    backend: Arc<Backend>,
-    replica: Arc<Replica>,
-    mut states: watch::Receiver<ReplicaState>,
-    flow: Arc<Flow>,
-) {
-    let place = place_of(&backend, &replica);
-    loop {
-        let state = states.borrow_and_update().clone();
-        replica.set_may_return(state.may_return());
-        match &state {
-            ReplicaState::Ready { url, models, .. } => {
-                let address = Address::from_url(url).inspect_err(
-                    |error| tracing::error!(replica = %replica.name, url, %error, "requests can't be sent there"),
-                );
-                replica.moved_to(address.ok());
-                learn(&backend, &replica, models).await;
-                let before = replica.readiness();
-                if replica.was_ready() && before != Readiness::Ready {
-                    // Down in between: for all that is known, it has started anew, and not everybody is to try it at once.
-                    replica.health.step(Event::Returned);
-                    place.into_iter().for_each(|place| backend.routing().restarted(place));
-                }
-                replica.set_readiness(Readiness::Ready);
-                if let Some(place) = place {
-                    tokio::spawn(learn_capacity(backend.clone(), replica.clone(), place));
-                }
-                if before != Readiness::Ready {
-                    greeting::ready(&backend, &replica, url);
-                }
-            }
-            ReplicaState::Starting { .. } => {
-                replica.set_readiness(Readiness::Down);
-            }
-            _ => {
-                if replica.set_readiness(Readiness::Down) == Readiness::Ready {
-                    tracing::warn!(replica = %replica.name, state = state.name(), "replica is not ready any more");
-                }
-            }
-        }
-        health::show(&flow, &replica);
-        if states.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// How much its KV cache holds, for the index of what is cached where.
-async fn learn_capacity(backend: Arc<Backend>, replica: Arc<Replica>, place: usize) {
-    match probe::kv_tokens(&replica).await {
-        Ok(Some(tokens)) => {
-            backend.routing().capacity(place, tokens);
-            backend.places().kv_tokens(place, tokens);
-            tracing::info!(replica = %replica.name, tokens, "the size of the replica's KV cache is known");
-        }
-        Ok(None) => {
-            tracing::debug!(replica = %replica.name, "the replica's metrics don't say how large its KV cache is")
-        }
-        Err(error) => tracing::debug!(replica = %replica.name, %error, "the replica's metrics can't be read"),
-    }
-}
-
-/// What only the replica knows: its model's id, and how it takes tools.
-async fn learn(backend: &Arc<Backend>, replica: &Arc<Replica>, models: &[String]) {
-    if replica.model().is_empty() {
-        match models.first() {
-            Some(model) => {
-                replica.serves(model);
-                backend.learn_model(model);
-            }
-            None => tracing::warn!(replica = %replica.name, "the replica lists no model"),
-        }
-    }
-    match probe::opener(replica, &replica.model()).await {
-        Ok(opener) => replica.set_opener(opener),
-        Err(error) => {
-            tracing::debug!(replica = %replica.name, %error, "who opens think blocks will be learned from answers")
-        }
-    }
-    let replica = replica.clone();
-    // Requests need not wait for it: until it is known the replica is taken for one that gives raw text.
-    tokio::spawn(async move {
-        for _ in 0..PROBE_TRIES {
-            match probe::tool_setup(&replica, &replica.model()).await {
-                Ok(setup) => {
-                    replica.set_tool_setup(setup);
-                    tracing::info!(replica = %replica.name, ?setup, "how the replica takes tools is known");
-                    return;
-                }
-                Err(error) => {
-                    tracing::debug!(replica = %replica.name, %error, "how the replica takes tools isn't known yet");
-                    tokio::time::sleep(PROBE_AGAIN).await;
-                }
-            }
-        }
-        tracing::warn!(replica = %replica.name, "how the replica takes tools could not be found out; taken as raw text");
-    });
 }

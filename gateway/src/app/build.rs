@@ -1,4 +1,4 @@
-//! From configuration to what requests use: the flow's settings, the fleet, the supervisor's specs.
+//! From configuration to what requests use: the flow's settings, and what is wanted of the fleet.
 
 use http::HeaderValue;
 use sluice_policy::admission::queue::QueueLimits;
@@ -11,7 +11,7 @@ use sluice_policy::route::choose::{Margins, RouteSettings};
 use std::sync::Arc;
 
 use crate::config::{
-    BackendConfig, BadSchema, Config, HealthConfig, Normalise, ReasoningForm, ThinkOpener, ToolParsing,
+    BackendConfig, BadSchema, Config, HealthConfig, Normalise, ReasoningForm, ReplicaConfig, ThinkOpener, ToolParsing,
 };
 use crate::flow::exchange::{AgainLimits, ExchangeLimits, SeamLimits};
 use crate::flow::hold::HoldLimits;
@@ -19,7 +19,7 @@ use crate::flow::tool_sets::MustCheck;
 use crate::flow::{self, FlowConfig};
 use crate::simulator::SIMULATED_SUFFIX;
 use crate::supervisor::{LauncherConfig, ReplicaKey, ReplicaSpec};
-use crate::upstream::{Backend, Fleet, Replica};
+use crate::upstream::{Replica, Tls, TlsError};
 
 /// Why the fleet can't be built.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,16 @@ pub enum BuildError {
         backend: String,
         /// The name.
         profile: String,
+    },
+    /// TLS to its replicas.
+    #[error("backend `{backend}`: tls.{key}: {source}")]
+    Tls {
+        /// The backend.
+        backend: String,
+        /// The setting.
+        key: &'static str,
+        /// What is wrong with it.
+        source: Box<TlsError>,
     },
     /// A key that can't stand in a header.
     #[error("backend `{backend}`: the key in {variable} has bytes that can't stand in a header")]
@@ -122,22 +132,63 @@ pub fn breaker(config: &HealthConfig) -> Rules {
     }
 }
 
-/// The fleet, and for each replica what the supervisor is to hold.
+/// A backend as a configuration wants it.
+pub struct WantedBackend {
+    /// Its name.
+    pub name: String,
+    /// The id that clients ask for; empty if it is to be learned.
+    pub model: String,
+    /// Other ids.
+    pub aliases: Vec<String>,
+    /// The launch profile's name.
+    pub profile: String,
+    /// For a router that knows nothing yet.
+    pub routing: RouteSettings,
+    /// Its replicas.
+    pub replicas: Vec<WantedReplica>,
+}
+
+/// A replica as a configuration wants it.
+pub struct WantedReplica {
+    /// What the supervisor is to hold.
+    pub spec: ReplicaSpec,
+    /// What requests to it say.
+    pub authorization: Option<HeaderValue>,
+    /// What it holds.
+    pub capacity: Capacity,
+}
+
+impl WantedReplica {
+    /// One that nobody has asked yet.
+    pub fn replica(&self) -> Replica {
+        let simulated = self.spec.launcher.is_simulated();
+        let made = Replica::new(&self.spec.name, simulated, self.authorization.clone(), None);
+        made.serves(&self.spec.model);
+        made
+    }
+}
+
+/// What a configuration wants of the fleet.
 ///
 /// # Errors
 /// See [`BuildError`]: what `check-config` can't know without the environment.
-pub fn fleet(config: &Config) -> Result<(Fleet, Vec<ReplicaSpec>), BuildError> {
-    let mut backends = Vec::with_capacity(config.backend.len());
-    let mut specs = Vec::new();
-    for backend in &config.backend {
+pub fn fleet(config: &Config) -> Result<Vec<WantedBackend>, BuildError> {
+    let all = config.backend.iter();
+    all.map(|backend| {
         let profile = config.profile(&backend.profile).ok_or_else(|| BuildError::Profile {
             backend: backend.name.clone(),
             profile: backend.profile.clone(),
         })?;
-        specs.extend(backend_specs(backend, &profile));
-        backends.push(Arc::new(self::backend(backend, &profile, config.admission.sequences)?));
-    }
-    Ok((Fleet { backends }, specs))
+        self::backend(backend, &profile, config.admission.sequences)
+    })
+    .collect()
+}
+
+/// Environment variables that launched processes don't inherit: the clients' key, the backends'.
+pub fn secret_variables(config: &Config) -> Vec<String> {
+    let backends = config.backend.iter().map(|backend| backend.key_env.clone());
+    let all = std::iter::once(config.auth.key_env.clone()).chain(backends);
+    all.filter(|name| !name.is_empty()).collect()
 }
 
 /// What each replica runs at once: as the setting says, else as its launcher does. Nobody says it of an external one.
@@ -154,44 +205,44 @@ fn capacity(launcher: &LauncherConfig, profile: &Profile, setting: u32) -> Capac
     }
 }
 
-fn backend(config: &BackendConfig, profile: &Profile, sequences: u32) -> Result<Backend, BuildError> {
+fn backend(config: &BackendConfig, profile: &Profile, sequences: u32) -> Result<WantedBackend, BuildError> {
     let routing = RouteSettings::default();
     let all_simulated = config.replica.iter().all(|replica| replica.launcher.is_simulated());
     let authorization = authorization(config)?;
-    let replicas = config
-        .replica
-        .iter()
-        .map(|replica| {
-            let simulated = replica.launcher.is_simulated();
-            let authorization = if simulated { None } else { authorization.clone() };
-            let made = Replica::new(&replica.name, simulated, authorization, None);
-            made.serves(&served_id(&config.model, simulated));
-            Arc::new(made)
-        })
-        .collect();
+    let is_secure = config.replica.iter().any(|replica| replica.launcher.is_secure());
+    let tls = is_secure.then(|| Tls::read(&config.tls)).transpose();
+    let tls = tls.map_err(|source| BuildError::Tls {
+        backend: config.name.clone(),
+        key: source.key(),
+        source: Box::new(source),
+    })?;
     let mut aliases = config.aliases.clone();
-    let model = served_id(&config.model, all_simulated);
     if all_simulated && !config.model.is_empty() {
         // Clients are written for the real id; the answers say that they are simulated.
         aliases.push(config.model.clone());
     }
-    let capacities = config.replica.iter();
-    let capacities = capacities.map(|replica| capacity(&replica.launcher, profile, sequences));
-    let backend = Backend::new(
-        &config.name,
-        &model,
+    let replicas = config.replica.iter().map(|replica| {
+        let simulated = replica.launcher.is_simulated();
+        WantedReplica {
+            spec: spec(config, replica, profile, &tls),
+            authorization: if simulated { None } else { authorization.clone() },
+            capacity: capacity(&replica.launcher, profile, sequences),
+        }
+    });
+    Ok(WantedBackend {
+        name: config.name.clone(),
+        model: served_id(&config.model, all_simulated),
         aliases,
-        &config.profile,
-        replicas,
-        RouteSettings {
+        profile: config.profile.clone(),
+        routing: RouteSettings {
             sequences: profile
                 .max_num_seqs
                 .set()
                 .map_or(routing.sequences, |count| *count as usize),
             ..routing
         },
-    );
-    Ok(backend.with_capacities(capacities))
+        replicas: replicas.collect(),
+    })
 }
 
 /// A simulated model's id can't be mistaken (B6).
@@ -215,22 +266,21 @@ fn authorization(config: &BackendConfig) -> Result<Option<HeaderValue>, BuildErr
     Ok(Some(value))
 }
 
-fn backend_specs<'a>(backend: &'a BackendConfig, profile: &'a Profile) -> impl Iterator<Item = ReplicaSpec> + use<'a> {
-    backend.replica.iter().map(move |replica| {
-        let simulated = replica.launcher.is_simulated();
-        ReplicaSpec {
-            name: replica.name.clone(),
-            model: served_id(&backend.model, simulated),
-            aliases: backend.aliases.clone(),
-            key: if simulated {
-                ReplicaKey::NotWanted
-            } else {
-                ReplicaKey::from_env(&backend.key_env)
-            },
-            profile: profile.clone(),
-            launcher: replica.launcher.clone(),
-        }
-    })
+fn spec(backend: &BackendConfig, replica: &ReplicaConfig, profile: &Profile, tls: &Option<Arc<Tls>>) -> ReplicaSpec {
+    let simulated = replica.launcher.is_simulated();
+    ReplicaSpec {
+        name: replica.name.clone(),
+        model: served_id(&backend.model, simulated),
+        aliases: backend.aliases.clone(),
+        key: if simulated {
+            ReplicaKey::NotWanted
+        } else {
+            ReplicaKey::from_env(&backend.key_env)
+        },
+        profile: profile.clone(),
+        tls: tls.clone().filter(|_| replica.launcher.is_secure()),
+        launcher: replica.launcher.clone(),
+    }
 }
 
 fn usize_of(bytes: u64) -> usize {

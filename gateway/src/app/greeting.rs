@@ -15,9 +15,9 @@ pub fn say(text: &str) {
 /// A replica became ready.
 pub fn ready(backend: &Backend, replica: &Replica, url: &str) {
     if replica.simulated {
-        tracing::warn!(replica = %replica.name, model = %backend.model(), "ready, SIMULATED: its answers are made up and say so");
+        tracing::warn!(replica = %replica.name(), model = %backend.model(), "ready, SIMULATED: its answers are made up and say so");
     } else {
-        tracing::info!(replica = %replica.name, model = %backend.model(), url, "ready");
+        tracing::info!(replica = %replica.name(), model = %backend.model(), url, "ready");
     }
 }
 

@@ -41,8 +41,8 @@ pub struct Watch {
     pub flow: Arc<Flow>,
     /// Whose it is.
     pub backend: Arc<Backend>,
-    /// Its place there.
-    pub place: usize,
+    /// Its slot there.
+    pub slot: usize,
     /// Itself.
     pub replica: Arc<Replica>,
 }
@@ -66,10 +66,10 @@ impl Watch {
             let is_there = self.replica.readiness() != Readiness::Down && self.replica.address().is_some();
             let stats = if is_there { self.figures().await } else { None };
             let waiting = stats.map_or(0, |stats| usize::try_from(stats.requests_waiting).unwrap_or(usize::MAX));
-            self.backend.routing().waiting(self.place, waiting);
+            self.backend.routing().waiting(self.slot, waiting);
             let preempted = stats.map(|stats| stats.preemptions);
             if preemptions.is_some() && preempted > preemptions {
-                self.backend.places().preempted(self.place);
+                self.backend.places().preempted(self.slot);
             }
             preemptions = preempted.or(preemptions);
             seen = if is_there {
@@ -108,13 +108,13 @@ impl Watch {
                     spoke: signs.spoke,
                     stalled: signs.stalled,
                 };
-                let ahead = self.backend.routing().prefill_ahead(self.place);
+                let ahead = self.backend.routing().prefill_ahead(self.slot);
                 if !progress.look(look, progress::limit(health.hung_after, ahead), now) {
                     return Seen::Moving(progress);
                 }
                 let left = self.replica.hangs();
                 let silent = progress.silent();
-                tracing::warn!(replica = %self.replica.name, ?silent, left, "requests leave the replica that hangs");
+                tracing::warn!(replica = %self.replica.name(), ?silent, left, "requests leave the replica that hangs");
                 Seen::Hung { steps }
             }
         }
@@ -132,6 +132,6 @@ impl Watch {
 pub fn show(flow: &Flow, replica: &Replica) {
     let standing = replica.standing();
     let metrics = &flow.books.metrics;
-    metrics.replica_up(&replica.name, standing.is_up());
-    metrics.replica_state(&replica.name, standing.as_str(), &STATES);
+    metrics.replica_up(&replica.name(), standing.is_up());
+    metrics.replica_state(&replica.name(), standing.as_str(), &STATES);
 }

@@ -10,6 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::upstream::{Backend, Fleet};
@@ -56,7 +57,7 @@ impl Remembered {
         let since = Duration::from_secs(seconds().saturating_sub(document.saved_at));
         for backend in &fleet.backends {
             if let Some(saved) = document.backends.get(backend.name.as_ref())
-                && !backend.routing().restore(saved, &names(backend), since)
+                && !backend.routing().restore(saved, &texts(&names(backend)), since)
             {
                 tracing::warn!(backend = %backend.name, "what was known of conversations is another version's: it is left out");
             }
@@ -83,7 +84,12 @@ impl Remembered {
         let document = Document {
             saved_at: seconds(),
             backends: backends
-                .map(|backend| (backend.name.to_string(), backend.routing().save(&names(backend))))
+                .map(|backend| {
+                    (
+                        backend.name.to_string(),
+                        backend.routing().save(&texts(&names(backend))),
+                    )
+                })
                 .collect(),
         };
         let draft = self.path.with_extension("json.new");
@@ -100,8 +106,15 @@ impl Remembered {
     }
 }
 
-fn names(backend: &Backend) -> Vec<&str> {
-    backend.replicas.iter().map(|replica| replica.name.as_ref()).collect()
+/// By slot; one that nobody has is without a name.
+fn names(backend: &Backend) -> Vec<Arc<str>> {
+    let members = backend.members();
+    let name = |slot| members.get(slot).map_or("".into(), |replica| replica.name());
+    (0..members.slots()).map(name).collect()
+}
+
+fn texts(names: &[Arc<str>]) -> Vec<&str> {
+    names.iter().map(AsRef::as_ref).collect()
 }
 
 fn seconds() -> u64 {
@@ -119,7 +132,6 @@ mod tests {
     use sluice_policy::route::choose::{Margins, RouteSettings};
     use sluice_policy::route::session::{SessionKey, SessionSource};
     use std::os::unix::fs::PermissionsExt;
-    use std::sync::Arc;
 
     fn fleet(names: &[&str]) -> Fleet {
         let replicas = names.iter().map(|name| {
@@ -154,9 +166,7 @@ mod tests {
         let remembered = Remembered::new(folder.path());
         let before = fleet(&["a", "b", "c"]);
         remembered.restore(&before);
-        let homes: Vec<_> = (0..20)
-            .map(|session| choose(&before, session).replica.name.clone())
-            .collect();
+        let homes: Vec<_> = (0..20).map(|session| choose(&before, session).replica.name()).collect();
         remembered.save(&before);
         let mode = fs::metadata(&remembered.path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
@@ -164,7 +174,7 @@ mod tests {
         remembered.restore(&after);
         for (session, home) in (0..20).zip(homes) {
             let choice = choose(&after, session);
-            assert_eq!((choice.route.as_str(), choice.replica.name.clone()), ("hit", home));
+            assert_eq!((choice.route.as_str(), choice.replica.name()), ("hit", home));
         }
     }
 

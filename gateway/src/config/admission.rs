@@ -14,7 +14,7 @@ pub struct AdmissionConfig {
     /// which they came.
     pub enabled: bool,
     /// Sequences that a replica is given at once. 0 (default) = `max_num_seqs` of its profile or simulator; no bound for an external one,
-    /// which doesn't say it. Needs a restart.
+    /// which doesn't say it.
     pub sequences: u32,
     /// Requests that wait, for each backend. Default 512; above: 503.
     pub queue: usize,

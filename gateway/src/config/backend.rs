@@ -1,6 +1,7 @@
 //! `[[backend]]` and `[[backend.replica]]`: the served models, and the vLLMs that serve each.
 
 use std::ops::Range;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use toml::{
@@ -30,6 +31,9 @@ pub struct BackendConfig {
     /// Environment variable with the key that vLLM wants (`--api-key`). Empty (default) = vLLM wants none.
     #[serde(default)]
     pub key_env: String,
+    /// TLS to those of its replicas whose `url` begins with https://.
+    #[serde(default)]
+    pub tls: UpstreamTlsConfig,
     /// The vLLMs that serve it, at least one.
     #[serde(default)]
     pub replica: Vec<ReplicaConfig>,
@@ -44,9 +48,24 @@ impl BackendConfig {
             aliases: Vec::new(),
             profile: default_profile(),
             key_env: String::new(),
+            tls: UpstreamTlsConfig::default(),
             replica,
         }
     }
+}
+
+/// `[backend.tls]`: whom we trust, and who we are. Files are read again at each reload.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UpstreamTlsConfig {
+    /// PEM file with the authorities that may have signed a replica's certificate. Empty (default) = the system's.
+    pub ca: PathBuf,
+    /// PEM file with our own certificate, for replicas that want one (mTLS). Empty (default) = none.
+    pub cert: PathBuf,
+    /// PEM file with its private key. Danger: readable for the gateway's user only.
+    pub key: PathBuf,
+    /// The name that a replica's certificate must be for. Empty (default) = the host of its `url`.
+    pub server_name: String,
 }
 
 fn default_profile() -> String {

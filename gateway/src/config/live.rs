@@ -19,7 +19,7 @@ type Keep = fn(&mut Config, &Config);
 /// What only a restart brings into effect: its name in the file, and how to keep the value that it had at the start.
 ///
 /// `[auth]` is among them for safety: `listen` and `allow_no_key` are judged together, and `listen` can't change.
-const RESTART: [(&str, Keep); 14] = [
+const RESTART: [(&str, Keep); 11] = [
     ("server.listen", |new, start| new.server.listen = start.server.listen),
     ("server.threads", |new, start| new.server.threads = start.server.threads),
     ("server.work_stealing", |new, start| {
@@ -37,11 +37,6 @@ const RESTART: [(&str, Keep); 14] = [
     ("admin", |new, start| new.admin.clone_from(&start.admin)),
     ("records", |new, start| new.records.clone_from(&start.records)),
     ("log", |new, start| new.log.clone_from(&start.log)),
-    ("admission.sequences", |new, start| {
-        new.admission.sequences = start.admission.sequences
-    }),
-    ("profile", |new, start| new.profile.clone_from(&start.profile)),
-    ("backend", |new, start| new.backend.clone_from(&start.backend)),
 ];
 
 /// The configuration in effect and where it came from.

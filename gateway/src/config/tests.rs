@@ -565,11 +565,8 @@ fn a_replica_url_that_cannot_work_is_refused_with_the_reason() {
         ("http://127.0.0.1:8000/", "taken"),
         ("http://vllm", "taken"),
         ("http://[::1]:8000", "taken"),
-        ("127.0.0.1:8000", "the URL must begin with http://"),
-        (
-            "https://127.0.0.1:8000",
-            "replicas are asked over http:// only, TLS to them isn't spoken",
-        ),
+        ("127.0.0.1:8000", "the URL must begin with http:// or https://"),
+        ("https://127.0.0.1:8000", "taken"),
         ("http://127.0.0.1:0", "the URL's port is not between 1 and 65535"),
         ("http://127.0.0.1:70000", "the URL's port is not between 1 and 65535"),
         ("http://127.0.0.1:8000/v1", "a replica's URL has no path"),
@@ -587,6 +584,42 @@ fn a_replica_url_that_cannot_work_is_refused_with_the_reason() {
         ),
     ] {
         assert_eq!(refusal(url), expect, "{url:?}");
+    }
+}
+
+#[test]
+fn tls_to_replicas_that_cannot_work_is_refused_where_it_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let empty = folder.path().join("empty.pem");
+    std::fs::write(&empty, "").unwrap();
+    let refusal = |key: &str, value: &str| {
+        let text = SHIPPED.replacen(&format!("\n{key} = \"\"\n"), &format!("\n{key} = {value:?}\n"), 1);
+        // The first `cert` is the listener's.
+        let text = match key {
+            "cert" | "key" => {
+                let (head, tls) = SHIPPED.split_once("[backend.tls]").unwrap();
+                let tls = tls.replacen(&format!("\n{key} = \"\"\n"), &format!("\n{key} = {value:?}\n"), 1);
+                format!("{head}[backend.tls]{tls}")
+            }
+            _ => text,
+        };
+        assert_ne!(text, SHIPPED, "{key}");
+        Config::parse("built-in", &text, &Overrides::default()).map_or_else(|e| e.to_string(), |_| "taken".to_owned())
+    };
+    let nowhere = folder.path().join("nowhere.pem");
+    for (key, value, expect) in [
+        ("ca", nowhere.to_str().unwrap(), "nowhere.pem"),
+        ("ca", empty.to_str().unwrap(), "no certificate of an authority in it"),
+        (
+            "cert",
+            empty.to_str().unwrap(),
+            "`cert` and `key` are given together or not at all",
+        ),
+        ("server_name", "not a name", "is no host name"),
+        ("server_name", "gpu-box", "taken"),
+    ] {
+        let found = refusal(key, value);
+        assert!(found.contains(expect), "{key} = {value}: {found}");
     }
 }
 

@@ -87,7 +87,7 @@ impl Endpoints {
     }
 
     fn is_ready(&self, fleet: &Fleet) -> bool {
-        !self.draining.load(Ordering::Relaxed) && fleet.replicas().any(|(_, replica)| replica.standing().is_up())
+        !self.draining.load(Ordering::Relaxed) && fleet.replicas().iter().any(|(_, replica)| replica.standing().is_up())
     }
 
     /// 200 while at least one replica is ready and the process isn't draining.
@@ -118,9 +118,10 @@ impl Endpoints {
 pub fn replicas(fleet: &Fleet) -> Vec<Value> {
     fleet
         .replicas()
+        .iter()
         .map(|(backend, replica)| {
             value!({
-                "name": &*replica.name,
+                "name": &*replica.name(),
                 "model": &*backend.model(),
                 "state": replica.standing().as_str(),
                 "simulated": replica.simulated,

@@ -128,8 +128,8 @@ impl Asker {
     }
 
     /// Whom it asks.
-    pub fn replica_name(&self) -> &str {
-        &self.replica.name
+    pub fn replica_name(&self) -> Arc<str> {
+        self.replica.name()
     }
 
     /// For whom.
@@ -160,7 +160,7 @@ impl Asker {
         if let Err(Unasked::Failed(fault)) = &begun {
             tracing::warn!(
                 request = %self.exchange.id,
-                replica = %self.replica.name,
+                replica = %self.replica.name(),
                 fault = fault.kind.name(),
                 "the replica could not go on with an answer"
             );

@@ -79,7 +79,7 @@ impl Tried {
     pub fn moves(&mut self, choice: &Choice) {
         self.count += 1;
         self.route = Some(choice.route);
-        self.replica = Some(choice.replica.name.clone());
+        self.replica = Some(choice.replica.name());
     }
 
     /// One more has failed after it had begun.
@@ -102,8 +102,8 @@ impl Tried {
     }
 
     /// Whom the last attempt went to.
-    fn last<'e>(&self, exchange: &'e Exchange) -> Option<&'e Arc<Replica>> {
-        exchange.backend.replicas.get(*self.replicas.last()?)
+    fn last(&self, exchange: &Exchange) -> Option<Arc<Replica>> {
+        exchange.backend.replica(*self.replicas.last()?)
     }
 
     /// Attempts that somebody got.
@@ -147,17 +147,26 @@ async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
             match &held {
                 Some(held) => held.pause(exchange).await?,
                 // Boxed: rare, and it would make room in each attempt.
-                None => held = Some(Box::pin(Held::begin(exchange, tried.last(exchange), tried.last_failure())).await?),
+                None => {
+                    held = Some(
+                        Box::pin(Held::begin(
+                            exchange,
+                            tried.last(exchange).as_ref(),
+                            tried.last_failure(),
+                        ))
+                        .await?,
+                    )
+                }
             }
             continue;
         };
         tried.count += 1;
         tried.route = Some(choice.route);
-        tried.replica = Some(choice.replica.name.clone());
+        tried.replica = Some(choice.replica.name());
         tried.replicas.push(choice.index);
         exchange
             .progress
-            .attempt(tried.count, choice.replica.name.clone(), choice.route);
+            .attempt(tried.count, choice.replica.name(), choice.route);
         let outcome = once(exchange, &choice, tried.count).await;
         tried.history = exchange.history.counts();
         match outcome {
@@ -168,7 +177,7 @@ async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
             Err(fault) if fault.kind.side() == Side::Upstream && is_worth_another(&fault, tried) => {
                 tracing::warn!(
                     request = %exchange.id,
-                    replica = %choice.replica.name,
+                    replica = %choice.replica.name(),
                     attempt = tried.count,
                     fault = fault.kind.name(),
                     "attempt failed, trying another replica"
@@ -280,7 +289,7 @@ pub async fn send(
     }
     if fault.kind == FaultKind::UpstreamMisconfigured {
         tracing::error!(
-            replica = %replica.name,
+            replica = %replica.name(),
             status,
             setting = if status == 401 || status == 403 { "key_env of its backend" } else { "url of the replica" },
             "the replica refuses us: it is set up wrongly"
@@ -338,8 +347,8 @@ fn request(
     *request.uri_mut() = Uri::from_static(path);
     let headers = request.headers_mut();
     headers.insert(HOST, host);
-    if let Some(authorization) = &replica.authorization {
-        headers.insert(AUTHORIZATION, authorization.clone());
+    if let Some(authorization) = replica.authorization() {
+        headers.insert(AUTHORIZATION, authorization);
     }
     if exchange.method == Method::POST {
         headers.insert(CONTENT_TYPE, JSON);

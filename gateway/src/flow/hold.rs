@@ -53,7 +53,7 @@ impl Held {
     pub async fn begin(exchange: &Exchange, last: Option<&Arc<Replica>>, fault: Fault) -> Result<Held, Fault> {
         let backend = &exchange.backend;
         let is_away = match last {
-            None => backend.replicas.iter().any(|replica| replica.is_expected()),
+            None => backend.members().iter().any(|(_, replica)| replica.is_expected()),
             Some(replica) => is_gone(exchange, replica, &fault).await,
         };
         let HoldLimits { time, count } = exchange.limits.hold;

@@ -208,7 +208,7 @@ impl Flow {
         };
         // Read only where there is a choice, or what prompts share matters: it is a second walk of the body.
         let queue = config.exchange.queue.filter(|_| takes_place(&ask.endpoint));
-        let chain = if backend.replicas.len() > 1 || (queue.is_some() && backend.places().counts_tokens()) {
+        let chain = if backend.members().len() > 1 || (queue.is_some() && backend.places().counts_tokens()) {
             Arc::new(Chain::of(&ask))
         } else {
             Arc::default()
@@ -477,7 +477,7 @@ struct Head {
 impl Head {
     fn of(replica: Option<&Arc<Replica>>, tried: &Tried) -> Self {
         Head {
-            replica: replica.map(|replica| replica.name.clone()),
+            replica: replica.map(|replica| replica.name()),
             simulated: replica.is_some_and(|replica| replica.simulated),
             route: tried.route.map(|route| route.as_str()),
             attempts: tried.count,

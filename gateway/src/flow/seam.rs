@@ -87,8 +87,7 @@ async fn search(mut asker: Asker, mut tried: Tried, question: AskAgain) -> (Aske
 
 /// Where the replica that was lost stands among those of its backend.
 fn place(asker: &Asker) -> Option<usize> {
-    let mut replicas = asker.exchange().backend.replicas.iter();
-    replicas.position(|replica| *replica.name == *asker.replica_name())
+    asker.exchange().backend.slot_of(&asker.replica_name())
 }
 
 /// A replica that may be asked now; not one that rests and would only be asked for want of a better one.

@@ -5,38 +5,38 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::probe::{self, Found, ProbeError};
-use super::{ExternalConfig, ReplicaSpec, ReplicaState, Wanted};
+use super::{ExternalConfig, Order, ReplicaSpec, ReplicaState, Wanted};
 use crate::upstream::Address;
 
 /// A ready replica is called unreachable after so many failed looks in a row. An answer that is only slow is none: the front end
 /// of a busy engine may need seconds, and whether an engine hangs is judged by its progress, elsewhere.
 const LOOKS_FAILED_MAX: u32 = 3;
 
-/// Looks at the replica until the gateway goes down.
+/// Looks at the replica until the gateway goes down or it is configured no more.
 pub(super) async fn watch(
     spec: ReplicaSpec,
     config: ExternalConfig,
-    mut wants: watch::Receiver<Wanted>,
+    mut wants: watch::Receiver<Order>,
     tell: watch::Sender<ReplicaState>,
 ) {
     let address = match Address::from_url(&config.url) {
-        Ok(address) => address,
+        Ok(address) => address.with_tls(spec.tls.as_ref()),
         Err(error) => {
             tracing::error!(replica = spec.name, %error, "this replica can't be used");
             tell.send_replace(ReplicaState::Unreachable {
                 since: Timestamp::now(),
                 why: error.to_string(),
             });
-            let _ = wants.wait_for(|wanted| *wanted == Wanted::Close).await;
+            let _ = wants.wait_for(|order| order.wanted.is_final()).await;
             return;
         }
     };
     let pause = config.probe;
     let mut failed = 0;
     loop {
-        let wanted = *wants.borrow_and_update();
+        let Order { wanted, name, key } = wants.borrow_and_update().clone();
         match wanted {
-            Wanted::Close | Wanted::LetGo => return,
+            Wanted::Close | Wanted::End | Wanted::LetGo => return,
             Wanted::Rest => {
                 tell.send_replace(ReplicaState::Stopped);
                 failed = 0;
@@ -51,11 +51,11 @@ pub(super) async fn watch(
                 tokio::select! {
                     biased;
                     changed = wants.changed() => if changed.is_err() { return },
-                    seen = probe::look(&address, &spec.model, spec.key.value()) => {
+                    seen = probe::look(&address, &spec.model, key.value()) => {
                         let slow = matches!(seen, Err(ProbeError::Slow(_)));
                         failed = match &seen { Ok(_) => 0, Err(_) if slow => failed, Err(_) => failed + 1 };
-                        judge(&spec.name, &address, seen, failed, &tell);
-                        tokio::select! { _ = wants.wait_for(|wanted| *wanted != Wanted::Run) => {} () = sleep(pause) => {} }
+                        judge(&name, &address, seen, failed, &tell);
+                        tokio::select! { changed = wants.changed() => if changed.is_err() { return }, () = sleep(pause) => {} }
                     }
                 }
             }

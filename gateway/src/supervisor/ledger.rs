@@ -143,6 +143,19 @@ impl Ledger {
         }
     }
 
+    /// What was noted of a replica, and its logs, are another name's from now on.
+    pub(super) fn rename(&self, was: &str, name: &str) {
+        for path in [Self::entry_path, Self::log_path, Self::kept_path] {
+            let (from, to) = (path(self, was), path(self, name));
+            match fs::rename(&from, &to) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(from = %from.display(), to = %to.display(), %error, "a renamed replica's file keeps its old name");
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// A fresh log for a start; the last one becomes `NAME.log.1`.
     pub(super) fn new_log(&self, name: &str) -> io::Result<File> {
         let path = self.log_path(name);

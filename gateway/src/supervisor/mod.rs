@@ -1,9 +1,9 @@
 //! Beside the path: holds every replica to its launcher and profile.
 //!
-//! Enters: the replicas as configured ([`ReplicaSpec`]) and the state folder. Leaves: one [`ReplicaState`] per replica, on a
-//! watch channel. Only this room starts processes; it never touches a request. `life` of `policy::profile` decides each step of a
+//! Enters: the replicas as configured ([`ReplicaSpec`]), at the start and later, and the state folder. Leaves: one [`ReplicaState`] per
+//! replica, on a watch channel. Only this room starts processes; it never touches a request. `life` of `policy::profile` decides each step of a
 //! launched replica, `process` does it, `session` knows the processes of one launch, `ledger` keeps what the next gateway must
-//! know, `probe` asks whether a vLLM answers, `holder` says who sits on a port.
+//! know, `probe` asks whether a vLLM answers, `holder` says who sits on a port, `leaving` is how one goes that is configured no more.
 //!
 //! A launched vLLM runs in a session of its own (the `setsid` program, which execs in place and so keeps the pid; `pre_exec`
 //! would need `unsafe`, and starting ourselves anew needs our own program file, which an upgrade replaces). Its output goes to a
@@ -11,6 +11,7 @@
 
 mod external;
 mod holder;
+mod leaving;
 mod ledger;
 mod probe;
 mod process;
@@ -24,10 +25,12 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub use holder::{Holder, busy_port_message, port_holder, vllm_at, vllm_hint};
+pub use leaving::Leaving;
 pub use simulated::{Simulation, StartSimulation};
 pub use spec::{
     ExternalConfig, KEY_VARIABLE, LauncherConfig, OnExit, ProcessConfig, ReplicaKey, ReplicaSpec, SettingError,
@@ -82,6 +85,26 @@ pub(crate) enum Wanted {
     Close,
     /// That the task ends and leaves everything to another gateway.
     LetGo,
+    /// That it ends for good, whatever `on_exit` says: it is configured no more.
+    End,
+}
+
+impl Wanted {
+    /// Nothing else will be wished.
+    pub(crate) fn is_final(self) -> bool {
+        matches!(self, Wanted::Close | Wanted::LetGo | Wanted::End)
+    }
+}
+
+/// What a replica's task goes by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Order {
+    /// What it is to bring about.
+    pub(crate) wanted: Wanted,
+    /// The replica's name: a reload may change it.
+    pub(crate) name: String,
+    /// The key of one that is watched only.
+    pub(crate) key: ReplicaKey,
 }
 
 /// Where the supervisor keeps its files, and what it must keep from launched processes.
@@ -95,18 +118,36 @@ pub struct Settings {
 
 /// Owns the replicas from [`Supervisor::start`] to [`Supervisor::shutdown`].
 pub struct Supervisor {
+    state_folder: PathBuf,
+    /// Environment variables that a launched process doesn't inherit.
+    secrets: Arc<ArcSwap<Vec<String>>>,
+    simulate: StartSimulation,
+    ledger: Option<Arc<Ledger>>,
+    cleared: watch::Receiver<bool>,
     replicas: Vec<Replica>,
+    /// Those that are configured no more, until nothing is left of them.
+    leaving: Vec<Replica>,
     /// Another gateway may have the launched ones.
     let_go: bool,
 }
 
 struct Replica {
-    name: String,
     launcher: &'static str,
     is_launched: bool,
-    wanted: watch::Sender<Wanted>,
+    port: Option<u16>,
+    orders: Arc<watch::Sender<Order>>,
     state: watch::Receiver<ReplicaState>,
     task: JoinHandle<()>,
+}
+
+impl Replica {
+    fn name(&self) -> String {
+        self.orders.borrow().name.clone()
+    }
+
+    fn wants(&self, wanted: Wanted) {
+        self.orders.send_modify(|order| order.wanted = wanted);
+    }
 }
 
 impl Supervisor {
@@ -134,52 +175,115 @@ impl Supervisor {
             .map(|spec| spec.name.clone())
             .collect();
         let cleared = clear_strays(ledger.as_ref(), &names);
-        let settings = Arc::new(settings);
-        let mut replicas = Vec::with_capacity(specs.len());
+        let mut supervisor = Supervisor {
+            state_folder: settings.state_folder,
+            secrets: Arc::new(ArcSwap::from_pointee(settings.secret_variables)),
+            simulate,
+            ledger,
+            cleared,
+            replicas: Vec::with_capacity(specs.len()),
+            leaving: Vec::new(),
+            let_go: false,
+        };
         for spec in specs {
-            let (wanted, wants) = watch::channel(Wanted::Run);
-            let (tell, state) = watch::channel(ReplicaState::Starting {
-                since: jiff::Timestamp::now(),
-            });
-            let (name, launcher, is_launched) = (spec.name.clone(), spec.launcher.name(), launched(&spec));
-            let task = match (&spec.launcher, &ledger) {
-                (LauncherConfig::External(config), _) => {
-                    tokio::spawn(external::watch(spec.clone(), config.clone(), wants, tell))
-                }
-                (LauncherConfig::Simulated(config), _) => tokio::spawn(simulated::run(
-                    spec.clone(),
-                    config.clone(),
-                    Arc::clone(&simulate),
-                    wants,
-                    tell,
-                )),
-                (LauncherConfig::Process(config), Some(ledger)) => {
-                    let launch =
-                        process::Launch::new(spec.clone(), config.clone(), Arc::clone(&settings), Arc::clone(ledger));
-                    tokio::spawn(process::run(launch, cleared.clone(), wants, tell))
-                }
-                (LauncherConfig::Process(_), None) => continue, // unreachable: a process replica opens the ledger
-            };
-            replicas.push(Replica {
-                name,
-                launcher,
-                is_launched,
-                wanted,
-                state,
-                task,
+            supervisor.add(spec)?;
+        }
+        Ok(supervisor)
+    }
+
+    /// One more, while the others run. A new start waits for what leaves by the same name or port.
+    ///
+    /// # Errors
+    /// If the spec is wrong, its name taken, or (only with the first process replica) the state folder can't be used.
+    pub fn add(&mut self, spec: ReplicaSpec) -> Result<watch::Receiver<ReplicaState>, SupervisorError> {
+        spec.check()?;
+        if self.find(&spec.name).is_some() {
+            return Err(SupervisorError::Twice(spec.name));
+        }
+        if launched(&spec) && self.ledger.is_none() {
+            self.ledger = Some(Arc::new(Ledger::open(&self.state_folder)?));
+        }
+        let (orders, wants) = watch::channel(Order {
+            wanted: Wanted::Run,
+            name: spec.name.clone(),
+            key: spec.key.clone(),
+        });
+        let (tell, state) = watch::channel(ReplicaState::Starting {
+            since: jiff::Timestamp::now(),
+        });
+        let (launcher, port, is_launched) = (spec.launcher.name(), spec.launcher.port(), launched(&spec));
+        let before = self.leaving_before(&spec.name, port);
+        let task = match (spec.launcher.clone(), &self.ledger) {
+            (LauncherConfig::External(config), _) => tokio::spawn(external::watch(spec, config, wants, tell)),
+            (LauncherConfig::Simulated(config), _) => {
+                tokio::spawn(simulated::run(spec, config, Arc::clone(&self.simulate), wants, tell))
+            }
+            (LauncherConfig::Process(config), Some(ledger)) => {
+                let launch = process::Launch::new(spec, config, Arc::clone(&self.secrets), Arc::clone(ledger));
+                let cleared = self.cleared.clone();
+                tokio::spawn(async move {
+                    if leaving::all_gone(before, &mut wants.clone()).await {
+                        process::run(launch, cleared, wants, tell).await;
+                    }
+                })
+            }
+            (LauncherConfig::Process(_), None) => return Ok(state), // unreachable: a process replica opens the ledger
+        };
+        self.replicas.push(Replica {
+            launcher,
+            is_launched,
+            port,
+            orders: Arc::new(orders),
+            state: state.clone(),
+            task,
+        });
+        Ok(state)
+    }
+
+    /// Replicas that stay have these names, and those that are only watched these keys, from now on: the old name of each, the new one,
+    /// the key. Names may be exchanged.
+    pub fn change(&self, changes: &[(String, String, ReplicaKey)]) {
+        let found: Vec<_> = changes
+            .iter()
+            .filter_map(|(old, new, key)| Some((self.find(old)?, new, key)))
+            .collect();
+        for (replica, new, key) in found {
+            replica.orders.send_if_modified(|order| {
+                let is_other = order.name != *new || order.key != *key;
+                order.name.clone_from(new);
+                order.key.clone_from(key);
+                is_other
             });
         }
-        Ok(Supervisor {
-            replicas,
-            let_go: false,
-        })
+    }
+
+    /// It is configured no more: it runs on until it is told to end.
+    pub fn release(&mut self, name: &str) -> Option<Leaving> {
+        self.leaving.retain(|replica| !replica.task.is_finished());
+        let place = self.replicas.iter().position(|replica| replica.name() == name)?;
+        let replica = self.replicas.remove(place);
+        let leaving = Leaving::new(replica.orders.clone(), replica.state.clone());
+        self.leaving.push(replica);
+        Some(leaving)
+    }
+
+    /// Environment variables that processes started from now on don't inherit.
+    pub fn keep_secret(&self, variables: Vec<String>) {
+        self.secrets.store(Arc::new(variables));
+    }
+
+    /// What is to be gone before a process of this name and port may start.
+    fn leaving_before(&self, name: &str, port: Option<u16>) -> Vec<watch::Receiver<ReplicaState>> {
+        let before = self.leaving.iter();
+        let before = before.filter(|replica| replica.name() == name || (port.is_some() && replica.port == port));
+        before.map(|replica| replica.state.clone()).collect()
     }
 
     /// The replicas: name, launcher, and the state as a watch channel (the receiver always has the newest).
-    pub fn replicas(&self) -> impl Iterator<Item = (&str, &'static str, watch::Receiver<ReplicaState>)> {
+    pub fn replicas(&self) -> impl Iterator<Item = (String, &'static str, watch::Receiver<ReplicaState>)> {
         self.replicas
             .iter()
-            .map(|replica| (replica.name.as_str(), replica.launcher, replica.state.clone()))
+            .map(|replica| (replica.name(), replica.launcher, replica.state.clone()))
     }
 
     /// The state of one replica.
@@ -189,30 +293,31 @@ impl Supervisor {
 
     /// Ends a replica and keeps it ended; false if there is none of that name.
     pub fn rest(&self, name: &str) -> bool {
-        self.find(name)
-            .map(|replica| replica.wanted.send_replace(Wanted::Rest))
-            .is_some()
+        self.find(name).map(|replica| replica.wants(Wanted::Rest)).is_some()
     }
 
     /// Starts a replica that rests, waits for its next try or was given up; false if there is none of that name.
     pub fn resume(&self, name: &str) -> bool {
-        self.find(name)
-            .map(|replica| replica.wanted.send_replace(Wanted::Run))
-            .is_some()
+        self.find(name).map(|replica| replica.wants(Wanted::Run)).is_some()
     }
 
     /// Leaves the launched replicas, and the lock on them, to another gateway; the others stay. Returns when it is so.
     pub async fn let_go(&mut self) {
         self.let_go = true;
-        let launched: Vec<Replica> = self.replicas.extract_if(.., |replica| replica.is_launched).collect();
+        let held = self.replicas.extract_if(.., |replica| replica.is_launched);
+        let leaving = self.leaving.extract_if(.., |replica| replica.is_launched);
+        let launched: Vec<Replica> = held.chain(leaving).collect();
         for replica in &launched {
-            replica.wanted.send_replace(Wanted::LetGo);
+            replica.wants(Wanted::LetGo);
         }
         for replica in launched {
+            let name = replica.name();
             if let Err(error) = replica.task.await {
-                tracing::error!(replica = replica.name, %error, "the task of a replica failed");
+                tracing::error!(replica = name, %error, "the task of a replica failed");
             }
         }
+        // The lock goes with the last one that has it.
+        self.ledger = None;
     }
 
     /// [`Supervisor::let_go`] has been called, and [`Supervisor::take_back`] not since.
@@ -224,16 +329,15 @@ impl Supervisor {
     ///
     /// # Errors
     /// As there.
-    pub fn take_back(
-        &mut self,
-        settings: &Settings,
-        specs: &[ReplicaSpec],
-        simulate: &StartSimulation,
-    ) -> Result<(), SupervisorError> {
-        let launched: Vec<ReplicaSpec> = specs.iter().filter(|spec| launched(spec)).cloned().collect();
-        if !launched.is_empty() {
-            let again = Supervisor::start(settings.clone(), launched, simulate.clone())?;
-            self.replicas.extend(again.replicas);
+    pub fn take_back(&mut self, specs: Vec<ReplicaSpec>) -> Result<(), SupervisorError> {
+        let launched: Vec<ReplicaSpec> = specs.into_iter().filter(launched).collect();
+        if !launched.is_empty() || Ledger::exists(&self.state_folder) {
+            self.ledger = Some(Arc::new(Ledger::open(&self.state_folder)?));
+        }
+        let names = launched.iter().map(|spec| spec.name.clone()).collect();
+        self.cleared = clear_strays(self.ledger.as_ref(), &names);
+        for spec in launched {
+            self.add(spec)?;
         }
         self.let_go = false;
         Ok(())
@@ -243,17 +347,23 @@ impl Supervisor {
     /// nothing of them is there any more. Bounded by the longest `stop_grace` and the kernel.
     pub async fn shutdown(self) {
         for replica in &self.replicas {
-            replica.wanted.send_replace(Wanted::Close);
+            replica.wants(Wanted::Close);
         }
-        for replica in self.replicas {
+        for replica in &self.leaving {
+            replica.wants(Wanted::End);
+        }
+        for replica in self.replicas.into_iter().chain(self.leaving) {
+            let name = replica.name();
             if let Err(error) = replica.task.await {
-                tracing::error!(replica = replica.name, %error, "the task of a replica failed");
+                tracing::error!(replica = name, %error, "the task of a replica failed");
             }
         }
     }
 
     fn find(&self, name: &str) -> Option<&Replica> {
-        self.replicas.iter().find(|replica| replica.name == name)
+        self.replicas
+            .iter()
+            .find(|replica| replica.orders.borrow().name == name)
     }
 }
 
@@ -314,6 +424,7 @@ mod tests {
             aliases: Vec::new(),
             key: ReplicaKey::NotWanted,
             profile: builtin("chunked_only_safe").unwrap().clone(),
+            tls: None,
             launcher,
         }
     }

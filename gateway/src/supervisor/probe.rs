@@ -120,12 +120,20 @@ async fn expect_ok(address: &Address, path: &'static str, key: Option<&str>) -> 
     }
 }
 
+/// hyper says no more than that a connection broke: why, as that TLS wants a certificate of ours, is in what it was caused by.
+fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
 /// One GET. The connection lives as long as this future: dropped, it is closed.
 async fn get(address: &Address, path: &str, key: Option<&str>) -> Result<(u16, Bytes), String> {
     let stream = address.connect().await.map_err(|error| error.to_string())?;
     let (mut client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| with_cause(&error))?;
     let mut request = Request::get(path)
         .header(HOST, address.host_header())
         .header(CONNECTION, "close");
@@ -137,7 +145,7 @@ async fn get(address: &Address, path: &str, key: Option<&str>) -> Result<(u16, B
     }
     let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
     let exchange = async {
-        let answer = client.send_request(request).await.map_err(|error| error.to_string())?;
+        let answer = client.send_request(request).await.map_err(|error| with_cause(&error))?;
         let status = answer.status().as_u16();
         let body = Limited::new(answer.into_body(), BODY_BYTES_MAX)
             .collect()

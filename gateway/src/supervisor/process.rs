@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use rustix::process::Signal;
 use sha2::{Digest, Sha256};
@@ -20,7 +21,7 @@ use super::ledger::{Entry, Ledger};
 use super::probe::{self, Found};
 use super::session::{Session, SpawnError};
 use super::spec::KEY_VARIABLE;
-use super::{OnExit, ProcessConfig, ReplicaKey, ReplicaSpec, ReplicaState, Settings, Wanted, procfs};
+use super::{OnExit, Order, ProcessConfig, ReplicaKey, ReplicaSpec, ReplicaState, Wanted, procfs};
 use crate::upstream::Address;
 
 /// Between two looks whether a starting vLLM is ready.
@@ -39,7 +40,8 @@ const STRAY_GRACE: Duration = Duration::from_secs(30);
 pub(super) struct Launch {
     spec: ReplicaSpec,
     config: ProcessConfig,
-    settings: Arc<Settings>,
+    /// Variables that it doesn't inherit.
+    secrets: Arc<ArcSwap<Vec<String>>>,
     ledger: Arc<Ledger>,
     /// Program and arguments.
     argv: Vec<String>,
@@ -50,7 +52,7 @@ impl Launch {
     pub(super) fn new(
         spec: ReplicaSpec,
         config: ProcessConfig,
-        settings: Arc<Settings>,
+        secrets: Arc<ArcSwap<Vec<String>>>,
         ledger: Arc<Ledger>,
     ) -> Launch {
         let names: Vec<String> = std::iter::once(&spec.model)
@@ -73,7 +75,7 @@ impl Launch {
         Launch {
             spec,
             config,
-            settings,
+            secrets,
             ledger,
             argv,
             rules,
@@ -86,7 +88,8 @@ impl Launch {
 
     /// What is set and removed in the child's environment. The key goes in last: nothing may replace it.
     fn environment(&self) -> Vec<(String, Option<String>)> {
-        let removed = self.settings.secret_variables.iter().map(|name| (name.clone(), None));
+        let secrets = self.secrets.load();
+        let removed = secrets.iter().map(|name| (name.clone(), None));
         let set = self
             .config
             .env
@@ -197,7 +200,7 @@ impl Launch {
 pub(super) async fn run(
     launch: Launch,
     mut cleared: watch::Receiver<bool>,
-    wants: watch::Receiver<Wanted>,
+    wants: watch::Receiver<Order>,
     tell: watch::Sender<ReplicaState>,
 ) {
     let mut replica = Replica {
@@ -218,7 +221,7 @@ pub(super) async fn run(
     if replica.session.is_none() {
         tokio::select! {
             _ = cleared.wait_for(|cleared| *cleared) => {}
-            _ = replica.wants.wait_for(|wanted| matches!(wanted, Wanted::Close | Wanted::LetGo)) => return,
+            _ = replica.wants.wait_for(|order| order.wanted.is_final()) => return,
         }
     }
     replica.live().await;
@@ -226,8 +229,8 @@ pub(super) async fn run(
 
 struct Replica {
     launch: Launch,
-    wants: watch::Receiver<Wanted>,
-    /// What was last wished. `Close` is final.
+    wants: watch::Receiver<Order>,
+    /// What was last wished. `Close` and `End` are final.
     wish: Wanted,
     tell: watch::Sender<ReplicaState>,
     /// Zero of the life's instants.
@@ -286,16 +289,17 @@ impl Replica {
         loop {
             match self.next().await {
                 Woken::Wish(heard) => {
-                    self.wish = if heard {
-                        *self.wants.borrow_and_update()
-                    } else {
-                        Wanted::Close
-                    };
-                    match self.wish {
-                        Wanted::Run => self.apply(Event::Start),
+                    let order = heard.then(|| self.wants.borrow_and_update().clone());
+                    let was_renamed = order.as_ref().is_some_and(|order| self.rename(&order.name));
+                    let wish = order.map_or(Wanted::Close, |order| order.wanted);
+                    let is_news = !was_renamed || wish != self.wish || self.life == Life::Stopped;
+                    self.wish = wish;
+                    match wish {
                         Wanted::LetGo => return,
                         Wanted::Close if self.is_to_be_left() => return,
-                        Wanted::Rest | Wanted::Close => self.apply(Event::Stop),
+                        Wanted::Run if is_news => self.apply(Event::Start),
+                        Wanted::Run => {}
+                        Wanted::Rest | Wanted::Close | Wanted::End => self.apply(Event::Stop),
                     }
                 }
                 Woken::Died => {
@@ -313,10 +317,21 @@ impl Replica {
                 }
                 Woken::Due => self.apply(Event::Tick),
             }
-            if self.wish == Wanted::Close && (self.life == Life::Stopped || self.is_stuck()) {
+            if self.wish.is_final() && (self.life == Life::Stopped || self.is_stuck()) {
                 return;
             }
         }
+    }
+
+    /// The configuration calls it so from now on; false if it did before. Its files follow.
+    fn rename(&mut self, name: &str) -> bool {
+        let was = std::mem::replace(&mut self.launch.spec.name, name.to_owned());
+        if was == name {
+            return false;
+        }
+        self.launch.ledger.rename(&was, name);
+        tracing::info!(replica = name, was, "the replica has another name");
+        true
     }
 
     fn is_to_be_left(&self) -> bool {
@@ -355,7 +370,7 @@ impl Replica {
         };
         tokio::select! {
             biased;
-            wish = self.wants.changed(), if self.wish != Wanted::Close => Woken::Wish(wish.is_ok()),
+            wish = self.wants.changed(), if !self.wish.is_final() => Woken::Wish(wish.is_ok()),
             woken = progress(&self.life, &self.launch, &mut self.session, &mut self.seen) => woken,
             () = due => Woken::Due,
             never = keep_log_bounded(&self.launch) => never,

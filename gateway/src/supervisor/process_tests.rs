@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use tokio::time::timeout;
 
 use super::super::tests::spec;
-use super::super::{ExternalConfig, LauncherConfig, StartSimulation, Supervisor, SupervisorError};
+use super::super::{ExternalConfig, LauncherConfig, Settings, StartSimulation, Supervisor, SupervisorError};
 use super::*;
 
 const FAKE_VLLM: &str = include_str!("fake_vllm.py");
@@ -444,14 +444,7 @@ async fn another_gateway_takes_over_and_gives_back() {
     other.ready().await;
     assert_eq!(bench.entry().unwrap(), before);
     other.supervisor.let_go().await;
-    let settings = Settings {
-        state_folder: bench.folder.path().to_owned(),
-        secret_variables: vec!["HOME".to_owned()],
-    };
-    running
-        .supervisor
-        .take_back(&settings, &[spec], &no_simulation())
-        .unwrap();
+    running.supervisor.take_back(vec![spec]).unwrap();
     running.state = running.supervisor.watch("a").unwrap();
     running.ready().await;
     assert_eq!(bench.entry().unwrap(), before);
@@ -479,12 +472,12 @@ fn after_a_killed_gateway_the_next_takes_over() {
         running.ready().await;
         running.supervisor
     });
-    killed.shutdown_background(); // its tasks are dropped where they stand
-    std::mem::forget(supervisor); // a killed process drops nothing
+    killed.shutdown_timeout(Duration::from_secs(10)); // its tasks are dropped where they stand
+    drop(supervisor); // nobody hears it any more; the lock is released with it
     let first = bench.entry().unwrap();
     assert_eq!(members(first.pid), [first.pid]);
     runtime().block_on(async {
-        // the lock is released when the last task of the killed runtime has been dropped
+        // the lock is released when the last task of the killed runtime has been dropped, too
         let mut running = loop {
             let settings = Settings {
                 state_folder: bench.folder.path().to_owned(),
@@ -506,6 +499,34 @@ fn after_a_killed_gateway_the_next_takes_over() {
         running.supervisor.shutdown().await;
         assert_eq!(members(first.pid), [0; 0], "on_exit = stop");
     });
+}
+
+#[tokio::test]
+async fn a_renamed_one_runs_on_with_its_files_and_its_name_and_port_wait_for_its_end() {
+    let bench = Bench::new();
+    let mut running = bench.start(bench.replica(""));
+    running.ready().await;
+    let first = bench.entry().unwrap();
+    let renamed = bench.folder.path().join("replicas/b.json");
+    let change = ("a".to_owned(), "b".to_owned(), ReplicaKey::NotWanted);
+    running.supervisor.change(&[change]);
+    while !renamed.exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(bench.entry().is_none() && members(first.pid) == [first.pid]);
+    assert!(running.state.borrow().url().is_some(), "it isn't started anew");
+
+    // Dropped, and its port given to another one, which starts only when nothing is left of it.
+    let leaving = running.supervisor.release("b").unwrap();
+    let mut state = running.supervisor.add(bench.replica("")).unwrap();
+    assert_eq!(members(first.pid), [first.pid], "it runs on until it is told to end");
+    leaving.end().await;
+    assert_eq!(members(first.pid), [0; 0]);
+    assert!(!renamed.exists());
+    let ready = timeout(Duration::from_secs(40), state.wait_for(|state| state.url().is_some())).await;
+    ready.unwrap().unwrap();
+    assert_ne!(bench.entry().unwrap().pid, first.pid);
+    running.supervisor.shutdown().await;
 }
 
 #[tokio::test]

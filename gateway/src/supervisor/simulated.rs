@@ -9,7 +9,7 @@ use sluice_policy::profile::{Diagnosis, Finding};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::{ReplicaSpec, ReplicaState, Wanted};
+use super::{Order, ReplicaSpec, ReplicaState, Wanted};
 use crate::simulator::SimConfig;
 
 /// A running simulator. It ends when `task` is aborted.
@@ -27,18 +27,18 @@ pub struct Simulation {
 /// the simulator's settings on as they are: `app` joins the two here.
 pub type StartSimulation = Arc<dyn Fn(&ReplicaSpec, &SimConfig) -> io::Result<Simulation> + Send + Sync>;
 
-/// Runs the simulator until the gateway goes down, and anew if it ended by itself and is asked for.
+/// Runs the simulator until the gateway goes down or it is configured no more, and anew if it ended by itself and is asked for.
 pub(super) async fn run(
     spec: ReplicaSpec,
     config: Box<SimConfig>,
     simulate: StartSimulation,
-    mut wants: watch::Receiver<Wanted>,
+    mut wants: watch::Receiver<Order>,
     tell: watch::Sender<ReplicaState>,
 ) {
     loop {
-        let wanted = *wants.borrow_and_update();
+        let Order { wanted, name, .. } = wants.borrow_and_update().clone();
         match wanted {
-            Wanted::Close | Wanted::LetGo => return,
+            Wanted::Close | Wanted::End | Wanted::LetGo => return,
             Wanted::Rest => {
                 tell.send_replace(ReplicaState::Stopped);
                 if wants.changed().await.is_err() {
@@ -46,9 +46,9 @@ pub(super) async fn run(
                 }
             }
             Wanted::Run => match simulate(&spec, &config) {
-                Ok(simulation) => serve(&spec.name, simulation, &mut wants, &tell).await,
+                Ok(simulation) => serve(&name, simulation, &mut wants, &tell).await,
                 Err(error) => {
-                    crashed(&spec.name, &tell, format!("the simulator can't start: {error}"));
+                    crashed(&name, &tell, format!("the simulator can't start: {error}"));
                     if wants.changed().await.is_err() {
                         return;
                     }
@@ -61,7 +61,7 @@ pub(super) async fn run(
 async fn serve(
     name: &str,
     mut simulation: Simulation,
-    wants: &mut watch::Receiver<Wanted>,
+    wants: &mut watch::Receiver<Order>,
     tell: &watch::Sender<ReplicaState>,
 ) {
     let url = format!("http://{}", simulation.address);
@@ -77,7 +77,7 @@ async fn serve(
         models: vec![simulation.model.clone()],
     });
     let ended = tokio::select! {
-        _ = wants.wait_for(|wanted| *wanted != Wanted::Run) => None,
+        _ = wants.wait_for(|order| order.wanted != Wanted::Run) => None,
         ended = &mut simulation.task => Some(ended),
     };
     match ended {
@@ -108,6 +108,15 @@ fn crashed(name: &str, tell: &watch::Sender<ReplicaState>, why: String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::supervisor::ReplicaKey;
+
+    fn order(wanted: Wanted) -> Order {
+        Order {
+            wanted,
+            name: "a".to_owned(),
+            key: ReplicaKey::NotWanted,
+        }
+    }
 
     #[tokio::test]
     async fn it_serves_rests_and_serves_again() {
@@ -125,7 +134,7 @@ mod tests {
                 model: "m-simulated".to_owned(),
             })
         });
-        let (want, wants) = watch::channel(Wanted::Run);
+        let (want, wants) = watch::channel(order(Wanted::Run));
         let (tell, mut state) = watch::channel(ReplicaState::Stopped);
         let task = tokio::spawn(run(spec, Box::default(), simulate, wants, tell));
         let url = state
@@ -137,11 +146,11 @@ mod tests {
             .to_owned();
         let address: SocketAddr = url.strip_prefix("http://").unwrap().parse().unwrap();
         tokio::net::TcpStream::connect(address).await.unwrap();
-        want.send_replace(Wanted::Rest);
+        want.send_replace(order(Wanted::Rest));
         state.wait_for(|state| *state == ReplicaState::Stopped).await.unwrap();
-        want.send_replace(Wanted::Run);
+        want.send_replace(order(Wanted::Run));
         state.wait_for(|state| state.url().is_some()).await.unwrap();
-        want.send_replace(Wanted::Close);
+        want.send_replace(order(Wanted::Close));
         task.await.unwrap();
     }
 
@@ -149,7 +158,7 @@ mod tests {
     async fn one_that_cannot_start_says_why_and_tries_when_asked() {
         let spec = super::super::tests::spec("sim", super::super::LauncherConfig::Simulated(Box::default()));
         let simulate: StartSimulation = Arc::new(|_, _| Err(io::Error::other("no port")));
-        let (want, wants) = watch::channel(Wanted::Run);
+        let (want, wants) = watch::channel(order(Wanted::Run));
         let (tell, mut state) = watch::channel(ReplicaState::Stopped);
         let task = tokio::spawn(run(spec, Box::default(), simulate, wants, tell));
         let state = state.wait_for(|state| state.name() == "crashed").await.unwrap().clone();
@@ -157,7 +166,7 @@ mod tests {
             panic!("{state:?}")
         };
         assert!(finding.evidence[0].contains("no port"), "{finding:?}");
-        want.send_replace(Wanted::Close);
+        want.send_replace(order(Wanted::Close));
         task.await.unwrap();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use sluice_policy::profile::life::Rules;
 use super::SupervisorError;
 use crate::config::duration;
 use crate::simulator::SimConfig;
+use crate::upstream::{Address, Tls};
 
 /// Names are file names and label values: so long at most.
 const NAME_BYTES_MAX: usize = 64;
@@ -28,6 +30,8 @@ pub struct ReplicaSpec {
     pub key: ReplicaKey,
     /// How a launched one is started.
     pub profile: Profile,
+    /// TLS to an external one, if its URL asks for it.
+    pub tls: Option<Arc<Tls>>,
     /// Who starts it.
     pub launcher: LauncherConfig,
 }
@@ -121,6 +125,24 @@ impl LauncherConfig {
             LauncherConfig::External(_) => "external",
             LauncherConfig::Process(_) => "process",
             LauncherConfig::Simulated(_) => "simulated",
+        }
+    }
+
+    /// The port of this machine that it takes, if it is known beforehand.
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            LauncherConfig::Process(process) => Some(process.port),
+            LauncherConfig::External(_) | LauncherConfig::Simulated(_) => None,
+        }
+    }
+
+    /// Whether it is asked over TLS.
+    pub fn is_secure(&self) -> bool {
+        match self {
+            LauncherConfig::External(external) => {
+                Address::from_url(&external.url).is_ok_and(|address| address.is_secure())
+            }
+            LauncherConfig::Process(_) | LauncherConfig::Simulated(_) => false,
         }
     }
 

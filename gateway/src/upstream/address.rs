@@ -6,7 +6,10 @@
 use http::HeaderValue;
 use http::uri::{InvalidUri, Uri};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use tokio::net::TcpStream;
+
+use super::tls::{Stream, Tls};
 
 /// Host and port of a replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +18,15 @@ pub struct Address {
     port: u16,
     literal: Option<SocketAddr>,
     host_header: HeaderValue,
+    scheme: Scheme,
+}
+
+/// How it is spoken to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Scheme {
+    Http,
+    /// With this TLS; none was set up if it is `None`.
+    Https(Option<Arc<Tls>>),
 }
 
 /// Why a URL can't be a replica's.
@@ -29,11 +41,8 @@ pub enum UrlFault {
     /// Something before `@`. It is a secret: the URL must not be shown.
     #[error("a URL holds no user and no password")]
     Credentials,
-    /// `https`.
-    #[error("replicas are asked over http:// only, TLS to them isn't spoken")]
-    Tls,
     /// Another scheme.
-    #[error("the URL must begin with http://")]
+    #[error("the URL must begin with http:// or https://")]
     Scheme,
     /// No number, or out of range.
     #[error("the URL's port is not between 1 and 65535")]
@@ -67,10 +76,12 @@ impl Address {
             port,
             literal,
             host_header,
+            scheme: Scheme::Http,
         })
     }
 
-    /// From `http://host:port[/]`; the port defaults to 80.
+    /// From `http://host:port[/]` or `https://…`; the port defaults to 80 or 443. One of `https` is connected to by its TLS
+    /// ([`Address::with_tls`]).
     ///
     /// # Errors
     /// What is wrong with the URL.
@@ -80,18 +91,18 @@ impl Address {
         if authority.as_str().contains('@') {
             return Err(UrlFault::Credentials);
         }
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => return Err(UrlFault::Tls),
+        let (scheme, usual_port) = match uri.scheme_str() {
+            Some("http") => (Scheme::Http, 80),
+            Some("https") => (Scheme::Https(None), 443),
             _ => return Err(UrlFault::Scheme),
-        }
+        };
         let host = authority.host();
         if host.is_empty() {
             return Err(UrlFault::NoHost);
         }
         // `Uri` leaves a port that is no number unnoticed.
         let port = match authority.as_str().strip_prefix(host) {
-            Some("") => 80,
+            Some("") => usual_port,
             Some(rest) => rest
                 .strip_prefix(':')
                 .and_then(|port| port.parse().ok())
@@ -105,7 +116,24 @@ impl Address {
         if !matches!(uri.path(), "" | "/") {
             return Err(UrlFault::Path(uri.path().to_owned()));
         }
-        Address::new(host.trim_start_matches('[').trim_end_matches(']'), port).ok_or(UrlFault::NoHost)
+        let address = Address::new(host.trim_start_matches('[').trim_end_matches(']'), port);
+        let address = address.ok_or(UrlFault::NoHost)?;
+        Ok(Address { scheme, ..address })
+    }
+
+    /// The same, its TLS by these settings if it speaks TLS.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<&Arc<Tls>>) -> Self {
+        let scheme = match self.scheme {
+            Scheme::Http => Scheme::Http,
+            Scheme::Https(_) => Scheme::Https(tls.cloned()),
+        };
+        Address { scheme, ..self }
+    }
+
+    /// It speaks TLS.
+    pub fn is_secure(&self) -> bool {
+        matches!(self.scheme, Scheme::Https(_))
     }
 
     /// A port of this machine.
@@ -118,12 +146,14 @@ impl Address {
             literal: Some(literal),
             // Digits and dots are a header's value.
             host_header: host_header.unwrap_or_else(|_| HeaderValue::from_static("127.0.0.1")),
+            scheme: Scheme::Http,
         }
     }
 
-    /// `http://host:port`.
+    /// `http://host:port`, or `https://…`.
     pub fn url(&self) -> String {
-        format!("http://{}", self.authority())
+        let scheme = if self.is_secure() { "https" } else { "http" };
+        format!("{scheme}://{}", self.authority())
     }
 
     /// `host:port`, as in the `Host` header.
@@ -140,11 +170,18 @@ impl Address {
     /// A new connection.
     ///
     /// # Errors
-    /// Nobody listens there, or the name is unknown.
-    pub async fn connect(&self) -> std::io::Result<TcpStream> {
-        match self.literal {
-            Some(address) => TcpStream::connect(address).await,
-            None => TcpStream::connect((self.host.as_str(), self.port)).await,
+    /// Nobody listens there, the name is unknown, or TLS isn't agreed on.
+    pub async fn connect(&self) -> std::io::Result<Stream> {
+        let stream = match self.literal {
+            Some(address) => TcpStream::connect(address).await?,
+            None => TcpStream::connect((self.host.as_str(), self.port)).await?,
+        };
+        stream.set_nodelay(true)?;
+        match &self.scheme {
+            Scheme::Http => Ok(Stream::Plain(stream)),
+            // Boxed: a handshake has kilobytes, and each attempt would have room for one.
+            Scheme::Https(Some(tls)) => Box::pin(tls.connect(&self.host, stream)).await,
+            Scheme::Https(None) => Err(std::io::Error::other("no TLS is set up for it")),
         }
     }
 
@@ -173,6 +210,8 @@ mod tests {
             ("http://127.0.0.1:8000/", "http://127.0.0.1:8000"),
             ("http://gpu-box/", "http://gpu-box:80"),
             ("http://[::1]:8000", "http://[::1]:8000"),
+            ("https://gpu-box", "https://gpu-box:443"),
+            ("https://gpu-box:8443/", "https://gpu-box:8443"),
         ] {
             assert_eq!(url(given), Ok(read.to_owned()));
         }
@@ -181,7 +220,6 @@ mod tests {
             ("http://", UrlFault::NoUrl),
             ("/health", UrlFault::NoHost),
             ("http://u:p@a:1", UrlFault::Credentials),
-            ("https://a:1", UrlFault::Tls),
             ("a:1", UrlFault::Scheme),
             ("ftp://a:1", UrlFault::Scheme),
             ("http://a:", UrlFault::Port),

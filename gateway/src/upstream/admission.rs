@@ -63,6 +63,23 @@ impl Places {
         self.counts_tokens.fetch_or(kv_tokens.is_some(), Ordering::Relaxed);
     }
 
+    /// A replica runs so many sequences at once, if that is known.
+    pub fn sequences(&self, replica: usize, sequences: Option<u32>) {
+        let mut order = self.order();
+        let known = order.capacity(replica);
+        order.set_capacity(replica, Capacity { sequences, ..known });
+    }
+
+    /// Another replica has this number from now on.
+    pub fn occupy(&self, replica: usize, capacity: Capacity) {
+        self.order().occupy(replica, capacity);
+    }
+
+    /// Nobody runs there, nor has been called there.
+    pub fn is_idle(&self, replica: usize) -> bool {
+        self.order().is_idle(replica)
+    }
+
     /// A replica's metrics say that it had to stop running sequences.
     pub fn preempted(&self, replica: usize) {
         self.order().preempted(replica, self.now());
@@ -202,7 +219,7 @@ pub fn set_elsewhere(backend: &Arc<Backend>, replica: usize, holds: Holds) {
 }
 
 /// Changes who runs or waits, and calls whoever is next then.
-fn change<T>(backend: &Arc<Backend>, act: impl FnOnce(&mut Order, Duration) -> T) -> T {
+fn change<T>(backend: &Backend, act: impl FnOnce(&mut Order, Duration) -> T) -> T {
     let places = backend.places();
     let mut order = places.order();
     let now = places.now();
@@ -211,6 +228,11 @@ fn change<T>(backend: &Arc<Backend>, act: impl FnOnce(&mut Order, Duration) -> T
     drop(order);
     wake(wakers);
     done
+}
+
+/// The replicas are others: whoever fits now is called.
+pub fn look_again(backend: &Backend) {
+    change(backend, |_, _| ());
 }
 
 fn wake(wakers: Vec<Waker>) {

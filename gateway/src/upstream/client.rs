@@ -20,9 +20,9 @@ use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use tokio::net::TcpStream;
 
 use super::address::Address;
+use super::tls::Stream;
 
 /// Idle connections kept per replica. More than any `max_num_seqs` in use; what is beyond it is closed.
 const MAX_IDLE: usize = 256;
@@ -103,7 +103,7 @@ impl Body for Segments {
 /// Handed on as a box: it has 700 bytes, and passes through half a dozen futures on its way to the answer.
 struct Connection {
     sender: http1::SendRequest<Segments>,
-    driver: http1::Connection<TokioIo<TcpStream>, Segments>,
+    driver: http1::Connection<TokioIo<Stream>, Segments>,
 }
 
 impl Connection {
@@ -112,7 +112,6 @@ impl Connection {
             .await
             .map_err(|_| UpstreamError::ConnectTimeout(limit))?
             .map_err(UpstreamError::Connect)?;
-        stream.set_nodelay(true).map_err(UpstreamError::Connect)?;
         let (sender, driver) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(UpstreamError::Lost)?;

@@ -4,28 +4,23 @@
 //! `x-sluice-route` and the record show, counted as load before anything is sent. `policy::route` decides; here is what it can't know:
 //! which replicas may be asked now, the ring (ketama), and the time. Nothing is awaited and no lock is held over a request.
 //!
-//! Ring: positions come from the replica's *name*, so that they survive a restart on another port and several gateways
-//! in front of the same fleet agree.
+//! A reload makes a new [`Fleet`]: ids and aliases change at once for all backends. A [`Backend`] of it that was there before is a new face
+//! of the same replicas: what is known of them, who waits and who runs, is shared by both, and a request that has the old one sees the
+//! replicas of the new one (`members`).
 
 use arc_swap::ArcSwap;
-use pingora_ketama::{Bucket, Continuum};
-use sha2::{Digest, Sha256};
 use sluice_policy::admission::room::Capacity;
 use sluice_policy::history::Rules;
 use sluice_policy::route::chain::Chain;
 use sluice_policy::route::choose::{Decision, Margins, Question, Reason, RouteSettings};
 use sluice_policy::route::session::{SessionKey, SessionSource};
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
-use super::admission::Places;
-use super::replica::{Readiness, Replica};
+use super::admission::{self, Places};
+use super::members::{Members, Resort};
+use super::replica::Replica;
 use super::routing::{Routed, Routing};
-
-/// Points of a replica on the ring, as ketama has them.
-const RING_POINTS: usize = 160;
 
 /// Where a request went, as `x-sluice-route` says, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,21 +102,44 @@ pub struct Backend {
     pub aliases: Vec<String>,
     /// The launch profile's name, for the record.
     pub profile: Arc<str>,
-    /// Its replicas.
-    pub replicas: Vec<Arc<Replica>>,
-    model: ArcSwap<String>,
+    /// As configured; empty if it is to be learned.
+    model: Arc<String>,
+    kept: Arc<Kept>,
+}
+
+/// What stays over reloads.
+struct Kept {
+    members: ArcSwap<Members>,
+    /// The model, where the configuration names none.
+    learned: ArcSwap<String>,
     /// What its chat template refuses ([`Rules`]), as learned from its 400s.
     refuses: AtomicU8,
-    ring: Continuum,
-    nodes: HashMap<SocketAddr, usize>,
     router: Arc<Routing>,
     /// Requests that are held (B35).
     held: Arc<AtomicUsize>,
     places: Places,
 }
 
+/// One replica of a backend's new list.
+pub enum Member {
+    /// The one of this slot stays.
+    Stays {
+        /// Which.
+        slot: usize,
+        /// Sequences that it runs at once, if that is known.
+        sequences: Option<u32>,
+    },
+    /// A new one.
+    New {
+        /// It.
+        replica: Arc<Replica>,
+        /// What it holds.
+        capacity: Capacity,
+    },
+}
+
 impl Backend {
-    /// With its ring built. An empty `model` is learned from the first replica that is ready.
+    /// An empty `model` is learned from the first replica that is ready.
     pub fn new(
         name: &str,
         model: &str,
@@ -130,65 +148,136 @@ impl Backend {
         replicas: Vec<Arc<Replica>>,
         settings: RouteSettings,
     ) -> Self {
-        let nodes: HashMap<SocketAddr, usize> = replicas
-            .iter()
-            .enumerate()
-            .map(|(index, replica)| (ring_place(name, &replica.name), index))
-            .collect();
-        let mut buckets: Vec<Bucket> = nodes.keys().map(|&node| Bucket::new(node, 1)).collect();
-        buckets.sort();
-        Backend {
-            name: name.into(),
-            model: ArcSwap::from_pointee(model.to_owned()),
+        let kept = Kept {
+            learned: ArcSwap::default(),
             refuses: AtomicU8::new(Rules::NONE.bits()),
-            aliases,
-            profile: profile.into(),
-            ring: Continuum::new(&buckets),
-            nodes,
             places: Places::new(replicas.iter().map(|_| Capacity::default())),
             router: Arc::new(Routing::new(replicas.len(), settings)),
-            replicas,
+            members: ArcSwap::from_pointee(Members::new(name, replicas.into_iter().map(Some).collect())),
             held: Arc::default(),
+        };
+        Backend {
+            name: name.into(),
+            model: Arc::new(model.to_owned()),
+            aliases,
+            profile: profile.into(),
+            kept: Arc::new(kept),
         }
+    }
+
+    /// The same backend as another configuration has it.
+    #[must_use]
+    pub fn renewed(&self, name: &str, model: &str, aliases: Vec<String>, profile: &str) -> Self {
+        Backend {
+            name: name.into(),
+            model: Arc::new(model.to_owned()),
+            aliases,
+            profile: profile.into(),
+            kept: self.kept.clone(),
+        }
+    }
+
+    /// These are its replicas from now on; where each stands comes back. One that isn't among them gets no new request. Who waits for a
+    /// place looks at the new ones at once. Not to be called twice at a time.
+    pub fn enrol(&self, members: Vec<Member>) -> Vec<usize> {
+        let before = self.members();
+        let stays = |slot: usize| {
+            members
+                .iter()
+                .any(|member| matches!(member, Member::Stays { slot: stays, .. } if *stays == slot))
+        };
+        let mut slots: Vec<Option<Arc<Replica>>> = (0..before.slots())
+            .map(|slot| before.get(slot).filter(|_| stays(slot)).cloned())
+            .collect();
+        // Not the slot of one that goes just now: somebody may be about to send to it.
+        let is_free = |slot: usize| {
+            before.get(slot).is_none() && self.kept.router.is_idle(slot) && self.kept.places.is_idle(slot)
+        };
+        let mut free: Vec<usize> = (0..slots.len()).rev().filter(|slot| is_free(*slot)).collect();
+        let mut numbers = Vec::with_capacity(members.len());
+        for member in members {
+            numbers.push(match member {
+                Member::Stays { slot, sequences } => {
+                    self.kept.places.sequences(slot, sequences);
+                    slot
+                }
+                Member::New { replica, capacity } => {
+                    let slot = free.pop().unwrap_or(slots.len());
+                    self.kept.router.occupy(slot);
+                    self.kept.places.occupy(slot, capacity);
+                    match slots.get_mut(slot) {
+                        Some(place) => *place = Some(replica),
+                        None => slots.push(Some(replica)),
+                    }
+                    slot
+                }
+            });
+        }
+        self.kept.members.store(Arc::new(Members::new(&self.name, slots)));
+        admission::look_again(self);
+        numbers
+    }
+
+    /// Its replicas now.
+    pub fn members(&self) -> Arc<Members> {
+        self.kept.members.load_full()
+    }
+
+    /// Who has this slot now.
+    pub fn replica(&self, slot: usize) -> Option<Arc<Replica>> {
+        self.kept.members.load().get(slot).cloned()
+    }
+
+    /// Where the replica of this name is.
+    pub fn slot_of(&self, name: &str) -> Option<usize> {
+        let members = self.kept.members.load();
+        let mut all = members.iter();
+        all.find(|(_, replica)| &*replica.name() == name).map(|(slot, _)| slot)
     }
 
     /// The id that clients ask for; empty until it is known.
     pub fn model(&self) -> Arc<String> {
-        self.model.load_full()
+        if self.model.is_empty() {
+            self.kept.learned.load_full()
+        } else {
+            self.model.clone()
+        }
     }
 
     /// Learned from a replica, where the configuration names none.
     pub fn learn_model(&self, model: &str) {
-        if self.model.load().is_empty() {
-            self.model.store(Arc::new(model.to_owned()));
+        if self.kept.learned.load().is_empty() {
+            self.kept.learned.store(Arc::new(model.to_owned()));
         }
     }
 
     /// What its chat template refuses of past turns, as far as is known.
     pub fn refuses(&self) -> Rules {
-        Rules::from_bits(self.refuses.load(Ordering::Relaxed))
+        Rules::from_bits(self.kept.refuses.load(Ordering::Relaxed))
     }
 
     /// Learned: a request was refused, and taken when it was changed.
     pub fn learn_refusal(&self, rules: Rules) {
-        self.refuses.fetch_or(rules.bits(), Ordering::Relaxed);
+        self.kept.refuses.fetch_or(rules.bits(), Ordering::Relaxed);
     }
 
     /// Clients may ask for it by this id.
     pub fn answers_to(&self, model: &str) -> bool {
-        self.model.load().as_str() == model || self.aliases.iter().any(|alias| alias == model)
+        self.model().as_str() == model || self.aliases.iter().any(|alias| alias == model)
     }
 
     /// With replicas of these sizes; else nothing is known of them.
     #[must_use]
-    pub fn with_capacities(mut self, capacities: impl IntoIterator<Item = Capacity>) -> Self {
-        self.places = Places::new(capacities);
+    pub fn with_capacities(self, capacities: impl IntoIterator<Item = Capacity>) -> Self {
+        let places = &self.kept.places;
+        let all = capacities.into_iter().enumerate();
+        all.for_each(|(slot, capacity)| places.occupy(slot, capacity));
         self
     }
 
     /// Places at its replicas.
     pub fn places(&self) -> &Places {
-        &self.places
+        &self.kept.places
     }
 
     /// The replica for a request, leaving out those `tried`; it counts as sent from now on. `None` if nothing usable is left.
@@ -199,15 +288,19 @@ impl Backend {
     /// The same among those that have `room`; `None`: all have.
     pub(super) fn choose_among(&self, wanted: Wanted<'_>, room: Option<&[bool]>) -> Option<Choice> {
         let key = wanted.session.hash.to_be_bytes();
+        let members = self.kept.members.load();
         // A turn that was in vain: others took the last trial of the chosen replica meanwhile.
-        for _ in 0..=self.replicas.len() {
-            let (mut may, resort) = self.may_be_asked(wanted.tried);
+        for _ in 0..=members.slots() {
+            let (mut may, resort) = members.may_be_asked(wanted.tried);
             if let Some(room) = room {
                 may.iter_mut().zip(room).for_each(|(may, room)| *may &= room);
             }
             let question = question(&wanted, &may);
-            let (decision, mut routed) = self.router.decide(question, wanted.margins, self.on_ring(&key))?;
-            let replica = self.replicas.get(decision.replica)?.clone();
+            let (decision, mut routed) = self
+                .kept
+                .router
+                .decide(question, wanted.margins, members.on_ring(&key))?;
+            let replica = members.get(decision.replica)?.clone();
             let passage = match resort {
                 Resort::Usual => replica.health.admit(),
                 Resort::Last => Some(replica.health.admit_anyway()),
@@ -226,58 +319,45 @@ impl Backend {
 
     /// A place for a request that is held, if fewer than `count` are.
     pub fn hold(&self, count: usize) -> Option<HoldSlot> {
-        if self.held.fetch_add(1, Ordering::AcqRel) >= count {
-            self.held.fetch_sub(1, Ordering::AcqRel);
+        let held = &self.kept.held;
+        if held.fetch_add(1, Ordering::AcqRel) >= count {
+            held.fetch_sub(1, Ordering::AcqRel);
             return None;
         }
-        Some(HoldSlot(self.held.clone()))
+        Some(HoldSlot(held.clone()))
     }
 
     /// Somebody may be asked now, these left out. Looked at where only a good one is wanted: what is chosen counts as sent.
     pub fn has_usable(&self, left_out: &[usize]) -> bool {
-        let mut replicas = self.replicas.iter().enumerate();
-        replicas.any(|(index, replica)| !left_out.contains(&index) && replica.is_usable())
+        let members = self.kept.members.load();
+        let mut all = members.iter();
+        all.any(|(slot, replica)| !left_out.contains(&slot) && replica.is_usable())
     }
 
     /// What would be chosen; nothing is counted.
     pub(super) fn consider(&self, wanted: Wanted<'_>, may: &[bool]) -> Option<Decision> {
         let key = wanted.session.hash.to_be_bytes();
         let question = question(&wanted, may);
-        self.router.consider(question, wanted.margins, self.on_ring(&key))
-    }
-
-    /// Replicas in the ring's order. One turn around it meets every replica.
-    fn on_ring<'r>(&'r self, key: &'r [u8]) -> impl Iterator<Item = usize> + 'r {
-        let ring = self.ring.node_iter(key).take(self.replicas.len() * RING_POINTS);
-        ring.filter_map(|node| self.nodes.get(node).copied())
+        let members = self.kept.members.load();
+        self.kept
+            .router
+            .consider(question, wanted.margins, members.on_ring(&key))
     }
 
     /// What is known of its conversations and replicas.
     pub fn routing(&self) -> &Arc<Routing> {
-        &self.router
+        &self.kept.router
     }
 
-    /// Ready replicas that their breakers admit; one that nobody has asked yet only if there is no ready one; one whose breaker doesn't
-    /// as the last resort: better asked than refused, unless it hangs.
+    /// Who may be asked now, these left out.
     pub(super) fn may_be_asked(&self, tried: &[usize]) -> (Vec<bool>, Resort) {
-        let of = |fits: &dyn Fn(&Replica) -> bool| -> Option<Vec<bool>> {
-            let replicas = self.replicas.iter().enumerate();
-            let may: Vec<bool> = replicas
-                .map(|(index, replica)| !tried.contains(&index) && fits(replica))
-                .collect();
-            may.contains(&true).then_some(may)
-        };
-        let usual = of(&|replica| replica.readiness() == Readiness::Ready && replica.is_usable());
-        if let Some(may) = usual.or_else(|| of(&Replica::is_usable)) {
-            return (may, Resort::Usual);
-        }
-        let last = of(&Replica::is_last_resort);
-        (last.unwrap_or_else(|| vec![false; self.replicas.len()]), Resort::Last)
+        self.kept.members.load().may_be_asked(tried)
     }
 
     /// All its replicas are stand-ins.
     pub fn is_simulated(&self) -> bool {
-        !self.replicas.is_empty() && self.replicas.iter().all(|replica| replica.simulated)
+        let members = self.kept.members.load();
+        !members.is_empty() && members.iter().all(|(_, replica)| replica.simulated)
     }
 }
 
@@ -297,25 +377,6 @@ fn question<'q>(wanted: &Wanted<'q>, may: &'q [bool]) -> Question<'q> {
         chain: wanted.chain,
         may,
     }
-}
-
-/// Who is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Resort {
-    /// Somebody whose breaker admits.
-    Usual,
-    /// For want of a better one.
-    Last,
-}
-
-/// A stable place on the ring for a name; ketama wants socket addresses.
-fn ring_place(backend: &str, replica: &str) -> SocketAddr {
-    let digest = Sha256::digest(format!("{backend}/{replica}").as_bytes());
-    let mut octets = [0_u8; 16];
-    for (octet, byte) in octets.iter_mut().zip(digest.iter()) {
-        *octet = *byte;
-    }
-    SocketAddr::new(IpAddr::V6(Ipv6Addr::from(octets)), 1)
 }
 
 /// All backends.
@@ -347,16 +408,20 @@ impl Fleet {
     }
 
     /// Every replica of every backend.
-    pub fn replicas(&self) -> impl Iterator<Item = (&Arc<Backend>, &Arc<Replica>)> {
-        self.backends
-            .iter()
-            .flat_map(|backend| backend.replicas.iter().map(move |replica| (backend, replica)))
+    pub fn replicas(&self) -> Vec<(Arc<Backend>, Arc<Replica>)> {
+        let mut all = Vec::new();
+        for backend in &self.backends {
+            let members = backend.members();
+            all.extend(members.iter().map(|(_, replica)| (backend.clone(), replica.clone())));
+        }
+        all
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::address::Address;
+    use super::super::replica::Readiness;
     use super::*;
     use sluice_policy::health::breaker::Event;
 
@@ -391,7 +456,7 @@ mod tests {
         assert_eq!(first.route.as_str(), "new");
         let again = choose(&backend, 7, true, &[]).unwrap();
         assert_eq!((again.index, again.route.as_str()), (first.index, "hit"));
-        backend.replicas[first.index].set_readiness(Readiness::Down);
+        backend.replica(first.index).unwrap().set_readiness(Readiness::Down);
         let moved = choose(&backend, 7, true, &[]).unwrap();
         assert_ne!(moved.index, first.index);
         assert_eq!(
@@ -413,7 +478,7 @@ mod tests {
                 "replica {index} has {share} of 1000 sessions"
             );
         }
-        backend.replicas[2].set_readiness(Readiness::Down);
+        backend.replica(2).unwrap().set_readiness(Readiness::Down);
         for (session, &was) in before.iter().enumerate() {
             let now = place(session as u64);
             assert!(now != 2 && (was == 2 || now == was));
@@ -436,7 +501,7 @@ mod tests {
         let backend = backend(2);
         assert!(choose(&backend, 1, false, &[0, 1]).is_none());
         assert_eq!(choose(&backend, 1, false, &[0]).unwrap().index, 1);
-        backend.replicas[1].failed();
+        backend.replica(1).unwrap().failed();
         assert_eq!(choose(&backend, 1, false, &[]).unwrap().index, 0);
         assert_eq!(choose(&backend, 1, false, &[0]).unwrap().index, 1);
     }
@@ -445,7 +510,7 @@ mod tests {
     fn one_that_is_back_is_tried_by_a_few_and_the_rest_goes_elsewhere() {
         let backend = backend(2);
         let home = choose(&backend, 1, false, &[]).unwrap().index;
-        backend.replicas[home].health.step(Event::Returned);
+        backend.replica(home).unwrap().health.step(Event::Returned);
         let herd: Vec<Choice> = (0..50).filter_map(|_| choose(&backend, 1, true, &[])).collect();
         assert_eq!(herd.len(), 50);
         let trials = herd.iter().filter(|choice| choice.index == home).count();
@@ -454,7 +519,7 @@ mod tests {
         // Alone it takes them all: nobody else can.
         let herd: Vec<Choice> = (0..50).filter_map(|_| choose(&backend, 1, true, &[1 - home])).collect();
         assert_eq!(herd.len(), 50);
-        backend.replicas[home].hangs();
+        backend.replica(home).unwrap().hangs();
         assert!(choose(&backend, 1, true, &[1 - home]).is_none(), "unless it hangs");
     }
 

@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::replica::Name;
+
 /// See the module.
 pub struct Health {
-    replica: Arc<str>,
+    replica: Name,
     breaker: Mutex<Logged>,
     /// A byte of an answer has come since somebody looked.
     spoke: AtomicBool,
@@ -37,7 +39,7 @@ pub struct Signs {
 
 impl Health {
     /// Of this replica: nothing is held against it.
-    pub fn new(replica: Arc<str>) -> Arc<Health> {
+    pub fn new(replica: Name) -> Arc<Health> {
         Arc::new(Health {
             replica,
             breaker: Mutex::new(Logged {
@@ -122,7 +124,7 @@ impl Health {
     }
 
     fn log(&self, phase: Phase) {
-        let replica = &*self.replica;
+        let replica = &*self.replica.get();
         match phase {
             Phase::Open => tracing::warn!(replica, "the replica fails: it is left alone for a moment"),
             Phase::Hung => tracing::error!(

@@ -5,6 +5,8 @@
 
 // Backends with their replicas, and the choice between them.
 pub mod fleet;
+// Which replicas a backend has now.
+pub mod members;
 // What is known of conversations and replicas, for that choice.
 pub mod routing;
 // Whether a replica may be asked, and what was seen of its engine.
@@ -17,6 +19,8 @@ pub mod admission;
 pub mod replica;
 // Where it listens.
 pub mod address;
+// TLS to it, and the connection that requests run over.
+pub mod tls;
 // One HTTP/1.1 connection and the pool of idle ones.
 pub mod client;
 // How a replica takes tool requests, asked when it becomes ready.
@@ -24,7 +28,9 @@ pub mod probe;
 
 pub use address::{Address, UrlFault};
 pub use client::{Answer, Segments, UpstreamError};
-pub use fleet::{Backend, Choice, Fleet, Route, Wanted};
+pub use fleet::{Backend, Choice, Fleet, Member, Route, Wanted};
 pub use flight::InFlight;
+pub use members::Members;
 pub use replica::Replica;
 pub use routing::Routed;
+pub use tls::{Tls, TlsError};

@@ -150,7 +150,7 @@ pub async fn tool_setup(replica: &Replica, model: &str) -> Result<ToolSetup, Pro
         (false, StatusCode::OK) => ToolSetup::EngineOnly,
         (true, _) => ToolSetup::Raw,
         (false, _) => {
-            tracing::warn!(replica = %replica.name, "tool calls can't work on this replica: it drops the tools from the prompt and has no parser");
+            tracing::warn!(replica = %replica.name(), "tool calls can't work on this replica: it drops the tools from the prompt and has no parser");
             ToolSetup::Raw
         }
     })
@@ -203,8 +203,8 @@ async fn exchange(
         let headers = request.headers_mut();
         headers.insert(HOST, address.host_header());
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some(authorization) = &replica.authorization {
-            headers.insert(AUTHORIZATION, authorization.clone());
+        if let Some(authorization) = replica.authorization() {
+            headers.insert(AUTHORIZATION, authorization);
         }
         request
     };

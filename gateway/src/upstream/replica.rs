@@ -90,14 +90,27 @@ pub enum ToolSetup {
     EngineOnly = 2,
 }
 
+/// A replica's name: a reload may change it.
+#[derive(Clone)]
+pub struct Name(Arc<ArcSwap<Arc<str>>>);
+
+impl Name {
+    fn new(name: &str) -> Name {
+        Name(Arc::new(ArcSwap::from_pointee(name.into())))
+    }
+
+    /// As it is now.
+    pub fn get(&self) -> Arc<str> {
+        Arc::clone(&self.0.load())
+    }
+}
+
 /// One running vLLM with its own KV cache.
 pub struct Replica {
-    /// Its name in the configuration and in `x-sluice-replica`.
-    pub name: Arc<str>,
+    name: Name,
     /// A stand-in: its answers are marked.
     pub simulated: bool,
-    /// `Authorization` for it, from the backend's own setting.
-    pub authorization: Option<HeaderValue>,
+    authorization: ArcSwapOption<HeaderValue>,
     /// Idle connections.
     pub pool: Arc<Pool>,
     address: ArcSwapOption<Address>,
@@ -116,12 +129,12 @@ pub struct Replica {
 impl Replica {
     /// A replica that nobody has asked yet.
     pub fn new(name: &str, simulated: bool, authorization: Option<HeaderValue>, address: Option<Address>) -> Self {
-        let name: Arc<str> = name.into();
+        let name = Name::new(name);
         Replica {
             health: Health::new(name.clone()),
             name,
             simulated,
-            authorization,
+            authorization: ArcSwapOption::from_pointee(authorization),
             pool: Arc::default(),
             address: ArcSwapOption::from_pointee(address),
             model: ArcSwap::default(),
@@ -132,6 +145,26 @@ impl Replica {
             opener: AtomicU8::new(0),
             flights: Flights::default(),
         }
+    }
+
+    /// Its name in the configuration and in `x-sluice-replica`.
+    pub fn name(&self) -> Arc<str> {
+        self.name.get()
+    }
+
+    /// The configuration calls it so from now on.
+    pub fn rename(&self, name: &str) {
+        self.name.0.store(Arc::new(name.into()));
+    }
+
+    /// `Authorization` for it, from the backend's own setting.
+    pub fn authorization(&self) -> Option<HeaderValue> {
+        self.authorization.load().as_deref().cloned()
+    }
+
+    /// It wants this from now on.
+    pub fn set_authorization(&self, authorization: Option<HeaderValue>) {
+        self.authorization.store(authorization.map(Arc::new));
     }
 
     /// Where it listens; `None` while it has no address yet (being started).
@@ -220,6 +253,12 @@ impl Replica {
     /// It was there once.
     pub fn was_ready(&self) -> bool {
         self.was_ready.load(Ordering::Relaxed)
+    }
+
+    /// It takes the place of one that was there: requests that nobody else can take are held until it is ready.
+    pub fn succeeds(&self) {
+        self.was_ready.store(true, Ordering::Relaxed);
+        self.set_readiness(Readiness::Down);
     }
 
     /// Whether the supervisor thinks that it comes back by itself, while it is down.

@@ -72,6 +72,16 @@ impl Routing {
         self.router().restarted(replica);
     }
 
+    /// Another replica has this number from now on.
+    pub fn occupy(&self, replica: usize) {
+        self.router().occupy(replica);
+    }
+
+    /// Nothing that was sent there is under way.
+    pub fn is_idle(&self, replica: usize) -> bool {
+        self.router().is_idle(replica)
+    }
+
     /// Requests that wait in a replica's engine, as its metrics say; 0 if they say nothing.
     pub fn waiting(&self, replica: usize, waiting: usize) {
         self.router().waiting(replica, waiting);

@@ -90,6 +90,7 @@ impl RealVllm {
             aliases: vec!["qwen3".to_owned()],
             key: ReplicaKey::Given(KEY.to_owned()),
             profile: self.profile(extra),
+            tls: None,
             launcher: LauncherConfig::Process(config),
         }
     }

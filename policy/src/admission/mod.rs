@@ -132,6 +132,19 @@ impl<T> Admission<T> {
         }
     }
 
+    /// Another replica has this number from now on, perhaps one more than there were. Nobody may run there ([`Admission::is_idle`]).
+    pub fn occupy(&mut self, replica: usize, capacity: Capacity) {
+        match self.rooms.get_mut(replica) {
+            Some(room) => *room = Room::new(capacity),
+            None => self.rooms.resize_with(replica + 1, || Room::new(capacity)),
+        }
+    }
+
+    /// Nobody runs there, nor has been called there.
+    pub fn is_idle(&self, replica: usize) -> bool {
+        self.rooms.get(replica).is_none_or(|room| room.requests() == 0)
+    }
+
     /// A replica had to stop running sequences.
     pub fn preempted(&mut self, replica: usize, now: Duration) {
         if let Some(room) = self.rooms.get_mut(replica) {

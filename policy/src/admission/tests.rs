@@ -60,6 +60,32 @@ fn come(places: &mut Places, id: u64, now: Duration) -> Held {
 }
 
 #[test]
+fn one_more_replica_is_room_for_who_waits_and_one_that_takes_anothers_number_starts_empty() {
+    let mut places = seats(&[1]);
+    let first = places.take(0, need(1), 0, S(0));
+    let id = places
+        .wait(waiter("k", need(1), 7), &QueueLimits::default(), S(0))
+        .unwrap();
+    assert_eq!(called(&mut places, &[true], S(1)), [] as [u32; 0]);
+    assert!(places.is_idle(1));
+    places.occupy(
+        1,
+        Capacity {
+            sequences: Some(1),
+            kv_tokens: None,
+        },
+    );
+    assert_eq!(called(&mut places, &[true, true], S(1)), [7]);
+    assert!(!places.is_idle(1), "a place is kept for the called one");
+    let second = come(&mut places, id, S(1));
+    places.give_back(first, None, None, S(2));
+    places.give_back(second, None, None, S(2));
+    assert!(places.is_idle(0));
+    places.occupy(0, Capacity::default());
+    assert_eq!(places.capacity(0), Capacity::default());
+}
+
+#[test]
 fn a_place_that_is_given_back_calls_who_is_next_and_nobody_takes_it_in_between() {
     let mut places = seats(&[1]);
     let limits = QueueLimits::default();

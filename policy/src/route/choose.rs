@@ -209,6 +209,19 @@ struct Replica {
     last_first: Duration,
 }
 
+impl Replica {
+    fn new(settings: &RouteSettings) -> Replica {
+        Replica {
+            speed: Speed::new(settings.prior),
+            load: Load::default(),
+            chosen: Duration::ZERO,
+            mean: FIRST_MEAN,
+            live: 0,
+            last_first: Duration::ZERO,
+        }
+    }
+}
+
 /// One backend's router.
 pub struct Router {
     pub(super) settings: RouteSettings,
@@ -242,16 +255,7 @@ impl Router {
             index: Index::new(replicas, settings.index),
             sessions: Recent::default(),
             live: Recent::default(),
-            replicas: (0..replicas)
-                .map(|_| Replica {
-                    speed: Speed::new(settings.prior),
-                    load: Load::default(),
-                    chosen: Duration::ZERO,
-                    mean: FIRST_MEAN,
-                    live: 0,
-                    last_first: Duration::ZERO,
-                })
-                .collect(),
+            replicas: (0..replicas).map(|_| Replica::new(&settings)).collect(),
             tokens_per_byte: FIRST_TOKENS_PER_BYTE,
             has_ratio: false,
             next_ticket: 0,
@@ -406,6 +410,26 @@ impl Router {
             self.index
                 .touch(ticket.replica, links, answer as u64, self.tokens_per_byte, now);
         }
+    }
+
+    /// Another replica has this number from now on, perhaps one more than there were: what was known of it is of another one. Nothing
+    /// may be under way there ([`Router::is_idle`]).
+    pub fn occupy(&mut self, replica: usize) {
+        self.index.occupy(replica);
+        let is_other = |place: &u16| usize::from(*place) != replica;
+        self.sessions.retain(is_other);
+        self.live.retain(is_other);
+        match self.replicas.get_mut(replica) {
+            Some(known) => *known = Replica::new(&self.settings),
+            None => self.replicas.resize_with(replica + 1, || Replica::new(&self.settings)),
+        }
+    }
+
+    /// Nothing that was dispatched there is under way.
+    pub fn is_idle(&self, replica: usize) -> bool {
+        self.replicas
+            .get(replica)
+            .is_none_or(|replica| replica.load.sequences() == 0)
     }
 
     /// A replica has started anew: its cache is empty.

@@ -186,6 +186,18 @@ impl Index {
         }
     }
 
+    /// Another replica has this number now, perhaps one more than there were: nothing is known of it.
+    pub fn occupy(&mut self, replica: usize) {
+        self.clear(replica);
+        if let Some(shelf) = self.shelves.get_mut(replica) {
+            *shelf = Shelf::default();
+        }
+        let shelves = (replica + 1).min(REPLICAS_LIMIT);
+        if shelves > self.shelves.len() {
+            self.shelves.resize_with(shelves, Shelf::default);
+        }
+    }
+
     /// A replica has started anew: its cache is empty.
     pub fn clear(&mut self, replica: usize) {
         while self.drop_oldest(replica) {}

@@ -74,6 +74,13 @@ impl<V> Recent<V> {
         Some((key, self.entries.remove(&key)?.value))
     }
 
+    /// Only those of such values stay.
+    pub(super) fn retain(&mut self, mut stays: impl FnMut(&V) -> bool) {
+        let Recent { entries, order, .. } = self;
+        order.retain(|_, key| entries.get(key).is_some_and(|entry| stays(&entry.value)));
+        entries.retain(|_, entry| order.contains_key(&entry.tick));
+    }
+
     /// From the last to the first.
     pub(super) fn oldest_first(&self) -> impl Iterator<Item = (u64, &Entry<V>)> {
         self.order
@@ -99,5 +106,7 @@ mod tests {
         assert_eq!(keys, [2, 3, 1]);
         assert_eq!(recent.pop_oldest(), Some((2, 20)));
         assert_eq!((recent.len(), recent.get(1).unwrap().value), (2, 11));
+        recent.retain(|value| *value == 11);
+        assert_eq!((recent.len(), recent.pop_oldest()), (1, Some((1, 11))));
     }
 }

@@ -39,23 +39,27 @@ pub struct SavedReplica {
 }
 
 impl Router {
-    /// For the file. `names` are those of the replicas, by number.
+    /// For the file. `names` are those of the replicas, by number; a number without a name is nobody's.
     pub fn save(&self, names: &[&str], now: Duration) -> Saved {
         let age = |touched: Duration| now.saturating_sub(touched).as_secs();
-        let replicas = names.iter().enumerate().map(|(place, name)| SavedReplica {
-            name: (*name).to_owned(),
-            links: self
-                .index
-                .entries(place)
-                .map(|(hash, bytes, touched)| (hash, bytes, age(touched)))
-                .collect(),
-            sessions: self
-                .sessions
-                .oldest_first()
-                .filter(|(_, entry)| usize::from(entry.value) == place)
-                .map(|(session, entry)| (session, age(entry.touched)))
-                .collect(),
-        });
+        let replicas = names
+            .iter()
+            .enumerate()
+            .filter(|(_, name)| !name.is_empty())
+            .map(|(place, name)| SavedReplica {
+                name: (*name).to_owned(),
+                links: self
+                    .index
+                    .entries(place)
+                    .map(|(hash, bytes, touched)| (hash, bytes, age(touched)))
+                    .collect(),
+                sessions: self
+                    .sessions
+                    .oldest_first()
+                    .filter(|(_, entry)| usize::from(entry.value) == place)
+                    .map(|(session, entry)| (session, age(entry.touched)))
+                    .collect(),
+            });
         Saved {
             version: SAVED_VERSION,
             tokens_per_byte: self.tokens_per_byte,
@@ -143,6 +147,29 @@ mod tests {
         let mut forked = router();
         assert!(forked.restore(&saved, &["b", "new"], Duration::from_secs(10)));
         assert_eq!(ask(&mut forked, 8, &chain(1), 1), (0, Reason::Prefix));
+    }
+
+    #[test]
+    fn a_number_that_another_replica_has_begins_anew_and_the_others_stay() {
+        let mut router = router();
+        assert_eq!(ask(&mut router, 7, &chain(1), 1), (1, Reason::Ring));
+        assert!(!router.is_idle(1) && router.is_idle(0) && router.is_idle(2));
+        ask(&mut router, 8, &chain(2), 0);
+        router.occupy(1);
+        router.occupy(2);
+        let saved = router.save(&["a", "", "c"], Duration::from_secs(60));
+        let kept: Vec<_> = saved
+            .replicas
+            .iter()
+            .map(|r| (r.name.as_str(), r.sessions.len()))
+            .collect();
+        assert_eq!(kept, [("a", 1), ("c", 0)], "nobody's number isn't saved");
+        assert!(router.is_idle(1));
+        assert_eq!(
+            ask(&mut router, 7, &chain(1), 1),
+            (1, Reason::Ring),
+            "it knows no session"
+        );
     }
 
     #[test]

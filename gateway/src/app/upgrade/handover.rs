@@ -12,7 +12,8 @@ use super::predecessor::Predecessor;
 use super::sockets::Door;
 use super::successor::Successor;
 use super::wire::{Held, Taken};
-use crate::app::beside::{Beside, place_of, take};
+use crate::app::beside::{Beside, take};
+use crate::app::keeper::Keeper;
 use crate::app::notify;
 use crate::downstream::leaving::Leaving;
 use crate::supervisor::{Supervisor, SupervisorError};
@@ -36,11 +37,11 @@ impl Beside {
     pub(in crate::app) async fn upgrade(
         &self,
         order: Order,
-        supervisor: &mut Option<Supervisor>,
+        keeper: &mut Option<Keeper>,
         shutdown: &mut ShutdownWatch,
     ) -> Outcome {
         tracing::info!("another process is to take over");
-        match self.hand_over(order, supervisor, shutdown).await {
+        match self.hand_over(order, keeper, shutdown).await {
             Ok(pid) => {
                 tracing::info!(pid, "another process serves; this one finishes what it has");
                 Outcome::Done {
@@ -58,7 +59,7 @@ impl Beside {
     async fn hand_over(
         &self,
         order: Order,
-        supervisor: &mut Option<Supervisor>,
+        keeper: &mut Option<Keeper>,
         shutdown: &mut ShutdownWatch,
     ) -> Result<u32, UpgradeError> {
         let mut successor = {
@@ -67,12 +68,14 @@ impl Beside {
             Successor::start(order.program, sockets, self.ready_replicas())?
         };
         let turned = tokio::select! {
-            turned = self.turn(&mut successor, supervisor) => turned,
+            turned = self.turn(&mut successor, keeper) => turned,
             _ = shutdown.wait_for(|ends| *ends) => Err(UpgradeError::Ending),
         };
         if let Err(error) = turned {
             successor.end().await;
-            self.take_back(supervisor);
+            if let Some(keeper) = keeper {
+                keeper.take_back();
+            }
             return Err(error);
         }
         self.leaving.send_replace(Leaving::HandedOver);
@@ -116,32 +119,22 @@ impl Beside {
         *self.successor.lock().unwrap_or_else(PoisonError::into_inner) = Some(successor);
     }
 
-    async fn turn(&self, successor: &mut Successor, supervisor: &mut Option<Supervisor>) -> Result<(), UpgradeError> {
+    async fn turn(&self, successor: &mut Successor, keeper: &mut Option<Keeper>) -> Result<(), UpgradeError> {
         successor.prepared().await?;
         let (remembered, fleet) = (self.remembered.clone(), self.flow.fleet.load_full());
         // On a thread for waiting: it is a few megabytes of disk.
         let _ = tokio::task::spawn_blocking(move || remembered.save(&fleet)).await;
-        if let Some(supervisor) = supervisor {
-            supervisor.let_go().await;
+        if let Some(keeper) = keeper {
+            keeper.let_go().await;
         }
         successor.serves().await
     }
 
-    /// Launched replicas are this process's again.
-    fn take_back(&self, supervisor: &mut Option<Supervisor>) {
-        let Some(supervisor) = supervisor.as_mut().filter(|supervisor| supervisor.has_let_go()) else {
-            return;
-        };
-        match supervisor.take_back(&self.start.settings, &self.start.specs, &self.start.simulate) {
-            Ok(()) => self.follow_all(supervisor),
-            Err(error) => tracing::error!(%error, "the replicas can't be taken back: nobody watches them"),
-        }
-    }
-
     fn ready_replicas(&self) -> Vec<String> {
         let fleet = self.flow.fleet.load();
-        let ready = fleet.replicas().filter(|(_, replica)| replica.standing().is_up());
-        ready.map(|(_, replica)| replica.name.to_string()).collect()
+        let replicas = fleet.replicas().into_iter();
+        let ready = replicas.filter(|(_, replica)| replica.standing().is_up());
+        ready.map(|(_, replica)| replica.name().to_string()).collect()
     }
 
     /// The new side: waits until what was ready at the old one is ready here.
@@ -154,9 +147,10 @@ impl Beside {
             loop {
                 let found = self.ready_replicas();
                 let fleet = self.flow.fleet.load();
-                let mut here = fleet.replicas().map(|(_, replica)| &*replica.name);
-                let missing =
-                    here.any(|name| wanted.iter().any(|one| one == name) && !found.iter().any(|one| one == name));
+                let missing = fleet.replicas().iter().any(|(_, replica)| {
+                    let name = replica.name();
+                    wanted.iter().any(|one| **one == *name) && !found.iter().any(|one| **one == *name)
+                });
                 if !missing && (wanted.is_empty() || !found.is_empty()) {
                     return;
                 }
@@ -176,13 +170,14 @@ impl Beside {
         let take = move |taken: &Taken| {
             keys.go_on_from(&taken.keys);
             for (backend, replica) in flow.fleet.load().replicas() {
-                let held = taken.replicas.get(&*replica.name);
+                let name = replica.name();
+                let held = taken.replicas.get(&*name);
                 let holds = held.map_or_else(Holds::default, |held| Holds {
                     sequences: held.sequences,
                     tokens: held.tokens,
                 });
-                if let Some(place) = place_of(backend, replica) {
-                    admission::set_elsewhere(backend, place, holds);
+                if let Some(slot) = backend.slot_of(&name) {
+                    admission::set_elsewhere(&backend, slot, holds);
                 }
             }
         };
@@ -210,12 +205,13 @@ impl Beside {
     fn taken(&self) -> Taken {
         let mut replicas = BTreeMap::new();
         for (backend, replica) in self.flow.fleet.load().replicas() {
-            let Some(place) = place_of(backend, replica) else {
+            let name = replica.name();
+            let Some(slot) = backend.slot_of(&name) else {
                 continue;
             };
-            let Holds { sequences, tokens } = backend.places().holds(place);
+            let Holds { sequences, tokens } = backend.places().holds(slot);
             if sequences > 0 {
-                replicas.insert(replica.name.to_string(), Held { sequences, tokens });
+                replicas.insert(name.to_string(), Held { sequences, tokens });
             }
         }
         Taken {
@@ -225,14 +221,16 @@ impl Beside {
     }
 
     /// Takes the replicas; after an upgrade their lock may be held for a moment.
-    pub(in crate::app) async fn supervise(&self, takes_over: bool) -> Result<Supervisor, SupervisorError> {
+    pub(in crate::app) async fn supervise(&self, takes_over: bool) -> Result<Keeper, SupervisorError> {
         let mut tries = if takes_over { LOCK_TRIES } else { 1 };
+        let start = &self.start;
+        let roster = take(&start.roster).unwrap_or_default();
         loop {
             tries -= 1;
-            let start = &self.start;
-            match Supervisor::start(start.settings.clone(), start.specs.clone(), start.simulate.clone()) {
+            match Supervisor::start(start.settings.clone(), roster.specs(), start.simulate.clone()) {
                 Err(SupervisorError::Locked { .. }) if tries > 0 => tokio::time::sleep(LOCK_PAUSE).await,
-                started => return started.inspect(|supervisor| self.follow_all(supervisor)),
+                Err(error) => return Err(error),
+                Ok(supervisor) => return Ok(Keeper::new(self.live.clone(), self.flow.clone(), supervisor, roster)),
             }
         }
     }

@@ -3,10 +3,10 @@
 use std::collections::{HashMap, hash_map::Entry};
 
 use crate::supervisor::{ExternalConfig, LauncherConfig, ProcessConfig, SettingError};
-use crate::upstream::{Address, UrlFault};
+use crate::upstream::{Address, Tls, UrlFault};
 
 use super::{
-    super::{BackendConfig, Config, ReplicaConfig},
+    super::{BackendConfig, Config, ReplicaConfig, UpstreamTlsConfig},
     Findings, env_name, which,
 };
 
@@ -88,6 +88,7 @@ fn backend_alone(config: &Config, backend: &BackendConfig, at: &str, seen: &mut 
             )
             .help(which(&backend.profile, &profiles));
     }
+    tls(backend, at, findings);
     if backend.replica.is_empty() {
         findings.add(at, format!("backend \"{}\" has no [[backend.replica]]", backend.name));
     }
@@ -106,6 +107,15 @@ fn replica_alone(config: &Config, replica: &ReplicaConfig, at: &str, seen: &mut 
         LauncherConfig::External(external) => self::external(config, external, at, seen, findings),
         LauncherConfig::Process(process) => self::process(config, process, at, seen, findings),
         LauncherConfig::Simulated(_) => {}
+    }
+}
+
+fn tls(backend: &BackendConfig, at: &str, findings: &mut Findings<'_>) {
+    if backend.tls == UpstreamTlsConfig::default() {
+        return;
+    }
+    if let Err(error) = Tls::read(&backend.tls) {
+        findings.add(format!("{at}.tls.{}", error.key()), error.to_string());
     }
 }
 

@@ -23,6 +23,7 @@ pub(crate) struct Settings {
     replicas: Vec<(String, String)>,
     backend: String,
     environment: Vec<(String, PathBuf)>,
+    more: String,
 }
 
 impl Settings {
@@ -66,6 +67,42 @@ impl Settings {
         for (_, lines) in &mut self.replicas {
             let _ = write!(lines, "\n{line}");
         }
+        self
+    }
+
+    /// The same with one more replica of these settings.
+    pub(crate) fn with(mut self, name: &str, lines: &str) -> Self {
+        self.replicas.push((name.to_owned(), lines.to_owned()));
+        self
+    }
+
+    /// The same with one more external replica.
+    pub(crate) fn with_external(self, name: &str, replica: &Replica) -> Self {
+        self.with(name, &external(&replica.url()))
+    }
+
+    /// The same without this replica.
+    pub(crate) fn without(mut self, name: &str) -> Self {
+        self.replicas.retain(|(known, _)| known != name);
+        self
+    }
+
+    /// The same with another name for this replica.
+    pub(crate) fn renamed(mut self, was: &str, name: &str) -> Self {
+        let known = self.replicas.iter_mut().find(|(known, _)| known == was);
+        known.unwrap().0 = name.to_owned();
+        self
+    }
+
+    /// The backend's own lines, in place of its model.
+    pub(crate) fn backend(mut self, lines: &str) -> Self {
+        self.backend = lines.to_owned();
+        self
+    }
+
+    /// Everything behind the backend and its replicas.
+    pub(crate) fn then(mut self, toml: &str) -> Self {
+        self.more.push_str(toml);
         self
     }
 
@@ -134,23 +171,20 @@ impl Settings {
         for (name, replica) in &self.replicas {
             let _ = writeln!(toml, "[[backend.replica]]\nname = \"{name}\"\n{replica}");
         }
+        toml.push_str(&self.more);
         toml
     }
 
     /// Starts it and waits until all replicas are ready.
     pub(crate) async fn start(self) -> Gateway {
         let gateway = self.start_unready().await;
-        let count = gateway.settings.replicas.len();
-        until("all replicas are ready", async || {
-            let health = gateway.try_ask(Request::get("/health").without_key()).await?.json();
-            let ready = health["replicas"]
-                .as_array()?
-                .iter()
-                .filter(|replica| replica["state"] == "ready")
-                .count();
-            (ready == count).then_some(())
-        })
-        .await;
+        let names: Vec<&str> = gateway
+            .settings
+            .replicas
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect();
+        gateway.has_ready(&names).await;
         gateway
     }
 
@@ -294,6 +328,36 @@ impl Gateway {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
         let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
+    /// These replicas are ready, and there are no others.
+    pub(crate) async fn has_ready(&self, names: &[&str]) {
+        until(&format!("{names:?} are ready"), async || {
+            let health = self.try_ask(Request::get("/health").without_key()).await?.json();
+            let replicas = health["replicas"].as_array()?;
+            let all_ready = replicas.iter().all(|replica| replica["state"] == "ready");
+            let mut known: Vec<&str> = replicas.iter().filter_map(|replica| replica["name"].as_str()).collect();
+            let mut names = names.to_vec();
+            known.sort_unstable();
+            names.sort_unstable();
+            (all_ready && known == names).then_some(())
+        })
+        .await;
+    }
+
+    /// Has these settings from now on, and is told.
+    pub(crate) fn configure(&mut self, settings: Settings) {
+        let toml = settings.toml(self.listen, self.admin, self.folder.path());
+        self.settings = settings;
+        let draft = self.folder.path().join("config.new");
+        std::fs::write(&draft, toml).unwrap();
+        std::fs::rename(draft, self.folder.path().join("config.toml")).unwrap();
+        self.hang_up();
+    }
+
+    /// Its settings.
+    pub(crate) fn settings(&self) -> Settings {
+        self.settings.clone()
     }
 
     /// Rewrites its configuration with one more setting; it is not told.

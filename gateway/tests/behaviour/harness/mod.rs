@@ -6,6 +6,7 @@ mod gateway;
 mod records;
 mod replica;
 pub(crate) mod tls;
+pub(crate) mod upstream_tls;
 
 pub(crate) use breaks::Breaks;
 pub(crate) use client::{Client, Message, Request, ask};

@@ -1,0 +1,219 @@
+//! Holds the fleet to the configuration while it runs (B37): a reload adds, drops and renames replicas without failing a request.
+//!
+//! Enters: that the configuration has changed. Leaves: a new fleet for requests, replicas that are started, watched, drained and ended. It
+//! has one owner (`beside`), so that one change, or an upgrade, ends before the next begins. `roster` says what changes; the order here is what loses nothing: who has gone
+//! gets no new request first, then its running ones end, then it is ended. One that is only watched needs no draining: nobody ends it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
+
+use super::roster::{Change, Roster, Seat};
+use super::{build, follow, health};
+use crate::config::{Config, Live};
+use crate::flow::Flow;
+use crate::supervisor::{LauncherConfig, Leaving, Supervisor};
+use crate::upstream::Replica;
+
+/// Between two looks whether a replica that goes has ended its requests. The first one comes after the requests that had chosen it.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Requests that are told to leave go on elsewhere; they have so long to be gone.
+const LAST_REQUESTS: Duration = Duration::from_secs(1);
+
+/// See the module.
+pub struct Keeper {
+    live: Arc<Live>,
+    flow: Arc<Flow>,
+    supervisor: Supervisor,
+    roster: Roster,
+    watchers: Vec<Watcher>,
+    /// What the roster is by.
+    config: Arc<Config>,
+}
+
+/// Who looks at one replica.
+struct Watcher {
+    replica: Arc<Replica>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Keeper {
+    /// The supervisor has started whom the roster has.
+    pub fn new(live: Arc<Live>, flow: Arc<Flow>, supervisor: Supervisor, roster: Roster) -> Keeper {
+        let mut keeper = Keeper {
+            config: live.get(),
+            live,
+            flow,
+            supervisor,
+            roster,
+            watchers: Vec::new(),
+        };
+        let seats: Vec<Seat> = keeper.roster.seats().cloned().collect();
+        seats.iter().for_each(|seat| keeper.watch(seat));
+        keeper
+    }
+
+    /// The configuration has changed.
+    pub fn reload(&mut self) {
+        self.renew_certificates();
+        let config = self.live.get();
+        if Arc::ptr_eq(&config, &self.config) {
+            return;
+        }
+        let wanted = match build::fleet(&config) {
+            Ok(wanted) => wanted,
+            Err(error) => return tracing::error!(%error, "backends and replicas stay as they were"),
+        };
+        self.supervisor.keep_secret(build::secret_variables(&config));
+        let change = self.roster.change(wanted);
+        self.flow.fleet.store(Arc::new(self.roster.fleet()));
+        self.carry_out(change, config.server.drain);
+        self.config = config;
+    }
+
+    /// Launched replicas, and the lock on them, are another process's from now on.
+    pub async fn let_go(&mut self) {
+        self.supervisor.let_go().await;
+    }
+
+    /// They are this one's again, if they were let go of.
+    pub fn take_back(&mut self) {
+        if !self.supervisor.has_let_go() {
+            return;
+        }
+        if let Err(error) = self.supervisor.take_back(self.roster.specs()) {
+            return tracing::error!(%error, "the replicas can't be taken back: nobody watches them");
+        }
+        let launched: Vec<Seat> = self.roster.seats().filter(|seat| is_launched(seat)).cloned().collect();
+        for seat in &launched {
+            if let Some(watcher) = self.watcher(seat) {
+                watcher.tasks.iter().for_each(JoinHandle::abort);
+            }
+            self.watch(seat);
+        }
+    }
+
+    /// The gateway goes down: the replicas are to be ended.
+    pub fn into_supervisor(self) -> Supervisor {
+        self.supervisor
+    }
+
+    /// Files may have been renewed, whatever the configuration says.
+    fn renew_certificates(&self) {
+        for seat in self.roster.seats() {
+            if let Some(Err(error)) = seat.spec.tls.as_ref().map(|tls| tls.reload()) {
+                tracing::error!(replica = %seat.spec.name, %error, "TLS to the replica stays as it was");
+            }
+        }
+    }
+
+    /// What has gone lets go of its name before somebody else takes it.
+    fn carry_out(&mut self, change: Change, limit: Duration) {
+        for seat in change.dropped {
+            self.drop_out(seat, limit);
+        }
+        let changed = change.changed.iter();
+        let changed: Vec<_> = changed
+            .map(|(was, seat)| (was.clone(), seat.spec.name.clone(), seat.spec.key.clone()))
+            .collect();
+        self.supervisor.change(&changed);
+        for (was, seat) in &change.changed {
+            if *was != seat.spec.name {
+                tracing::info!(replica = %seat.spec.name, was, backend = %seat.backend.name, "the replica has another name");
+                self.flow.books.metrics.replica_gone(was);
+            }
+        }
+        for seat in &change.changed {
+            health::show(&self.flow, &seat.1.replica);
+        }
+        for seat in change.added {
+            tracing::info!(replica = %seat.spec.name, backend = %seat.backend.name, "the replica is added");
+            match self.supervisor.add(seat.spec.clone()) {
+                Ok(_) => self.watch(&seat),
+                Err(error) => tracing::error!(replica = %seat.spec.name, %error, "the replica can't be started"),
+            }
+        }
+        for replica in change.outdated {
+            tracing::warn!(%replica, "the replica runs on with the settings that it was started with: others need a restart");
+        }
+    }
+
+    fn drop_out(&mut self, seat: Seat, limit: Duration) {
+        tracing::info!(replica = %seat.spec.name, backend = %seat.backend.name, running = seat.replica.in_flight(), "the replica is dropped");
+        self.flow.books.metrics.replica_gone(&seat.spec.name);
+        let leaving = self.supervisor.release(&seat.spec.name);
+        let watcher = self.watcher(&seat);
+        tokio::spawn(leave(seat, watcher, leaving, limit));
+    }
+
+    /// Who looks at it, looked up for the last time.
+    fn watcher(&mut self, seat: &Seat) -> Option<Watcher> {
+        let is_its = |watcher: &Watcher| Arc::ptr_eq(&watcher.replica, &seat.replica);
+        let place = self.watchers.iter().position(is_its)?;
+        Some(self.watchers.swap_remove(place))
+    }
+
+    fn watch(&mut self, seat: &Seat) {
+        let Some(states) = self.supervisor.watch(&seat.spec.name) else {
+            return;
+        };
+        let follow = follow::follow(
+            seat.backend.clone(),
+            seat.replica.clone(),
+            seat.slot,
+            seat.spec.tls.clone(),
+            states,
+            self.flow.clone(),
+        );
+        let watch = health::Watch {
+            live: self.live.clone(),
+            flow: self.flow.clone(),
+            backend: seat.backend.clone(),
+            slot: seat.slot,
+            replica: seat.replica.clone(),
+        };
+        self.watchers.push(Watcher {
+            replica: seat.replica.clone(),
+            tasks: [tokio::spawn(follow), tokio::spawn(watch.run())],
+        });
+    }
+}
+
+fn is_launched(seat: &Seat) -> bool {
+    matches!(seat.spec.launcher, LauncherConfig::Process(_))
+}
+
+/// The end of a replica that gets no new request: its running ones first, if it is ours to end.
+async fn leave(seat: Seat, watcher: Option<Watcher>, leaving: Option<Leaving>, limit: Duration) {
+    if let Some(watcher) = watcher {
+        watcher.tasks.iter().for_each(JoinHandle::abort);
+    }
+    let replica = &seat.replica;
+    let is_ours = !matches!(seat.spec.launcher, LauncherConfig::External(_));
+    if is_ours && !has_ended(replica, limit).await {
+        let left = replica.flights.leave();
+        tracing::warn!(replica = %seat.spec.name, left, ?limit, "the drain's time is over: what runs on the dropped replica goes on elsewhere");
+        has_ended(replica, LAST_REQUESTS).await;
+    }
+    if let Some(leaving) = leaving {
+        leaving.end().await;
+    }
+    replica.pool.clear();
+    if is_ours {
+        tracing::info!(replica = %seat.spec.name, "nothing is left of the dropped replica");
+    }
+}
+
+async fn has_ended(replica: &Replica, limit: Duration) -> bool {
+    let until = Instant::now() + limit;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if replica.in_flight() == 0 {
+            return true;
+        }
+        if Instant::now() >= until {
+            return false;
+        }
+    }
+}
