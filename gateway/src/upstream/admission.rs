@@ -152,7 +152,7 @@ pub fn enter(backend: &Arc<Backend>, wanted: Wanted<'_>, arrival: &Arrival, limi
         && fits == may
         && let Some(choice) = backend.choose(wanted)
     {
-        let held = order.take(choice.index, need, prompt_bytes, now);
+        let held = order.take(choice.index, need, prompt_bytes, choice.anew, now);
         return Entered::Placed(choice, Place::new(backend, held));
     }
     let Some(seen) = backend.consider(wanted, &may) else {
@@ -175,7 +175,7 @@ pub fn enter(backend: &Arc<Backend>, wanted: Wanted<'_>, arrival: &Arrival, limi
         && !waits_for_home
         && let Some(choice) = backend.choose_among(wanted, Some(&fits))
     {
-        let held = order.take(choice.index, need, prompt_bytes, now);
+        let held = order.take(choice.index, need, prompt_bytes, choice.anew, now);
         return Entered::Placed(choice, Place::new(backend, held));
     }
     let (work_tokens, is_cached) = order.work(&need, prompt_bytes, seen.cached_bytes);
@@ -286,7 +286,7 @@ impl Waiting {
             if let Some(choice) = backend.choose_among(wanted, Some(&fits)) {
                 order.leave(self.id);
                 self.is_in = false;
-                let held = order.take(choice.index, need, self.prompt_bytes, now);
+                let held = order.take(choice.index, need, self.prompt_bytes, choice.anew, now);
                 placed = Some((choice, Place::new(&backend, held)));
             }
             // It may run elsewhere than where room was kept for it.

@@ -16,6 +16,7 @@ use sluice_policy::route::choose::{Decision, Margins, Question, Reason, RouteSet
 use sluice_policy::route::session::{SessionKey, SessionSource};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use super::admission::{self, Places};
 use super::members::{Members, Resort};
@@ -77,6 +78,8 @@ pub struct Choice {
     pub route: Route,
     /// What it counts until it ends.
     pub routed: Routed,
+    /// The prefill there if nothing were cached.
+    pub(super) anew: Duration,
 }
 
 /// What is to be decided for one attempt.
@@ -312,6 +315,7 @@ impl Backend {
                 replica,
                 route: Route::new(decision.reason, wanted.has_past),
                 routed,
+                anew: decision.anew,
             });
         }
         None

@@ -15,10 +15,12 @@
 //! | called | its replica can't be asked any more | waits again |
 //! | waits, called | leaves | gone, what it held is free ([`Admission::leave`]) |
 //! | runs | its replica is lost, another one goes on | runs there, room or not ([`Admission::move_to`]) |
-//! | runs | ends | what it held is free ([`Admission::give_back`]) |
+//! | runs | ends | what it held is free, or kept for its next turn ([`Admission::give_back`]) |
 
 // What one replica can hold.
 pub mod room;
+// Whose cache is kept between two turns.
+mod kept;
 // Who is next.
 pub mod queue;
 // What a key may use in a minute.
@@ -44,6 +46,12 @@ const MEAN_WEIGHT: f64 = 0.05;
 
 /// Who waited so many times the longest wait is refused after all: the expectation was wrong.
 const OVERRUN: u32 = 3;
+
+/// While others wait, a conversation's cache is kept between so many turns.
+const KEPT_TURNS: u32 = 3;
+
+/// Who was refused comes again: within this time he counts as one that waits.
+const REFUSED_FOR: Duration = Duration::from_secs(10);
 
 /// What a prompt in a KV cache must have there to count as cached.
 const CACHED_PART: f64 = 0.5;
@@ -77,6 +85,8 @@ pub struct Held {
     need: Need,
     prompt_bytes: u64,
     since: Duration,
+    anew: Duration,
+    turns: u32,
 }
 
 /// What is known of a request before it is sent.
@@ -102,6 +112,8 @@ pub struct Admission<T> {
     output_tokens: f64,
     tokens_per_byte: f64,
     has_ratio: bool,
+    /// When somebody was last refused.
+    refused: Option<Duration>,
     /// Mean seconds that a place is held; `None` before one was given back.
     held_s: Option<f64>,
 }
@@ -116,6 +128,7 @@ impl<T> Admission<T> {
             output_tokens: FIRST_OUTPUT_TOKENS,
             tokens_per_byte: FIRST_TOKENS_PER_BYTE,
             has_ratio: false,
+            refused: None,
             held_s: None,
         }
     }
@@ -205,14 +218,16 @@ impl<T> Admission<T> {
         rooms
             .map(|(replica, room)| {
                 room.ease(now);
-                may.get(replica) == Some(&true) && kept != Some(replica) && room.fits(need)
+                may.get(replica) == Some(&true) && kept != Some(replica) && room.fits(need, now)
             })
             .collect()
     }
 
-    /// It runs there from now on.
-    pub fn take(&mut self, replica: usize, need: Need, prompt_bytes: u64, now: Duration) -> Held {
+    /// It runs there from now on. `anew`: how long its prompt would take there with nothing cached.
+    pub fn take(&mut self, replica: usize, need: Need, prompt_bytes: u64, anew: Duration, now: Duration) -> Held {
+        let mut turns = 0;
         if let Some(room) = self.rooms.get_mut(replica) {
+            turns = room.goes_on(&need, now).unwrap_or(0);
             room.take(&need);
         }
         Held {
@@ -220,6 +235,8 @@ impl<T> Admission<T> {
             need,
             prompt_bytes,
             since: now,
+            anew,
+            turns,
         }
     }
 
@@ -236,10 +253,17 @@ impl<T> Admission<T> {
         }
     }
 
-    /// It has ended. What its answer says that it took is learned from.
+    /// It has ended. What its answer says that it took is learned from; if it says nothing, there is no next turn to keep the cache for.
     pub fn give_back(&mut self, held: Held, prompt_tokens: Option<u64>, output_tokens: Option<u64>, now: Duration) {
+        let sequences = held.need.sequences.max(1);
+        let refused = self.refused.is_some_and(|at| now.saturating_sub(at) < REFUSED_FOR);
+        let others_wait = refused || !self.queue.is_empty();
         if let Some(room) = self.rooms.get_mut(held.replica) {
-            room.give_back(&held.need);
+            let turns = if others_wait { held.turns + 1 } else { 0 };
+            match output_tokens {
+                Some(_) if turns < KEPT_TURNS => room.keep(held.need, held.anew, turns, now),
+                _ => room.give_back(&held.need),
+            }
         }
         let seconds = now.saturating_sub(held.since).as_secs_f64();
         self.held_s = Some(
@@ -247,7 +271,7 @@ impl<T> Admission<T> {
                 .map_or(seconds, |mean| mean + MEAN_WEIGHT * (seconds - mean)),
         );
         if let Some(output) = output_tokens {
-            let each = output as f64 / f64::from(held.need.sequences.max(1));
+            let each = output as f64 / f64::from(sequences);
             self.output_tokens += MEAN_WEIGHT * (each - self.output_tokens);
         }
         if let Some(prompt) = prompt_tokens.filter(|_| held.prompt_bytes >= RATIO_LEAST_BYTES) {
@@ -262,27 +286,33 @@ impl<T> Admission<T> {
     ///
     /// # Errors
     /// The queue is full, or it would wait too long.
-    pub fn wait(&mut self, waiter: Waiter<T>, limits: &QueueLimits, now: Duration) -> Result<u64, Refusal> {
+    pub fn wait(&mut self, mut waiter: Waiter<T>, limits: &QueueLimits, now: Duration) -> Result<u64, Refusal> {
         let ahead = self.queue.ahead_of_new(&waiter.key, waiter.priority, now);
         let expected = self.expected(ahead);
-        let refused = |reason| {
+        let bytes = self.queue.bytes().saturating_add(waiter.bytes);
+        let is_kept = self.rooms.iter().any(|room| room.keeps(&waiter.need));
+        let reason = match () {
+            () if self.queue.len_of_key(&waiter.key) >= limits.waiting_of_key => Some(Reason::Key),
+            () if self.queue.len() >= limits.waiting || bytes > limits.bytes => Some(Reason::Full),
+            // One for which room is kept is called at once.
+            () if !is_kept && expected.is_some_and(|expected| expected > limits.wait) => Some(Reason::Wait),
+            () => None,
+        };
+        if let Some(reason) = reason {
+            self.refused = Some(now);
             let beyond = expected.unwrap_or_default().saturating_sub(limits.wait);
-            Err(Refusal {
+            return Err(Refusal {
                 reason,
                 retry_after: beyond.max(Duration::from_secs(1)),
-            })
-        };
-        let bytes = self.queue.bytes().saturating_add(waiter.bytes);
-        if self.queue.len_of_key(&waiter.key) >= limits.waiting_of_key {
-            return refused(Reason::Key);
+            });
         }
-        if self.queue.len() >= limits.waiting || bytes > limits.bytes {
-            return refused(Reason::Full);
+        if self.rooms.iter().all(|room| room.capacity().kv_tokens.is_some()) {
+            // What nobody holds is pushed out by whoever comes next: it goes before nobody.
+            let held = self.rooms.iter().map(|room| room.held_of(&waiter.need)).max();
+            let least = waiter.need.prompt_tokens as f64 * CACHED_PART;
+            waiter.is_cached &= held.is_some_and(|held| held as f64 >= least);
         }
-        if expected.is_some_and(|expected| expected > limits.wait) {
-            return refused(Reason::Wait);
-        }
-        Ok(self.queue.push(waiter, now))
+        Ok(self.queue.push_kept(waiter, is_kept, now))
     }
 
     /// When one that came at `since` is refused after all.
@@ -352,11 +382,10 @@ impl<T> Admission<T> {
             self.queue.put_back(id);
         }
         let mut fits = self.fitting(&need, may, now);
-        // Where it was called to it goes before one that fell due since: else each would keep the room from the other, for ever.
-        if let Some(replica) = called
-            && let (Some(fits), Some(room)) = (fits.get_mut(replica), self.rooms.get(replica))
+        // It held that room until now, whoever fell due since: else each would keep it from the other, for ever.
+        if let Some(fits) = called.and_then(|replica| fits.get_mut(replica).filter(|_| may.get(replica) == Some(&true)))
         {
-            *fits = may.get(replica) == Some(&true) && room.fits(&need);
+            *fits = true;
         }
         Some((need, fits))
     }
@@ -399,16 +428,21 @@ fn place<T>(
     may: &[bool],
     now: Duration,
 ) -> Option<usize> {
-    let is_open = |replica: usize| {
-        let kept = reserved.is_some_and(|(due, kept)| kept == replica && due != id);
-        !kept && may.get(replica) == Some(&true)
+    let own = reserved.filter(|(due, _)| *due == id).map(|(_, kept)| kept);
+    let fits = |replica: usize| {
+        let is_kept = reserved.is_some_and(|(_, kept)| kept == replica) && own.is_none();
+        let room = rooms
+            .get(replica)
+            .filter(|_| !is_kept && may.get(replica) == Some(&true));
+        room.is_some_and(|room| match own == Some(replica) {
+            true => room.fits_due(&waiter.need),
+            false => room.fits(&waiter.need, now),
+        })
     };
-    let fits = |replica: usize| is_open(replica) && rooms.get(replica).is_some_and(|room| room.fits(&waiter.need));
     if let Some((home, until)) = waiter.home {
         if fits(home) {
             return Some(home);
         }
-        let own = reserved.filter(|(due, _)| *due == id).map(|(_, kept)| kept);
         // A home that can't be asked isn't waited for.
         if now < until && may.get(home) == Some(&true) {
             return own.filter(|replica| fits(*replica));

@@ -128,6 +128,8 @@ struct Entry<T> {
     id: u64,
     since: Duration,
     passed: u32,
+    /// A replica keeps room for it: who waits wouldn't get that room in its place.
+    is_kept: bool,
     state: State,
     waiter: Waiter<T>,
 }
@@ -196,6 +198,11 @@ impl<T> Queue<T> {
 
     /// One more at the end; its id.
     pub fn push(&mut self, waiter: Waiter<T>, now: Duration) -> u64 {
+        self.push_kept(waiter, false, now)
+    }
+
+    /// The same; a replica keeps room for it, or not.
+    pub(super) fn push_kept(&mut self, waiter: Waiter<T>, is_kept: bool, now: Duration) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         self.bytes += waiter.bytes;
@@ -204,6 +211,7 @@ impl<T> Queue<T> {
             id,
             since: now,
             passed: 0,
+            is_kept,
             state: State::Waiting,
             waiter,
         });
@@ -373,10 +381,10 @@ impl<T> Queue<T> {
     fn pass(&mut self, index: usize, skipped: &[usize], now: Duration) {
         let Some(entry) = self.entries.get(index) else { return };
         let (level, id, key) = (entry.level(now), entry.id, entry.waiter.key.clone());
-        let (work, rounds) = (entry.waiter.work_tokens, self.rounds(&entry.waiter));
+        let (work, rounds, is_kept) = (entry.waiter.work_tokens, self.rounds(&entry.waiter), entry.is_kept);
         for (place, other) in self.entries.iter_mut().enumerate() {
             let is_overtaken = other.waiter.key == key && other.id < id && other.level(now) <= level;
-            if other.state == State::Waiting && (is_overtaken || skipped.contains(&place)) {
+            if !is_kept && other.state == State::Waiting && (is_overtaken || skipped.contains(&place)) {
                 other.passed = other.passed.saturating_add(1);
             }
         }

@@ -4,13 +4,15 @@
 //! anew. Rule: sequences up to `max_num_seqs` (`n` counts n), tokens up to those of the KV cache; a prefix that running requests
 //! share is counted once, as the cache holds it once. Cold start: a size that isn't known bounds nothing. Recovery: preemptions
 //! say that the estimates were too low: the room shrinks by a fifth, and grows back slowly (additive increase, multiplicative
-//! decrease, as TCP has it). What is larger than the whole room goes alone, so that nothing waits for ever.
+//! decrease, as TCP has it). What is larger than the whole room goes alone, so that nothing waits for ever. Conversations between two
+//! turns count too, as long as they are `kept`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::{HashMap, HashMapExt as _};
 
+use super::kept::{Kept, Resting};
 use crate::route::chain::{Chain, Link};
 
 /// A preemption leaves this part of the room.
@@ -93,6 +95,8 @@ pub struct Room {
     parts: HashMap<u64, Part>,
     /// What another process has there.
     elsewhere: Holds,
+    /// Conversations between two turns; their tokens are counted.
+    kept: Kept,
     /// How much of the capacity is given away.
     part: f64,
     /// When that was last changed.
@@ -109,6 +113,7 @@ impl Room {
             tokens: 0,
             parts: HashMap::new(),
             elsewhere: Holds::default(),
+            kept: Kept::default(),
             part: 1.0,
             changed: Duration::ZERO,
         }
@@ -129,7 +134,7 @@ impl Room {
         self.requests
     }
 
-    /// Tokens that are held.
+    /// Tokens that are held, by what runs and what is kept.
     pub fn tokens(&self) -> u64 {
         self.tokens
     }
@@ -139,8 +144,19 @@ impl Room {
         self.sequences
     }
 
-    /// What is held, here and in another process.
+    /// What runs holds, here and in another process.
     pub fn holds(&self) -> Holds {
+        let kept = self.kept.iter().map(|resting| self.freed_by(resting, &Need::default()));
+        let kept = kept.fold(0, u64::saturating_add);
+        let all = self.all();
+        Holds {
+            tokens: all.tokens.saturating_sub(kept),
+            ..all
+        }
+    }
+
+    /// What is kept too.
+    fn all(&self) -> Holds {
         Holds {
             sequences: self.sequences.saturating_add(self.elsewhere.sequences),
             tokens: self.tokens.saturating_add(self.elsewhere.tokens),
@@ -152,33 +168,55 @@ impl Room {
         self.elsewhere = holds;
     }
 
-    fn is_empty(&self) -> bool {
+    /// Nothing runs there.
+    fn is_idle(&self) -> bool {
         self.requests == 0 && self.elsewhere.sequences == 0
     }
 
-    /// Whether a request may run there beside what runs. One that never could may if nothing else does.
-    pub fn fits(&self, need: &Need) -> bool {
-        if self.is_empty() {
-            return true;
-        }
-        let holds = self.holds();
-        let sequences = holds.sequences.saturating_add(need.sequences);
+    /// Whether a request may run there beside what runs and what is kept. One that never could may if nothing else is there.
+    pub fn fits(&self, need: &Need, now: Duration) -> bool {
+        self.fits_where(need, |resting, missing| self.kept.gives_way(resting, missing, now))
+    }
+
+    /// The same for one that is due: what is kept gives way to it.
+    pub fn fits_due(&self, need: &Need) -> bool {
+        self.fits_where(need, |_, _| true)
+    }
+
+    fn fits_where(&self, need: &Need, gives_way: impl Fn(&Resting, u64) -> bool) -> bool {
+        let is_alone = self.is_idle();
+        let sequences = self.all().sequences.saturating_add(need.sequences);
         let most = self.capacity.sequences.map(|most| self.part_of(most.into()));
-        if most.is_some_and(|most| u64::from(sequences) > most) {
+        if !is_alone && most.is_some_and(|most| u64::from(sequences) > most) {
             return false;
         }
-        let most = self.capacity.kv_tokens.map(|most| self.part_of(most));
-        most.is_none_or(|most| holds.tokens.saturating_add(self.tokens_of(need)) <= most)
+        let Some(most) = self.most_tokens() else { return true };
+        let own = self.kept.own(need);
+        let again = own
+            .and_then(|place| self.kept.get(place))
+            .map_or(0, |own| own.need.rest());
+        let wanted = self.all().tokens.saturating_add(self.tokens_of(need)) - again;
+        let mut missing = wanted.saturating_sub(most);
+        for (place, resting) in self.kept.iter().enumerate() {
+            if missing == 0 {
+                break;
+            }
+            if Some(place) != own && gives_way(resting, missing) {
+                missing = missing.saturating_sub(self.freed_by(resting, need));
+            } else if is_alone && Some(place) != own {
+                return false;
+            }
+        }
+        missing == 0 || is_alone
     }
 
     /// Whether the smallest request may run there. Cheaper than asking for each.
     pub fn has_any(&self) -> bool {
         let sequences = self.capacity.sequences.map(|most| self.part_of(most.into()));
-        let tokens = self.capacity.kv_tokens.map(|most| self.part_of(most));
-        let holds = self.holds();
-        self.is_empty()
-            || (sequences.is_none_or(|most| u64::from(holds.sequences) < most)
-                && tokens.is_none_or(|most| holds.tokens < most))
+        let all = self.all();
+        self.is_idle()
+            || (sequences.is_none_or(|most| u64::from(all.sequences) < most)
+                && (!self.kept.is_empty() || self.most_tokens().is_none_or(|most| all.tokens < most)))
     }
 
     /// It runs there from now on, whether it fits or not.
@@ -197,12 +235,54 @@ impl Room {
             part.holders += 1;
         }
         self.tokens = self.tokens.saturating_add(need.rest());
+        // What is kept gives way, the longest at rest first, but not what it goes on with.
+        let own = self.kept.own(need);
+        let mut next = 0;
+        while self.most_tokens().is_some_and(|most| self.all().tokens > most) {
+            next += usize::from(own == Some(next));
+            let Some(resting) = self.kept.lets_go(next) else { return };
+            self.release(&resting.need);
+        }
     }
 
     /// It has ended there. Once for each [`Room::take`], with the same need.
     pub fn give_back(&mut self, need: &Need) {
         self.requests = self.requests.saturating_sub(1);
         self.sequences = self.sequences.saturating_sub(need.sequences);
+        self.release(need);
+    }
+
+    /// It has ended there, and its cache is kept for its next turn: as [`Room::give_back`], but its tokens stay counted.
+    pub(super) fn keep(&mut self, need: Need, anew: Duration, turns: u32, now: Duration) {
+        if need.chain.links().is_empty() || self.capacity.kv_tokens.is_none() {
+            return self.give_back(&need);
+        }
+        self.requests = self.requests.saturating_sub(1);
+        self.sequences = self.sequences.saturating_sub(need.sequences);
+        if let Some(gone) = self.kept.push(need, anew, turns, now) {
+            self.release(&gone.need);
+        }
+    }
+
+    /// Whether room is kept for this request.
+    pub(super) fn keeps(&self, need: &Need) -> bool {
+        self.kept.own(need).is_some()
+    }
+
+    /// Tokens of its prompt that are held there: they are in the cache.
+    pub(super) fn held_of(&self, need: &Need) -> u64 {
+        need.tokens() - self.tokens_of(need)
+    }
+
+    /// What was kept for this request is its own now: the turns that it had.
+    pub(super) fn goes_on(&mut self, need: &Need, now: Duration) -> Option<u32> {
+        self.kept.comes(need, now);
+        let own = self.kept.own(need).and_then(|place| self.kept.remove(place))?;
+        self.release(&own.need);
+        Some(own.turns)
+    }
+
+    fn release(&mut self, need: &Need) {
         for link in need.chain.links() {
             if let Some(part) = self.parts.get_mut(&link.hash) {
                 part.holders -= 1;
@@ -221,6 +301,10 @@ impl Room {
         if self.part < 1.0 && now.saturating_sub(self.changed) < CUT_EVERY {
             return;
         }
+        // No block was free any more: nothing of what was kept is left.
+        while let Some(gone) = self.kept.lets_go(0) {
+            self.release(&gone.need);
+        }
         self.part = (self.part * CUT).max(LEAST_PART);
         self.changed = now;
     }
@@ -237,6 +321,18 @@ impl Room {
         ((whole as f64 * self.part) as u64).max(1)
     }
 
+    fn most_tokens(&self) -> Option<u64> {
+        self.capacity.kv_tokens.map(|most| self.part_of(most))
+    }
+
+    /// Tokens that nobody else holds, nor would this request.
+    fn freed_by(&self, resting: &Resting, by: &Need) -> u64 {
+        let links = resting.need.chain.links().iter().skip(resting.in_common(by));
+        let parts = links.filter_map(|link| self.parts.get(&link.hash));
+        let alone = parts.filter(|part| part.holders == 1).map(|part| part.tokens);
+        alone.fold(resting.need.rest(), u64::saturating_add)
+    }
+
     /// What a request would add: without the prefix that runs there already.
     fn tokens_of(&self, need: &Need) -> u64 {
         let links = need.chain.links();
@@ -250,6 +346,8 @@ impl Room {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const NOW: Duration = Duration::from_secs(1000);
 
     fn need(prompt_tokens: u64, output_tokens: u64) -> Need {
         Need {
@@ -283,20 +381,20 @@ mod tests {
             sequences: 2,
             ..need(1, 1)
         };
-        assert!(few.fits(&two), "n counts n");
+        assert!(few.fits(&two, NOW), "n counts n");
         few.take(&two);
-        assert!(!few.fits(&need(1, 1)) && !few.has_any());
+        assert!(!few.fits(&need(1, 1), NOW) && !few.has_any());
         few.give_back(&two);
-        assert!(few.fits(&need(1, 1)));
+        assert!(few.fits(&need(1, 1), NOW));
 
         let mut small = room(None, Some(140_000));
         small.take(&need(60_000, 500));
         small.take(&need(60_000, 500));
-        assert!(!small.fits(&need(60_000, 500)) && small.has_any());
-        assert!(small.fits(&need(19_000, 0)) && !small.fits(&need(19_001, 0)));
+        assert!(!small.fits(&need(60_000, 500), NOW) && small.has_any());
+        assert!(small.fits(&need(19_000, 0), NOW) && !small.fits(&need(19_001, 0), NOW));
         let mut unknown = room(None, None);
         (0..1000).for_each(|_| unknown.take(&need(60_000, 500)));
-        assert!(unknown.fits(&need(60_000, 500)));
+        assert!(unknown.fits(&need(60_000, 500), NOW));
     }
 
     #[test]
@@ -305,10 +403,10 @@ mod tests {
         let (a, b) = (linked(&[1, 2, 3, 4, 5], 100), linked(&[1, 2, 3, 4, 9], 100));
         room.take(&a);
         assert_eq!(room.tokens(), 600);
-        assert!(room.fits(&b), "400 of it are there");
+        assert!(room.fits(&b, NOW), "400 of it are there");
         room.take(&b);
         assert_eq!(room.tokens(), 800);
-        assert!(!room.fits(&linked(&[7, 8], 100)));
+        assert!(!room.fits(&linked(&[7, 8], 100), NOW));
         room.give_back(&a);
         assert_eq!(room.tokens(), 600);
         room.give_back(&b);
@@ -322,12 +420,12 @@ mod tests {
             sequences: 16,
             ..need(5000, 0)
         };
-        assert!(room.fits(&huge));
+        assert!(room.fits(&huge, NOW));
         room.take(&huge);
-        assert!(!room.fits(&need(1, 0)));
+        assert!(!room.fits(&need(1, 0), NOW));
         room.give_back(&huge);
         room.take(&need(1, 0));
-        assert!(!room.fits(&huge));
+        assert!(!room.fits(&huge, NOW));
     }
 
     #[test]
@@ -337,15 +435,15 @@ mod tests {
         let elsewhere = |sequences, tokens| Holds { sequences, tokens };
         room.set_elsewhere(elsewhere(2, 950));
         // For want of tokens, then of sequences.
-        assert!(!room.fits(&small) && room.has_any());
+        assert!(!room.fits(&small, NOW) && room.has_any());
         room.set_elsewhere(elsewhere(3, 300));
-        assert!(!room.fits(&small) && !room.has_any());
+        assert!(!room.fits(&small, NOW) && !room.has_any());
         room.set_elsewhere(elsewhere(2, 300));
-        assert!(room.fits(&small));
+        assert!(room.fits(&small, NOW));
         room.take(&small);
-        assert_eq!((room.holds(), room.fits(&small)), (elsewhere(3, 400), false));
+        assert_eq!((room.holds(), room.fits(&small, NOW)), (elsewhere(3, 400), false));
         room.set_elsewhere(Holds::default());
-        assert!(room.fits(&small));
+        assert!(room.fits(&small, NOW));
     }
 
     #[test]
@@ -353,18 +451,18 @@ mod tests {
         let s = Duration::from_secs;
         let mut room = room(None, Some(1000));
         room.take(&need(1, 0));
-        assert!(room.fits(&need(999, 0)));
+        assert!(room.fits(&need(999, 0), NOW));
         room.preempted(s(100));
         room.preempted(s(101));
         assert!(
-            room.fits(&need(799, 0)) && !room.fits(&need(800, 0)),
+            room.fits(&need(799, 0), NOW) && !room.fits(&need(800, 0), NOW),
             "one cause, one cut"
         );
         room.preempted(s(106));
-        assert!(room.fits(&need(639, 0)) && !room.fits(&need(640, 0)));
+        assert!(room.fits(&need(639, 0), NOW) && !room.fits(&need(640, 0), NOW));
         (0..100).for_each(|n| room.preempted(s(110 + 6 * n)));
-        assert!(room.fits(&need(299, 0)), "never less than a part");
+        assert!(room.fits(&need(299, 0), NOW), "never less than a part");
         room.ease(s(100_000));
-        assert!(room.fits(&need(999, 0)));
+        assert!(room.fits(&need(999, 0), NOW));
     }
 }

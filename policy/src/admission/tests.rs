@@ -56,13 +56,13 @@ fn come(places: &mut Places, id: u64, now: Duration) -> Held {
     let (need, fits) = places.loosen(id, &[true; 8], now).expect("it is there");
     assert!(fits[replica]);
     places.leave(id);
-    places.take(replica, need, 0, now)
+    places.take(replica, need, 0, S(0), now)
 }
 
 #[test]
 fn one_more_replica_is_room_for_who_waits_and_one_that_takes_anothers_number_starts_empty() {
     let mut places = seats(&[1]);
-    let first = places.take(0, need(1), 0, S(0));
+    let first = places.take(0, need(1), 0, S(0), S(0));
     let id = places
         .wait(waiter("k", need(1), 7), &QueueLimits::default(), S(0))
         .unwrap();
@@ -90,7 +90,7 @@ fn a_place_that_is_given_back_calls_who_is_next_and_nobody_takes_it_in_between()
     let mut places = seats(&[1]);
     let limits = QueueLimits::default();
     assert_eq!(places.fitting(&need(1), &[true], S(0)), [true]);
-    let first = places.take(0, need(1), 0, S(0));
+    let first = places.take(0, need(1), 0, S(0), S(0));
     assert_eq!(places.fitting(&need(1), &[true], S(0)), [false]);
     let id = places.wait(waiter("k", need(1), 7), &limits, S(0)).unwrap();
     assert!(called(&mut places, &[true], S(0)).is_empty());
@@ -111,7 +111,7 @@ fn a_place_that_is_given_back_calls_who_is_next_and_nobody_takes_it_in_between()
 fn who_leaves_frees_what_was_kept_for_it() {
     let mut places = seats(&[1]);
     let limits = QueueLimits::default();
-    let first = places.take(0, need(1), 0, S(0));
+    let first = places.take(0, need(1), 0, S(0), S(0));
     let [a, b] = [1, 2].map(|tag| places.wait(waiter("k", need(1), tag), &limits, S(0)).unwrap());
     places.give_back(first, None, None, S(1));
     assert_eq!(called(&mut places, &[true], S(1)), [1]);
@@ -125,7 +125,10 @@ fn who_leaves_frees_what_was_kept_for_it() {
 fn a_called_one_whose_replica_is_lost_waits_again() {
     let mut places = seats(&[1, 1]);
     let limits = QueueLimits::default();
-    let (a, b) = (places.take(0, need(1), 0, S(0)), places.take(1, need(1), 0, S(0)));
+    let (a, b) = (
+        places.take(0, need(1), 0, S(0), S(0)),
+        places.take(1, need(1), 0, S(0), S(0)),
+    );
     let id = places.wait(waiter("k", need(1), 1), &limits, S(0)).unwrap();
     places.give_back(a, None, None, S(1));
     assert_eq!(called(&mut places, &[true, true], S(1)), [1]);
@@ -141,7 +144,10 @@ fn a_called_one_whose_replica_is_lost_waits_again() {
 #[test]
 fn a_place_moves_with_its_answer_room_or_not() {
     let mut places = seats(&[1, 1]);
-    let (mut a, b) = (places.take(0, need(1), 0, S(0)), places.take(1, need(1), 0, S(0)));
+    let (mut a, b) = (
+        places.take(0, need(1), 0, S(0), S(0)),
+        places.take(1, need(1), 0, S(0), S(0)),
+    );
     places.move_to(&mut a, 1);
     assert_eq!(places.fitting(&need(1), &[true, true], S(0)), [true, false]);
     places.give_back(b, None, None, S(1));
@@ -160,9 +166,9 @@ fn refusals_say_why_and_when_to_come_back() {
     };
     let mut places = seats(&[1]);
     // Places are held for eight seconds.
-    let first = places.take(0, need(1), 0, S(0));
+    let first = places.take(0, need(1), 0, S(0), S(0));
     places.give_back(first, None, None, S(8));
-    let _running = places.take(0, need(1), 0, S(8));
+    let _running = places.take(0, need(1), 0, S(0), S(8));
     let mut ask = |key: &str, priority, bytes| {
         let waiter = Waiter {
             bytes,
@@ -190,7 +196,7 @@ fn without_a_measured_time_only_the_queues_bound_refuses() {
         ..QueueLimits::default()
     };
     let mut places = seats(&[1]);
-    let _running = places.take(0, need(1), 0, S(0));
+    let _running = places.take(0, need(1), 0, S(0), S(0));
     let mut ask = || places.wait(waiter("k", need(1), 0), &limits, S(0));
     assert!((0..100).all(|_| ask().is_ok()));
     assert_eq!(ask().map_err(|refusal| refusal.reason), Err(Reason::Full));
@@ -200,7 +206,7 @@ fn without_a_measured_time_only_the_queues_bound_refuses() {
 fn a_conversation_waits_for_its_home_until_another_one_is_as_good() {
     let mut places = seats(&[1, 1]);
     let limits = QueueLimits::default();
-    let _home = places.take(0, need(1), 0, S(0));
+    let _home = places.take(0, need(1), 0, S(0), S(0));
     let at_home = Waiter {
         home: Some((0, S(3))),
         ..waiter("k", need(1), 1)
@@ -223,7 +229,7 @@ fn ten_agents_of_60k_tokens_on_a_replica_of_140k_run_two_by_two() {
     let mut running = Vec::new();
     for _ in 0..10 {
         if places.fitting(&need(60_000), &[true], S(0)) == [true] {
-            running.push(places.take(0, need(60_000), 0, S(0)));
+            running.push(places.take(0, need(60_000), 0, S(0), S(0)));
         }
     }
     assert_eq!(running.len(), 2);
@@ -233,7 +239,7 @@ fn ten_agents_of_60k_tokens_on_a_replica_of_140k_run_two_by_two() {
 fn two_that_are_due_do_not_keep_the_room_from_each_other() {
     let mut places = cache(100);
     let limits = QueueLimits::default();
-    let running = places.take(0, need(60), 0, S(0));
+    let running = places.take(0, need(60), 0, S(0), S(0));
     let ids = [1, 2].map(|tag| places.wait(waiter("k", need(90), tag), &limits, S(0)).unwrap());
     for _ in 0..queue::PASSED_MOST {
         // Smaller ones pass.
@@ -254,7 +260,7 @@ fn two_that_are_due_do_not_keep_the_room_from_each_other() {
 fn one_that_needs_the_whole_cache_gets_it_while_small_ones_keep_coming() {
     let mut places = cache(1000);
     let limits = QueueLimits::default();
-    let mut running: Vec<Held> = (0..5).map(|_| places.take(0, need(200), 0, S(0))).collect();
+    let mut running: Vec<Held> = (0..5).map(|_| places.take(0, need(200), 0, S(0), S(0))).collect();
     let huge = places.wait(waiter("huge", need(5000), 99), &limits, S(0)).unwrap();
     let mut small = 0;
     // Each turn one small one comes and one ends.
@@ -293,7 +299,7 @@ fn what_answers_say_is_learned() {
     };
     assert_eq!(places.need(&short).output_tokens, 6);
     for _ in 0..200 {
-        let held = places.take(0, places.need(&wants), 8192, S(0));
+        let held = places.take(0, places.need(&wants), 8192, S(0), S(0));
         places.give_back(held, Some(4096), Some(2000), S(1));
     }
     let need = places.need(&wants);

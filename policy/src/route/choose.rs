@@ -166,6 +166,8 @@ pub struct Decision {
     pub cached_bytes: u64,
     /// Expected time to the first token.
     pub expected: Duration,
+    /// And of the prefill there if nothing were cached.
+    pub anew: Duration,
 }
 
 /// A request that was dispatched. It is to be ended with [`Router::ended`] exactly once.
@@ -241,6 +243,8 @@ pub struct Router {
 struct Estimate {
     replica: usize,
     ttft: f64,
+    /// The prefill with nothing cached.
+    anew: f64,
     /// Of this turn.
     cost: f64,
     /// Of this and the turns to come, for a conversation that has no home yet.
@@ -512,6 +516,7 @@ impl Router {
                 Estimate {
                     replica: place,
                     ttft,
+                    anew: replica.speed.seconds(tokens, 0.0),
                     cost,
                     stay: cost + CROWD * replica.live as f64 * replica.mean,
                     cached: bytes,
@@ -556,6 +561,7 @@ fn decision(estimate: Estimate, reason: Reason) -> Decision {
         reason,
         cached_bytes: estimate.cached,
         expected: Duration::try_from_secs_f64(estimate.ttft).unwrap_or_default(),
+        anew: Duration::try_from_secs_f64(estimate.anew).unwrap_or_default(),
     }
 }
 
