@@ -11,6 +11,8 @@ pub mod beside;
 pub mod build;
 // Which replicas are held, and how a new configuration changes them.
 pub mod roster;
+// Replicas that are found, beside those that are named.
+pub mod discovery;
 // Holds the fleet to the configuration while it runs.
 pub mod keeper;
 // What the supervisor says of a replica, carried to where requests look.

@@ -17,6 +17,7 @@ pub use self::{
     auth::AuthConfig,
     backend::{BackendConfig, ReplicaConfig, UpstreamTlsConfig},
     continuation::ContinuationConfig,
+    discovery::DiscoveryConfig,
     error::{ConfigError, Place, Problem},
     health::HealthConfig,
     history::{HistoryConfig, Normalise},
@@ -38,6 +39,7 @@ mod admission;
 mod auth;
 mod backend;
 mod continuation;
+mod discovery;
 mod document;
 // Durations with their unit.
 pub mod duration;

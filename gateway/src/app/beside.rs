@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 
 use super::build;
+use super::discovery::News;
 use super::drain::Drain;
 use super::greeting;
 use super::keeper::Keeper;
@@ -108,6 +109,12 @@ impl BackgroundService for Beside {
                     keeper.iter_mut().for_each(Keeper::reload);
                     continue;
                 }
+                news = finds(keeper.as_mut()) => {
+                    if let Some(keeper) = &mut keeper {
+                        keeper.found(news);
+                    }
+                    continue;
+                }
                 called = next(control.as_ref()) => called,
             };
             let outcome = self.upgrade(order, &mut keeper, &mut shutdown).await;
@@ -126,6 +133,14 @@ impl BackgroundService for Beside {
     }
 }
 
+/// Other replicas, when they are found; nobody finds any without a keeper.
+async fn finds(keeper: Option<&mut Keeper>) -> News {
+    match keeper {
+        Some(keeper) => keeper.finds().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// The next order; none ever comes without a socket.
 async fn next(control: Option<&Control>) -> (Order, Caller) {
     match control {
@@ -137,10 +152,20 @@ async fn next(control: Option<&Control>) -> (Order, Caller) {
 impl Beside {
     /// The replicas, held to the configuration. A process that takes over does so only if it has them, and those that were ready are.
     async fn kept(&self, predecessor: Option<&Predecessor>) -> Option<Keeper> {
-        let started = self.supervise(predecessor.is_some()).await;
+        let mut started = self.supervise(predecessor.is_some()).await;
         if let Some(predecessor) = predecessor {
-            let found = match &started {
-                Ok(_) => self.find_again(predecessor).await,
+            let found = match &mut started {
+                Ok(keeper) => {
+                    // Some may have to be found by discovery first.
+                    let mut finding = std::pin::pin!(self.find_again(predecessor));
+                    loop {
+                        let news = tokio::select! {
+                            found = &mut finding => break found,
+                            news = keeper.finds() => news,
+                        };
+                        keeper.found(news);
+                    }
+                }
                 Err(error) => Err(error.to_string()),
             };
             if let Err(why) = found {

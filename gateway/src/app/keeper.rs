@@ -1,13 +1,16 @@
 //! Holds the fleet to the configuration while it runs (B37): a reload adds, drops and renames replicas without failing a request.
 //!
-//! Enters: that the configuration has changed. Leaves: a new fleet for requests, replicas that are started, watched, drained and ended. It
-//! has one owner (`beside`), so that one change, or an upgrade, ends before the next begins. `roster` says what changes; the order here is what loses nothing: who has gone
+//! Enters: that the configuration has changed, or that other replicas were found. Leaves: a new fleet for requests, replicas that are
+//! started, watched, drained and ended. It has one owner (`beside`), so that one change, or an upgrade, ends before the next begins.
+//! `roster` says what changes; the order here is what loses nothing: who has gone
 //! gets no new request first, then its running ones end, then it is ended. One that is only watched needs no draining: nobody ends it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::discovery::{self, Finders, News};
 use super::roster::{Change, Roster, Seat};
 use super::{build, follow, health};
 use crate::config::{Config, Live};
@@ -30,6 +33,8 @@ pub struct Keeper {
     watchers: Vec<Watcher>,
     /// What the roster is by.
     config: Arc<Config>,
+    finders: Finders,
+    news: mpsc::Receiver<News>,
 }
 
 /// Who looks at one replica.
@@ -41,7 +46,12 @@ struct Watcher {
 impl Keeper {
     /// The supervisor has started whom the roster has.
     pub fn new(live: Arc<Live>, flow: Arc<Flow>, supervisor: Supervisor, roster: Roster) -> Keeper {
+        let (tell, news) = mpsc::channel(discovery::PENDING);
+        let mut finders = Finders::new(tell, flow.books.metrics.clone());
+        finders.follow(&live.get());
         let mut keeper = Keeper {
+            finders,
+            news,
             config: live.get(),
             live,
             flow,
@@ -54,6 +64,22 @@ impl Keeper {
         keeper
     }
 
+    /// Waits until other replicas are found. Nothing is lost if this is dropped.
+    pub async fn finds(&mut self) -> News {
+        match self.news.recv().await {
+            Some(news) => news,
+            // Unreachable: the finders hold a sender.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Other replicas were found.
+    pub fn found(&mut self, news: News) {
+        if self.finders.heard(news) {
+            self.apply(self.config.clone());
+        }
+    }
+
     /// The configuration has changed.
     pub fn reload(&mut self) {
         self.renew_certificates();
@@ -61,7 +87,12 @@ impl Keeper {
         if Arc::ptr_eq(&config, &self.config) {
             return;
         }
-        let wanted = match build::fleet(&config) {
+        self.finders.follow(&config);
+        self.apply(config);
+    }
+
+    fn apply(&mut self, config: Arc<Config>) {
+        let wanted = match build::fleet(&self.finders.complete(&config)) {
             Ok(wanted) => wanted,
             Err(error) => return tracing::error!(%error, "backends and replicas stay as they were"),
         };

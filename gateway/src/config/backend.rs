@@ -9,6 +9,7 @@ use toml::{
     de::{DeTable, Deserializer},
 };
 
+use super::discovery::DiscoveryConfig;
 use crate::simulator::SimConfig;
 use crate::supervisor::{ExternalConfig, LauncherConfig, ProcessConfig};
 
@@ -34,7 +35,10 @@ pub struct BackendConfig {
     /// TLS to those of its replicas whose `url` begins with https://.
     #[serde(default)]
     pub tls: UpstreamTlsConfig,
-    /// The vLLMs that serve it, at least one.
+    /// Replicas that are found, beside those that are named.
+    #[serde(default)]
+    pub discovery: DiscoveryConfig,
+    /// The vLLMs that serve it, at least one, unless they are found.
     #[serde(default)]
     pub replica: Vec<ReplicaConfig>,
 }
@@ -49,6 +53,7 @@ impl BackendConfig {
             profile: default_profile(),
             key_env: String::new(),
             tls: UpstreamTlsConfig::default(),
+            discovery: DiscoveryConfig::default(),
             replica,
         }
     }

@@ -162,6 +162,11 @@ impl Metrics {
         state.instruments.continuations.add(1, &labels);
     }
 
+    /// Counts a look for replicas that failed.
+    pub fn discovery_failed(&self) {
+        self.inner.state.instruments.discovery_failures.add(1, &[]);
+    }
+
     /// Counts a request that did not get its place at once, by what became of it: `waited`, `left`, `full`, `key_full`, `too_long`,
     /// `overdue`.
     pub fn admission(&self, model: &str, outcome: &'static str) {

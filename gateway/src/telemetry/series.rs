@@ -52,6 +52,7 @@ pub(super) struct Instruments {
     pub(super) history_changes: Counter<u64>,
     pub(super) continuations: Counter<u64>,
     pub(super) admission: Counter<u64>,
+    pub(super) discovery_failures: Counter<u64>,
 }
 
 impl Instruments {
@@ -112,6 +113,10 @@ impl Instruments {
             history_changes: counter(
                 "sluice_history_changes",
                 "Past turns that were changed before they were sent, by what was changed",
+            ),
+            discovery_failures: counter(
+                "sluice_discovery_failures",
+                "Looks for replicas (DNS, file) that failed; those that were known stay",
             ),
             admission: counter(
                 "sluice_admission",

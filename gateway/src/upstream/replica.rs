@@ -117,6 +117,7 @@ pub struct Replica {
     model: ArcSwap<String>,
     readiness: AtomicU8,
     was_ready: AtomicBool,
+    is_successor: AtomicBool,
     may_return: AtomicBool,
     tool_setup: AtomicU8,
     opener: AtomicU8,
@@ -140,6 +141,7 @@ impl Replica {
             model: ArcSwap::default(),
             readiness: AtomicU8::new(Readiness::Unknown as u8),
             was_ready: AtomicBool::new(false),
+            is_successor: AtomicBool::new(false),
             may_return: AtomicBool::new(true),
             tool_setup: AtomicU8::new(ToolSetup::Raw as u8),
             opener: AtomicU8::new(0),
@@ -257,7 +259,7 @@ impl Replica {
 
     /// It takes the place of one that was there: requests that nobody else can take are held until it is ready.
     pub fn succeeds(&self) {
-        self.was_ready.store(true, Ordering::Relaxed);
+        self.is_successor.store(true, Ordering::Relaxed);
         self.set_readiness(Readiness::Down);
     }
 
@@ -266,10 +268,11 @@ impl Replica {
         self.may_return.store(may_return, Ordering::Relaxed);
     }
 
-    /// It was there, is away, and may come back by itself (B35).
+    /// It was there, or one whose place it takes, is away, and may come by itself (B35).
     pub fn is_expected(&self) -> bool {
         let is_away = self.readiness() == Readiness::Down || self.health.phase() == Phase::Hung;
-        is_away && self.was_ready() && self.may_return.load(Ordering::Relaxed)
+        let is_known = self.was_ready() || self.is_successor.load(Ordering::Relaxed);
+        is_away && is_known && self.may_return.load(Ordering::Relaxed)
     }
 
     /// May be asked now: has an address, isn't down, and its breaker admits.

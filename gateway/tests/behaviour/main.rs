@@ -19,6 +19,7 @@ mod cancel;
 mod chaos;
 mod continuation;
 mod crowd;
+mod discovery;
 mod drain;
 mod edge_routes;
 mod engine_mode;

@@ -1,15 +1,18 @@
 //! `[[backend]]`: names and ids that must be unique, URLs that can be asked, keys that fit the launcher.
 
 use std::collections::{HashMap, hash_map::Entry};
+use std::time::Duration;
 
 use crate::supervisor::{ExternalConfig, LauncherConfig, ProcessConfig, SettingError};
 use crate::upstream::{Address, Tls, UrlFault};
 
 use super::{
     super::{BackendConfig, Config, ReplicaConfig, UpstreamTlsConfig},
-    Findings, env_name, which,
+    Findings, duration, env_name, which,
 };
 
+/// More lookups, or looks at a replica, than one in this time are a load of their own.
+const DISCOVERY_LEAST: Duration = Duration::from_millis(100);
 /// The longest name of a backend or replica: it stands in headers, metric labels and log lines.
 const NAME_CHARS_MAX: usize = 64;
 
@@ -89,7 +92,8 @@ fn backend_alone(config: &Config, backend: &BackendConfig, at: &str, seen: &mut 
             .help(which(&backend.profile, &profiles));
     }
     tls(backend, at, findings);
-    if backend.replica.is_empty() {
+    discovery(backend, at, findings);
+    if backend.replica.is_empty() && !backend.discovery.is_enabled() {
         findings.add(at, format!("backend \"{}\" has no [[backend.replica]]", backend.name));
     }
 }
@@ -116,6 +120,46 @@ fn tls(backend: &BackendConfig, at: &str, findings: &mut Findings<'_>) {
     }
     if let Err(error) = Tls::read(&backend.tls) {
         findings.add(format!("{at}.tls.{}", error.key()), error.to_string());
+    }
+}
+
+fn discovery(backend: &BackendConfig, at: &str, findings: &mut Findings<'_>) {
+    let discovery = &backend.discovery;
+    if !discovery.dns.is_empty() {
+        let key = format!("{at}.discovery.dns");
+        let (scheme, name) = match discovery.dns.split_once("://") {
+            Some((scheme, name)) => (scheme, name),
+            None => ("http", discovery.dns.as_str()),
+        };
+        let has_port = name
+            .rsplit_once(':')
+            .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        let read = Address::from_url(&format!("{scheme}://{name}"));
+        if scheme == "http" && discovery.dns.contains("://") || !has_port || name.ends_with('/') || read.is_err() {
+            findings
+                .add(key, "a DNS name is given as host and port")
+                .help("the form is \"vllm.internal:8000\", or \"https://vllm.internal:8000\" for TLS");
+        }
+        if !discovery.file.as_os_str().is_empty() {
+            findings.add(
+                format!("{at}.discovery.file"),
+                "replicas are found by `dns` or by `file`: not by both",
+            );
+        }
+    }
+    if discovery.is_enabled() {
+        for (key, time) in [("interval", discovery.interval), ("probe", discovery.probe)] {
+            if time < DISCOVERY_LEAST {
+                findings.add(
+                    format!("{at}.discovery.{key}"),
+                    format!(
+                        "{} is below {}",
+                        duration::format(time),
+                        duration::format(DISCOVERY_LEAST)
+                    ),
+                );
+            }
+        }
     }
 }
 
