@@ -142,6 +142,10 @@ pub struct WantedBackend {
     pub aliases: Vec<String>,
     /// The launch profile's name.
     pub profile: String,
+    /// Who gets its requests where it can't take them.
+    pub fallback: Vec<String>,
+    /// It takes images.
+    pub images: bool,
     /// For a router that knows nothing yet.
     pub routing: RouteSettings,
     /// Its replicas.
@@ -234,6 +238,8 @@ fn backend(config: &BackendConfig, profile: &Profile, sequences: u32) -> Result<
         model: served_id(&config.model, all_simulated),
         aliases,
         profile: config.profile.clone(),
+        fallback: config.fallback.clone(),
+        images: config.images,
         routing: RouteSettings {
             sequences: profile
                 .max_num_seqs

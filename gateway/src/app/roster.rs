@@ -121,6 +121,7 @@ impl Held {
             want.routing,
         );
         let capacities = want.replicas.iter().map(|want| want.capacity);
+        let backend = backend.with_fallback(want.fallback, want.images);
         let backend = Arc::new(backend.with_capacities(capacities));
         let seats = want.replicas.into_iter().zip(replicas).enumerate();
         let seats = seats.map(|(slot, (want, replica))| Seat {
@@ -149,7 +150,8 @@ impl Held {
         let was_there = self.replicas.iter().any(|seat| seat.replica.was_ready());
         let backend = self
             .backend
-            .renewed(&want.name, &want.model, want.aliases, &want.profile);
+            .renewed(&want.name, &want.model, want.aliases, &want.profile)
+            .with_fallback(want.fallback, want.images);
         let mut members = Vec::with_capacity(want.replicas.len());
         let mut seats = Vec::with_capacity(want.replicas.len());
         for (want, fate) in want.replicas.into_iter().zip(&plan.wanted) {

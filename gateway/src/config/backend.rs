@@ -32,6 +32,13 @@ pub struct BackendConfig {
     /// Environment variable with the key that vLLM wants (`--api-key`). Empty (default) = vLLM wants none.
     #[serde(default)]
     pub key_env: String,
+    /// Backends by name, in order, that get its requests while no replica of it is up or expected back, and those with images if it takes
+    /// none. The answer's `model` says what answered. Default none.
+    #[serde(default)]
+    pub fallback: Vec<String>,
+    /// It takes images, video and audio. Default true; false sends requests that have some to the first fallback that does.
+    #[serde(default = "default_images")]
+    pub images: bool,
     /// TLS to those of its replicas whose `url` begins with https://.
     #[serde(default)]
     pub tls: UpstreamTlsConfig,
@@ -52,6 +59,8 @@ impl BackendConfig {
             aliases: Vec::new(),
             profile: default_profile(),
             key_env: String::new(),
+            fallback: Vec::new(),
+            images: default_images(),
             tls: UpstreamTlsConfig::default(),
             discovery: DiscoveryConfig::default(),
             replica,
@@ -71,6 +80,10 @@ pub struct UpstreamTlsConfig {
     pub key: PathBuf,
     /// The name that a replica's certificate must be for. Empty (default) = the host of its `url`.
     pub server_name: String,
+}
+
+fn default_images() -> bool {
+    true
 }
 
 fn default_profile() -> String {

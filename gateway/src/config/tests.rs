@@ -624,6 +624,40 @@ fn tls_to_replicas_that_cannot_work_is_refused_where_it_stands() {
 }
 
 #[test]
+fn fallbacks_that_lead_nowhere_or_in_a_circle_are_refused_where_they_stand() {
+    let backend = |name: &str, fallback: &str| {
+        format!(
+            "[[backend]]\nname = \"{name}\"\nmodel = \"{name}\"\nfallback = [{fallback}]\n[[backend.replica]]\nname = \"{name}-r\"\nlauncher = \"simulated\"\n"
+        )
+    };
+    let refusals = |backends: [(&str, &str); 3]| -> Vec<String> {
+        let text: String = backends
+            .iter()
+            .map(|(name, fallback)| backend(name, fallback))
+            .collect();
+        let config = Config::parse("file", &text, &Overrides::default());
+        let problems = config.map_or_else(|error| error.problems().to_vec(), |_| Vec::new());
+        problems
+            .into_iter()
+            .map(|problem| format!("{}: {}", problem.key, problem.message))
+            .collect()
+    };
+    assert_eq!(
+        refusals([("a", "\"b\", \"c\""), ("b", "\"c\""), ("c", "")]),
+        [] as [&str; 0]
+    );
+    assert_eq!(
+        refusals([("a", "\"d\""), ("b", "\"b\""), ("c", "")]),
+        [
+            "backend[0].fallback[0]: there is no backend \"d\"",
+            "backend[1].fallback[0]: \"b\" leads back to \"b\": fallbacks may not go round in a circle",
+        ]
+    );
+    let circle = refusals([("a", "\"b\""), ("b", "\"c\""), ("c", "\"a\"")]);
+    assert_eq!(circle.len(), 3, "{circle:?}");
+}
+
+#[test]
 fn the_command_line_takes_the_place_of_the_file() {
     let backend = source::BackendOverride {
         url: "http://127.0.0.1:8000".to_owned(),

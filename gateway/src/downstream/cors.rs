@@ -12,7 +12,7 @@ use sluice_policy::protocol::ask;
 use crate::flow::reply::{Reply, ReplyBody};
 
 /// Response headers that a page may read.
-const EXPOSED: &str = "x-request-id, x-sluice-replica, x-sluice-route, x-sluice-attempts, x-sluice-simulated, \
+const EXPOSED: &str = "x-request-id, x-sluice-replica, x-sluice-fallback, x-sluice-route, x-sluice-attempts, x-sluice-simulated, \
     x-sluice-pipeline, retry-after, x-should-retry";
 
 /// The origins that may call.

@@ -84,6 +84,8 @@ pub struct Exchange {
     pub wishes: Wishes,
     /// What is changed of past turns.
     pub history: History,
+    /// Another backend than the one that was asked for.
+    pub is_fallback: bool,
     /// Whose replicas are asked.
     pub backend: Arc<Backend>,
     /// Which conversation.

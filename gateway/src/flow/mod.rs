@@ -75,7 +75,7 @@ use self::tool_sets::{MustCheck, ToolSets};
 use crate::config;
 use crate::keys::{Grant, KeyId};
 use crate::upstream::admission::Arrival;
-use crate::upstream::{Fleet, Replica};
+use crate::upstream::{Backend, Fleet, Replica};
 
 /// Headers of a client that vLLM may see: trace context only.
 const FORWARDED: [HeaderName; 2] = [
@@ -178,15 +178,17 @@ impl Flow {
         let mut ask = ask::read(&call.endpoint, call.body, &config.ask, &grants)?;
         account.asked(ask.stream, ask.body.len());
         let fleet = self.fleet.load();
-        let backend = fleet
+        let asked = fleet
             .backend(ask.model.as_deref())
             .ok_or_else(|| model_unknown(&fleet, ask.model.as_deref()))?;
-        if let Some(identity) = identity
-            && !identity.may_use(&backend.model())
-        {
-            let message = format!("This key may not use the model `{}`.", backend.model());
+        let may_use = |backend: &Backend| identity.is_none_or(|identity| identity.may_use(&backend.model()));
+        if !may_use(asked) {
+            let message = format!("This key may not use the model `{}`.", asked.model());
             return Err(Fault::new(FaultKind::KeyForbidden, message));
         }
+        let backend = fleet
+            .serving(asked, ask.images, may_use)
+            .ok_or_else(|| no_images(asked))?;
         let headers = &call.head.headers;
         let session = session::key(
             headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())),
@@ -237,6 +239,7 @@ impl Flow {
             asked: AtomicU32::new(0),
             id: call.id,
             progress: account.progress(),
+            is_fallback: !Arc::ptr_eq(asked, backend),
             backend: backend.clone(),
             session,
             chain,
@@ -371,6 +374,14 @@ fn forwarded(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
         .collect()
 }
 
+fn no_images(asked: &Backend) -> Fault {
+    let message = format!(
+        "The model `{}` takes no images, video or audio, and none that does stands in for it.",
+        asked.model()
+    );
+    Fault::bad_request("messages", message)
+}
+
 fn model_unknown(fleet: &Fleet, model: Option<&str>) -> Fault {
     let ids = fleet.model_ids();
     match model {
@@ -393,7 +404,7 @@ async fn stream(exchange: Arc<Exchange>, registered: Registered, mut account: Bo
     };
     let (head, relay) = match begun {
         Ok((tried, Ok(live))) => (
-            Head::of(Some(live.in_flight.replica()), &tried),
+            Head::of(&exchange, Some(live.in_flight.replica()), &tried),
             Relay::streaming(exchange, registered, account, live, tried),
         ),
         Ok((tried, Err(fault))) => {
@@ -402,7 +413,7 @@ async fn stream(exchange: Arc<Exchange>, registered: Registered, mut account: Bo
             return Err(fault);
         }
         Err(_) => (
-            Head::of(None, &Tried::default()),
+            Head::of(&exchange, None, &Tried::default()),
             Relay::trying(exchange, registered, account, trying),
         ),
     };
@@ -437,7 +448,7 @@ async fn whole(exchange: Arc<Exchange>, registered: Registered, mut account: Box
         in_flight.replica().set_opener(opener);
     }
     let mut reply = json(StatusCode::OK, message);
-    Head::of(Some(in_flight.replica()), &tried).write(reply.headers_mut());
+    Head::of(&exchange, Some(in_flight.replica()), &tried).write(reply.headers_mut());
     Ok(reply)
 }
 
@@ -450,7 +461,7 @@ async fn pass(exchange: Arc<Exchange>, registered: Registered, mut account: Box<
     account.tried(&tried);
     let live: Live = begun.inspect_err(|fault| account.refused(fault))?;
     account.dispatched(&live, &tried);
-    let head = Head::of(Some(live.in_flight.replica()), &tried);
+    let head = Head::of(&exchange, Some(live.in_flight.replica()), &tried);
     let content_type = live.answer.content_type().cloned();
     let mut reply = Response::new(ReplyBody::pass_through(PassThrough::new(
         exchange, registered, account, live,
@@ -468,6 +479,8 @@ async fn pass(exchange: Arc<Exchange>, registered: Registered, mut account: Box<
 
 /// Our own response headers (B6): what is known when the head is sent.
 struct Head {
+    /// The backend, if it stands in for the one that was asked for.
+    fallback: Option<Arc<str>>,
     replica: Option<Arc<str>>,
     simulated: bool,
     route: Option<&'static str>,
@@ -475,8 +488,9 @@ struct Head {
 }
 
 impl Head {
-    fn of(replica: Option<&Arc<Replica>>, tried: &Tried) -> Self {
+    fn of(exchange: &Exchange, replica: Option<&Arc<Replica>>, tried: &Tried) -> Self {
         Head {
+            fallback: exchange.is_fallback.then(|| exchange.backend.name.clone()),
             replica: replica.map(|replica| replica.name()),
             simulated: replica.is_some_and(|replica| replica.simulated),
             route: tried.route.map(|route| route.as_str()),
@@ -485,6 +499,9 @@ impl Head {
     }
 
     fn write(&self, headers: &mut HeaderMap) {
+        if let Some(value) = self.fallback.as_ref().and_then(|name| HeaderValue::from_str(name).ok()) {
+            headers.insert(HeaderName::from_static("x-sluice-fallback"), value);
+        }
         if let Some(value) = self.replica.as_ref().and_then(|name| HeaderValue::from_str(name).ok()) {
             headers.insert(HeaderName::from_static("x-sluice-replica"), value);
         }

@@ -105,6 +105,10 @@ pub struct Backend {
     pub aliases: Vec<String>,
     /// The launch profile's name, for the record.
     pub profile: Arc<str>,
+    /// Backends that get its requests where it can't take them, by name.
+    fallback: Vec<String>,
+    /// It takes images, video and audio.
+    takes_images: bool,
     /// As configured; empty if it is to be learned.
     model: Arc<String>,
     kept: Arc<Kept>,
@@ -164,6 +168,8 @@ impl Backend {
             model: Arc::new(model.to_owned()),
             aliases,
             profile: profile.into(),
+            fallback: Vec::new(),
+            takes_images: true,
             kept: Arc::new(kept),
         }
     }
@@ -176,8 +182,27 @@ impl Backend {
             model: Arc::new(model.to_owned()),
             aliases,
             profile: profile.into(),
+            fallback: self.fallback.clone(),
+            takes_images: self.takes_images,
             kept: self.kept.clone(),
         }
+    }
+
+    /// With these fallbacks; and whether it takes images.
+    #[must_use]
+    pub fn with_fallback(self, fallback: Vec<String>, takes_images: bool) -> Self {
+        Backend {
+            fallback,
+            takes_images,
+            ..self
+        }
+    }
+
+    /// Somebody may be asked, or is expected back: a request that comes now is answered or held.
+    fn is_served(&self) -> bool {
+        let members = self.kept.members.load();
+        let mut all = members.iter();
+        all.any(|(_, replica)| replica.is_usable() || replica.is_last_resort() || replica.is_expected())
     }
 
     /// These are its replicas from now on; where each stands comes back. One that isn't among them gets no new request. Who waits for a
@@ -402,6 +427,31 @@ impl Fleet {
         }
     }
 
+    /// The backend that takes a request for `first`: it, or the first of its fallbacks (and theirs) that can, of those that `may` be used.
+    /// Where nobody is up it is the first that would take it. `None`: it has images, and nobody takes any.
+    pub fn serving<'f>(
+        &'f self,
+        first: &'f Arc<Backend>,
+        has_images: bool,
+        may: impl Fn(&Backend) -> bool,
+    ) -> Option<&'f Arc<Backend>> {
+        let mut order: Vec<&Arc<Backend>> = Vec::new();
+        let mut left = vec![first];
+        // Each turn takes one that wasn't there before.
+        while let Some(next) = left.pop() {
+            if order.iter().any(|known| Arc::ptr_eq(known, next)) {
+                continue;
+            }
+            order.push(next);
+            let named = next.fallback.iter().rev();
+            left.extend(named.filter_map(|name| self.backends.iter().find(|backend| *backend.name == **name)));
+        }
+        let fits = |backend: &&Arc<Backend>| (backend.takes_images || !has_images) && may(backend);
+        let mut fitting = order.into_iter().filter(fits).peekable();
+        let would = fitting.peek().copied();
+        fitting.find(|backend| backend.is_served()).or(would)
+    }
+
     /// Ids that clients may ask for, aliases included.
     pub fn model_ids(&self) -> Vec<String> {
         let ids = self
@@ -525,6 +575,67 @@ mod tests {
         assert_eq!(herd.len(), 50);
         backend.replica(home).unwrap().hangs();
         assert!(choose(&backend, 1, true, &[1 - home]).is_none(), "unless it hangs");
+    }
+
+    #[test]
+    fn a_request_goes_to_the_first_backend_that_can_take_it() {
+        let named = |name: &str, fallback: &[&str], images: bool| {
+            let replica = Replica::new(name, false, None, Some(Address::loopback(9000)));
+            replica.set_readiness(Readiness::Ready);
+            let replicas = vec![Arc::new(replica)];
+            let backend = Backend::new(name, name, vec![], "p", replicas, RouteSettings::default());
+            let fallback = fallback.iter().map(|name| (*name).to_owned()).collect();
+            Arc::new(backend.with_fallback(fallback, images))
+        };
+        let fleet = Fleet {
+            backends: vec![
+                named("text", &["small", "vision"], false),
+                named("small", &["last"], false),
+                named("vision", &[], true),
+                named("last", &["text"], false),
+            ],
+        };
+        let goes = |down: &[&str], images: bool, may_not: &str| -> Option<String> {
+            for backend in &fleet.backends {
+                let state = if down.contains(&&*backend.name) {
+                    Readiness::Down
+                } else {
+                    Readiness::Ready
+                };
+                // One that may come back is waited for, not passed by.
+                let replica = backend.replica(0).unwrap();
+                replica.set_may_return(false);
+                replica.set_readiness(state);
+            }
+            let first = fleet.backend(Some("text")).unwrap();
+            let serving = fleet.serving(first, images, |backend| *backend.name != *may_not);
+            serving.map(|backend| backend.name.to_string())
+        };
+        for (down, images, may_not, to) in [
+            (&[][..], false, "", Some("text")),
+            (&["text"], false, "", Some("small")),
+            (&["text", "small"], false, "", Some("last")),
+            (&["text", "small", "last"], false, "", Some("vision")),
+            (&["text"], false, "small", Some("last")),
+            (&["text", "small", "vision", "last"], false, "", Some("text")),
+            (&[], true, "", Some("vision")),
+            (&["vision"], true, "", Some("vision")),
+            (&[], true, "vision", None),
+        ] {
+            assert_eq!(
+                goes(down, images, may_not).as_deref(),
+                to,
+                "{down:?} {images} {may_not}"
+            );
+        }
+        let text = fleet.backend(Some("text")).unwrap();
+        goes(&["text"], false, "");
+        text.replica(0).unwrap().set_may_return(true);
+        assert!(
+            fleet
+                .serving(text, false, |_| true)
+                .is_some_and(|backend| *backend.name == *"text")
+        );
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod drain;
 mod edge_routes;
 mod engine_mode;
 mod errors;
+mod fallback;
 mod fleet;
 mod h2;
 mod headers;

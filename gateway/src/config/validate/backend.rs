@@ -32,6 +32,7 @@ pub(super) fn check(config: &Config, findings: &mut Findings<'_>) {
             replica_alone(config, replica, &format!("{at}.replica[{r}]"), &mut seen, findings);
         }
     }
+    fallbacks(config, findings);
     let unnamed = config.backend.iter().position(|backend| backend.model.is_empty());
     if let (Some(index), true) = (unnamed, config.backend.len() > 1) {
         findings
@@ -41,6 +42,46 @@ pub(super) fn check(config: &Config, findings: &mut Findings<'_>) {
             )
             .help("set it to the id that `/v1/models` of the replica lists");
     }
+}
+
+/// Fallbacks are there, and lead nowhere back.
+fn fallbacks(config: &Config, findings: &mut Findings<'_>) {
+    let names: Vec<&str> = config.backend.iter().map(|backend| backend.name.as_str()).collect();
+    for (b, backend) in config.backend.iter().enumerate() {
+        for (f, name) in backend.fallback.iter().enumerate() {
+            let key = format!("backend[{b}].fallback[{f}]");
+            if !names.contains(&name.as_str()) {
+                findings
+                    .add(key, format!("there is no backend \"{name}\""))
+                    .help(which(name, &names));
+            } else if leads_to(config, name, &backend.name) {
+                findings.add(
+                    key,
+                    format!(
+                        "\"{name}\" leads back to \"{}\": fallbacks may not go round in a circle",
+                        backend.name
+                    ),
+                );
+            }
+        }
+    }
+}
+
+/// Whether the fallbacks of `from`, or it itself, are `to` in the end.
+fn leads_to(config: &Config, from: &str, to: &str) -> bool {
+    let mut left = vec![from];
+    let mut seen = Vec::new();
+    while let Some(name) = left.pop() {
+        if name == to {
+            return true;
+        }
+        if !seen.contains(&name) {
+            seen.push(name);
+            let of = config.backend.iter().find(|backend| backend.name == name);
+            left.extend(of.iter().flat_map(|backend| &backend.fallback).map(String::as_str));
+        }
+    }
+    false
 }
 
 /// What must be unique over the whole file, each value with the key that had it first.
