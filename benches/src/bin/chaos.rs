@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | `campaign` | agents through the gateway before four replicas that are killed, stopped, slowed and reset | `requests` 10000, `agents` 48, `replicas` 4, `seed` 1, `gap-ms` 6000, `speed` 1, `time-s` 1800 |
 //! | `single` | the same before one replica, with `[hold]` | `requests` 1000, `agents` 12, … |
-//! | `crowd` | streams at once that lose a replica | `streams` 2000, `replicas` 3, `itl-ms` 800 |
+//! | `crowd` | streams at once that lose a replica | `streams` 2000, `rounds` 3, `replicas` 3, `itl-ms` 800 |
 //! | `growth` | short requests, what the gateway holds after each 10,000 | `requests` 200000, `connections` 16 |
 //!
 //! The last report is tables on standard output; state, log and evidence of defects stay in `--folder` (else a new one in the system's
@@ -98,6 +98,7 @@ fn run() -> io::Result<Report> {
             sluice: sluice.clone(),
             folder: folder.clone(),
             streams: given.number("streams", 2_000)?,
+            rounds: given.number("rounds", 3)?,
             replicas: given.number("replicas", 3)?,
             itl: Duration::from_millis(given.number("itl-ms", 800)?),
             rest: REST,

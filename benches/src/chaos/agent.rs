@@ -11,7 +11,7 @@ use super::fleet::MODEL;
 use super::heard::Heard;
 use super::http::{Answer, Connection};
 use super::judge::{self, Close, Verdict, Wrong};
-use super::told::{End, TOOL, Told, Wanted};
+use super::told::{self, End, TOOL, Told, Wanted};
 use crate::seed::Seed;
 
 /// Longest answer of an ordinary request, in words.
@@ -147,7 +147,7 @@ fn asked(seed: &mut Seed, tag: String, messages: &[Value]) -> Asked {
         (false, true) => End::Tokens(1 + told.text().len() as u64 / 8),
         (false, false) => End::Itself,
     };
-    let choices = if two { 2 } else { 1 };
+    let choices = if two && !stalls { 2 } else { 1 };
     let manner = match (leaves_early, leaves, pauses, stalls) {
         (true, ..) => Manner::LeavesIn(Duration::from_millis(draw(400) as u64)),
         (_, true, ..) if stream => Manner::LeavesAfter(draw(20_000)),
@@ -169,9 +169,7 @@ fn asked(seed: &mut Seed, tag: String, messages: &[Value]) -> Asked {
         let mut messages = messages.to_vec();
         messages.push(json!({"role": "user", "content": question}));
         body["messages"] = Value::from(messages);
-        let text = json!({"type": "string"});
-        body["tools"] = json!([{"type": "function", "function": {"name": TOOL, "description": "Writes a file.",
-            "parameters": {"type": "object", "properties": {"path": text, "content": text}, "required": ["path", "content"]}}}]);
+        body["tools"] = told::tools();
     } else {
         // As clients write it that render a conversation themselves: it says where the answer begins.
         body["prompt"] = json!(format!(

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::agent::{self, Outcome, Shared};
-use super::fleet::{self, Gateway, Usage};
+use super::fleet::{self, Gateway, Replica, Usage};
 use super::judge::Wrong;
 use super::report::{Records, Report};
 use super::schedule::{self, Faults, Pace};
@@ -17,6 +17,8 @@ use crate::seed::Seed;
 const HANG: Duration = Duration::from_secs(2);
 /// Between two looks at what the gateway holds.
 const LOOK: Duration = Duration::from_millis(500);
+/// Nothing is left of the requests, and the fleet is well again, within this time.
+const SETTLED: Duration = Duration::from_secs(20);
 /// Rows of the gateway that are read.
 const RECORDS_MAX: u64 = 1_000_000;
 
@@ -124,6 +126,7 @@ impl Campaign {
         thread::sleep(self.rest);
         let after = gateway.usage()?;
         let mut report = self.report(&mut gateway, &outcomes, &faults)?;
+        settles(&gateway, &replicas, &mut report);
         report.figure("time, s", format!("{:.0}", took.as_secs_f64()));
         report.usage(before, peak, after);
         Ok(report)
@@ -168,6 +171,24 @@ impl Campaign {
             ),
         );
         Ok(report)
+    }
+}
+
+/// No request is left anywhere, here or at a replica: each has given back its place, however it ended.
+pub(super) fn settles(gateway: &Gateway, replicas: &[Replica], report: &mut Report) {
+    let until = Instant::now() + SETTLED;
+    loop {
+        let left: io::Result<Vec<f64>> = std::iter::once(gateway.present())
+            .chain(replicas.iter().map(Replica::present))
+            .collect();
+        match left {
+            Ok(left) if left.iter().all(|present| *present == 0.0) => return,
+            left if Instant::now() >= until => {
+                let what = format!("requests are left in the gateway and its replicas: {left:?}");
+                return report.defect(what, &Wrong::Other("left".to_owned()));
+            }
+            _ => thread::sleep(LOOK),
+        }
     }
 }
 

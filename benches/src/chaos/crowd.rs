@@ -9,13 +9,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::agent::Outcome;
-use super::campaign::peak_while;
-use super::fleet::{self, MODEL};
+use super::campaign::{peak_while, settles};
+use super::fleet::{self, Gateway, MODEL, Replica};
 use super::heard::Heard;
 use super::http::{Answer, Connection};
 use super::judge::{self, Close, Verdict, Wrong};
 use super::report::{Records, Report};
-use super::told::{End, Told};
+use super::told::{self, End, Told};
 
 /// A client's thread needs little.
 const STACK_BYTES: usize = 256 * 1024;
@@ -35,6 +35,8 @@ pub struct Crowd {
     pub folder: PathBuf,
     /// At once.
     pub streams: usize,
+    /// How often. The allocator keeps what a crowd took: what one leaves behind for good shows only in the next ones.
+    pub rounds: usize,
     /// Replicas; one is killed.
     pub replicas: usize,
     /// Time between two tokens of a stream.
@@ -55,48 +57,66 @@ impl Crowd {
         let config = "[admission]\nenabled = false\n[upstream]\nconnect = \"10s\"\n";
         let (gateway, mut replicas) =
             fleet::start(&self.sluice, &self.folder, &vec![arguments; self.replicas], config)?;
-        let before = gateway.usage()?;
-        let begun = AtomicUsize::new(0);
-        let (outcomes, peak) = peak_while(&gateway, || {
-            thread::scope(|scope| -> io::Result<Vec<Outcome>> {
-                let clients: io::Result<Vec<_>> = (0..self.streams)
-                    .map(|number| {
-                        let (gateway, begun) = (&gateway, &begun);
-                        let key = gateway.keys.first().cloned().unwrap_or_default();
-                        let builder = thread::Builder::new().stack_size(STACK_BYTES);
-                        builder.spawn_scoped(scope, move || self.client(number, gateway.address, &key, begun))
-                    })
-                    .collect();
-                let until = Instant::now() + RAMP * 4;
-                while begun.load(Ordering::Relaxed) < self.streams && Instant::now() < until {
-                    thread::sleep(LOOK);
-                }
-                if let Some(replica) = replicas.first_mut() {
-                    replica.kill();
-                }
-                Ok(clients?.into_iter().flat_map(|client| client.join()).collect())
-            })
-        })?;
-        let outcomes = outcomes?;
-        thread::sleep(self.rest);
-        let after = gateway.usage()?;
         let mut report = Report::default();
-        report.count(
-            &outcomes,
-            &Records::read(&gateway.records(self.streams as u64)?, &gateway.log()?),
-        );
-        report.figure(
-            "streams that had begun when a replica was killed",
-            begun.load(Ordering::Relaxed),
-        );
-        report.usage(before, peak, after);
+        for round in 1..=self.rounds {
+            let before = gateway.usage()?;
+            let begun = AtomicUsize::new(0);
+            let (outcomes, peak) = peak_while(&gateway, || self.round(round, &gateway, &mut replicas, &begun))?;
+            let outcomes = outcomes?;
+            thread::sleep(self.rest);
+            let records = Records::read(&gateway.records(self.streams as u64)?, &gateway.log()?);
+            report.count(&outcomes, &records);
+            report.figure(
+                "streams that had begun when a replica was killed",
+                begun.load(Ordering::Relaxed),
+            );
+            report.usage(before, peak, gateway.usage()?);
+            if let Some(replica) = replicas.first_mut() {
+                replica.start()?;
+            }
+            gateway.is_before(replicas.len())?;
+        }
+        settles(&gateway, &replicas, &mut report);
         Ok(report)
     }
 
-    fn client(&self, number: usize, gateway: std::net::SocketAddr, key: &str, begun: &AtomicUsize) -> Outcome {
+    fn round(
+        &self,
+        round: usize,
+        gateway: &Gateway,
+        replicas: &mut [Replica],
+        begun: &AtomicUsize,
+    ) -> io::Result<Vec<Outcome>> {
+        thread::scope(|scope| {
+            let clients: io::Result<Vec<_>> = (0..self.streams)
+                .map(|number| {
+                    let key = gateway.keys.first().cloned().unwrap_or_default();
+                    let builder = thread::Builder::new().stack_size(STACK_BYTES);
+                    let id = format!("crowd-{round}-{number}");
+                    builder.spawn_scoped(scope, move || self.client(id, number, gateway.address, &key, begun))
+                })
+                .collect();
+            let until = Instant::now() + RAMP * 4;
+            while begun.load(Ordering::Relaxed) < self.streams && Instant::now() < until {
+                thread::sleep(LOOK);
+            }
+            if let Some(replica) = replicas.first_mut() {
+                replica.kill();
+            }
+            Ok(clients?.into_iter().flat_map(|client| client.join()).collect())
+        })
+    }
+
+    fn client(
+        &self,
+        id: String,
+        number: usize,
+        gateway: std::net::SocketAddr,
+        key: &str,
+        begun: &AtomicUsize,
+    ) -> Outcome {
         thread::sleep(RAMP.mul_f64(number as f64 / self.streams as f64));
         let started = Instant::now();
-        let id = format!("crowd-{number}");
         let verdict = self.stream(&id, number, gateway, key, begun);
         Outcome {
             id,
@@ -123,7 +143,7 @@ impl Crowd {
         };
         let marker = told.marker();
         let pace = format!("[[sim itl-ms={}]]", self.itl.as_millis());
-        let body = json!({"model": MODEL, "stream": true, "stream_options": {"include_usage": true},
+        let body = json!({"model": MODEL, "stream": true, "stream_options": {"include_usage": true}, "tools": told::tools(),
             "messages": [{"role": "user", "content": format!("Question {number}. {marker} {pace}")}]});
         let failed = |error: io::Error| Wrong::Lost(error.to_string());
         let mut connection = Connection::open(gateway, key, false).map_err(failed)?;

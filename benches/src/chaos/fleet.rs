@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -65,6 +65,14 @@ impl Replica {
         Ok(())
     }
 
+    /// Requests that it runs or lets wait.
+    pub(super) fn present(&self) -> io::Result<f64> {
+        sum(
+            self.address,
+            &["vllm:num_requests_running", "vllm:num_requests_waiting{"],
+        )
+    }
+
     /// `kill -9`.
     pub(super) fn kill(&mut self) {
         self.process = None;
@@ -90,6 +98,7 @@ pub(super) struct Gateway {
     process: Process,
     /// Where clients reach it.
     pub(super) address: SocketAddr,
+    admin: SocketAddr,
     /// What clients may present.
     pub(super) keys: Vec<String>,
     sluice: PathBuf,
@@ -164,9 +173,10 @@ pub(super) fn start(
         .stdout(Stdio::null())
         .stderr(File::create(folder.join("log"))?)
         .spawn()?;
-    let mut gateway = Gateway {
+    let gateway = Gateway {
         process: Process(child),
         address: *listen,
+        admin: *admin,
         keys,
         sluice: sluice.to_owned(),
         folder: folder.to_owned(),
@@ -175,12 +185,7 @@ pub(super) fn start(
         listens(*address)?;
     }
     listens(*listen)?;
-    if !gateway.runs()? {
-        return Err(io::Error::other(format!(
-            "the gateway ended at its start:\n{}",
-            gateway.log()?
-        )));
-    }
+    gateway.is_before(started.len())?;
     Ok((gateway, started))
 }
 
@@ -205,7 +210,41 @@ fn free(count: usize) -> io::Result<Vec<SocketAddr>> {
     bound?.iter().map(TcpListener::local_addr).collect()
 }
 
+/// The sum of these metrics.
+fn sum(address: SocketAddr, names: &[&str]) -> io::Result<f64> {
+    let mut socket = TcpStream::connect_timeout(&address, START)?;
+    socket.set_read_timeout(Some(START))?;
+    socket.write_all(b"GET /metrics HTTP/1.1\r\nhost: chaos\r\nconnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    socket.read_to_string(&mut text)?;
+    let lines = text
+        .lines()
+        .filter(|line| names.iter().any(|name| line.starts_with(name)));
+    let values: Vec<f64> = lines.filter_map(|line| line.rsplit_once(' ')?.1.parse().ok()).collect();
+    if values.len() < names.len() {
+        return Err(io::Error::other(format!("{address} doesn't say {names:?}")));
+    }
+    Ok(values.iter().sum())
+}
+
 impl Gateway {
+    /// Requests that it works on or lets wait, by its own word.
+    pub(super) fn present(&self) -> io::Result<f64> {
+        sum(self.admin, &["sluice_in_flight", "sluice_queue_length"])
+    }
+
+    /// Waits until so many replicas are up.
+    pub(super) fn is_before(&self, replicas: usize) -> io::Result<()> {
+        let until = Instant::now() + START;
+        while Instant::now() < until {
+            if sum(self.admin, &["sluice_replica_up"]).is_ok_and(|up| up >= replicas as f64) {
+                return Ok(());
+            }
+            std::thread::sleep(LOOK);
+        }
+        Err(io::Error::other(format!("the replicas aren't up:\n{}", self.log()?)))
+    }
+
     /// It hasn't ended.
     pub(super) fn runs(&mut self) -> io::Result<bool> {
         Ok(self.process.0.try_wait()?.is_none())

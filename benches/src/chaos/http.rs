@@ -4,8 +4,8 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-/// An answer that takes longer than this never ends.
-pub(super) const PATIENCE: Duration = Duration::from_secs(90);
+/// An answer that takes longer than this never ends: a long one whose replicas are lost three times takes a minute and a half.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Between two looks at the clock.
 const LOOK: Duration = Duration::from_secs(5);
 /// Head lines of an answer.

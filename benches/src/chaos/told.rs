@@ -6,9 +6,17 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
+use serde_json::{Value, json};
 
 /// The tool that agents declare and models call.
 pub(super) const TOOL: &str = "write_file";
+
+/// How a request declares it.
+pub(super) fn tools() -> Value {
+    let text = json!({"type": "string"});
+    json!([{"type": "function", "function": {"name": TOOL, "description": "Writes a file.",
+        "parameters": {"type": "object", "properties": {"path": text, "content": text}, "required": ["path", "content"]}}}])
+}
 
 /// An answer, before anybody has said it.
 #[derive(Debug, Clone)]

@@ -162,7 +162,7 @@ fn in_mid_stream_another_engine_goes_on() {
 }
 
 /// A session that the gateway sends to `replica`.
-fn session_on(gateway: &Gateway, replica: &str) -> String {
+pub(crate) fn session_on(gateway: &Gateway, replica: &str) -> String {
     let body = Script::say("Here.").chat(json!({"max_tokens": 8}));
     let lands = |session: &String| {
         let answer = gateway

@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process_group};
 
 use crate::wire::Call;
 
@@ -41,6 +41,13 @@ impl SetUp {
             Self::Parsers => "parsers",
         }
     }
+}
+
+/// The two processes of a vLLM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Process {
+    Server,
+    Engine,
 }
 
 /// A running vLLM.
@@ -161,6 +168,24 @@ impl Engine {
         }
     }
 
+    /// The same engine under another port, where something stands before it. It isn't ended with this value.
+    pub(crate) fn seen_at(&self, port: u16) -> Self {
+        Self {
+            port,
+            group: self.group,
+            leash: None,
+        }
+    }
+
+    /// A signal to its API server, or to the process of the engine behind it.
+    pub(crate) fn signal(&self, process: Process, signal: Signal) {
+        let pid = match process {
+            Process::Server => self.group,
+            Process::Engine => engine_of(self.group).expect("the engine has a process of its own"),
+        };
+        kill_process(pid, signal).expect("it runs");
+    }
+
     /// `kill -9`, API server and engine alike.
     pub(crate) fn kill(&mut self) {
         kill_process_group(self.group, Signal::KILL).expect("the engine runs");
@@ -279,5 +304,19 @@ fn leader_of(port: u16) -> Option<Pid> {
                     .any(|pair| pair[0] == b"--port" && pair[1] == port.as_bytes());
             // Forked children have the same command line; the leader is the one whose group is itself.
             (serves && test_kill_process_group(pid).is_ok()).then_some(pid)
+        })
+}
+
+/// The engine's process, a child of the API server that calls itself so.
+fn engine_of(server: Pid) -> Option<Pid> {
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .find_map(|number| {
+            let stat = fs::read_to_string(format!("/proc/{number}/stat")).ok()?;
+            let (name, rest) = stat.rsplit_once(')')?;
+            let parent = rest.split_whitespace().nth(1)?.parse::<i32>().ok()?;
+            let is_it = name.contains("EngineCor") && parent == server.as_raw_nonzero().get();
+            is_it.then(|| Pid::from_raw(number)).flatten()
         })
 }

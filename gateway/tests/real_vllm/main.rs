@@ -23,6 +23,8 @@ mod wire;
 mod curl;
 /// An engine killed with -9: before the first byte, and in mid-stream.
 mod death;
+/// Each other way to lose an engine, in text and in reasoning.
+mod losses;
 /// The endpoints beside chat.
 mod endpoints;
 /// Calls that the client insists on.
