@@ -17,12 +17,15 @@ pub mod calls;
 pub mod chaos;
 // Requests of an agent.
 pub mod requests;
+// Decisions of the router.
+pub mod routing;
 // The generator.
 pub mod seed;
 
 pub use answers::{Pushes, decoding, pushes};
 pub use calls::{Scan, scan};
 pub use requests::{Reading, reading};
+pub use routing::{Routing, routing};
 
 /// What is done with a prepared input.
 pub trait Case {
