@@ -86,7 +86,7 @@ fn exit_codes_tell_the_cause() {
         (&["key", "list", "--config", bad], 3, "did you mean `listen`?"),
         (&["stats", "--config", bad], 3, "bad.toml:2:1"),
         (&["serve", "--config", bad], 3, "bad.toml:2:1"),
-        (&["serve", "--backend", "https://127.0.0.1:8000"], 3, "= key: --backend"),
+        (&["serve", "--backend", "ftp://127.0.0.1:8000"], 3, "= key: --backend"),
         (
             &["serve", "--listen", "127.0.0.1:5003"],
             3,
