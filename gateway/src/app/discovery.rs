@@ -4,7 +4,7 @@
 //! found replica comes and goes like one that a reload adds or drops. A source looks ([`ServiceDiscovery`]); one task for each looks
 //! again when it is time. What fails changes nothing, and is said once and counted.
 //!
-//! The trait has the shape of pingora's `ServiceDiscovery`; a further source (Kubernetes) is a file and an arm of [`source`].
+//! The trait has the shape of pingora's `ServiceDiscovery`; a further source (Kubernetes) is a file and an arm of `source`.
 
 // Addresses of a name.
 mod dns;
