@@ -3,6 +3,8 @@
 //!
 //! The random model's own words, greedy, as in `death`: how many answers are equal to the undisturbed ones is printed. It writes no
 //! tags by itself, so that reasoning is what a model says whose prompt has opened the block, and no call is lost here.
+//!
+//! Each way needs an engine of its own. Two of them always run, a process that dies and one that is silent; the others by hand.
 
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -244,11 +246,13 @@ fn the_engine_process_is_killed() {
 }
 
 #[test]
+#[ignore = "a minute and a half each: `./test real losses --include-ignored`"]
 fn the_server_is_told_to_end() {
     lost_by(Loss::Terminated);
 }
 
 #[test]
+#[ignore = "a minute and a half each: `./test real losses --include-ignored`"]
 fn the_engine_process_is_stopped() {
     lost_by(Loss::EngineStopped);
 }
@@ -259,6 +263,7 @@ fn the_server_is_stopped() {
 }
 
 #[test]
+#[ignore = "a minute and a half each: `./test real losses --include-ignored`"]
 fn the_connections_are_cut() {
     lost_by(Loss::Cut);
 }
