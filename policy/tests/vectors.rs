@@ -19,9 +19,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use text::{Setup, Shown, read, same_at_every_split};
 
-/// What a malformed vector is until repair and re-ask exist: its call is text, whole.
+/// What a malformed vector is that repair can't make a call of: text, whole, or a question to the model where one can be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Now {
+enum Instead {
     /// Not JSON (B23).
     BadJson,
     /// The name is missing or unknown: for the re-ask, or by config the nearest (B24, B26).
@@ -32,13 +32,14 @@ enum Now {
     Prose,
 }
 
-/// The vectors that the next issue flips, each with its outcome now. Every other one must be as wanted.
-const NEEDS_REPAIR: &[(&str, Now)] = &[
-    ("h-bad.args_list", Now::NotAnObject),
-    ("h-bad.nan", Now::BadJson),
-    ("h-bad.no_name", Now::Name),
-    ("h-bad.prose", Now::Prose),
-    ("h-bad.unknown_function", Now::Name),
+/// The vectors whose calls would have to be guessed, or whose text would be lost, each with what becomes of it. Every other one must be as
+/// wanted.
+const NOT_REPAIRED: &[(&str, Instead)] = &[
+    ("h-bad.args_list", Instead::NotAnObject),
+    ("h-bad.nan", Instead::BadJson),
+    ("h-bad.no_name", Instead::Name),
+    ("h-bad.prose", Instead::Prose),
+    ("h-bad.unknown_function", Instead::Name),
 ];
 
 /// Cut inside the arguments. The vector lists a call with unknown arguments; its note says what we do: no call, `length`.
@@ -133,16 +134,16 @@ fn assert_as_wanted(id: &str, message: &Message, want: &Value, reasons: bool) {
     assert_eq!(Value::from(message.calls.clone()), wanted, "{id}: calls");
 }
 
-fn assert_not_repaired_yet(id: &str, now: Now, text: &str, message: &Message) {
+fn assert_not_repaired(id: &str, how: Instead, text: &str, message: &Message) {
     let reason = match message.invalid.first() {
-        Some(Reason::BadJson { .. }) => Some(Now::BadJson),
-        Some(Reason::NoName | Reason::UnknownTool { .. }) => Some(Now::Name),
-        Some(Reason::NotAnObject) => Some(Now::NotAnObject),
+        Some(Reason::BadJson { .. }) => Some(Instead::BadJson),
+        Some(Reason::NoName | Reason::UnknownTool { .. }) => Some(Instead::Name),
+        Some(Reason::NotAnObject) => Some(Instead::NotAnObject),
         _ => None,
     };
-    match now {
-        Now::Prose => assert_eq!(reason, None, "{id}"),
-        _ => assert_eq!(reason, Some(now), "{id}"),
+    match how {
+        Instead::Prose => assert_eq!(reason, None, "{id}"),
+        _ => assert_eq!(reason, Some(how), "{id}"),
     }
     // nothing is lost: the broken call stands in the content, whole, and its good neighbour is a call
     let bad = match id {
@@ -186,8 +187,8 @@ fn check(file: &str, reasons: bool) {
         }
         let message = message(&shown);
         let want = &vector["want"];
-        match NEEDS_REPAIR.iter().find(|(listed, _)| *listed == id) {
-            Some((_, now)) => assert_not_repaired_yet(id, *now, text, &message),
+        match NOT_REPAIRED.iter().find(|(listed, _)| *listed == id) {
+            Some((_, how)) => assert_not_repaired(id, *how, text, &message),
             None if want.is_null() => {}
             None => assert_as_wanted(id, &message, want, reasons),
         }

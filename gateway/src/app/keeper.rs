@@ -2,8 +2,8 @@
 //!
 //! Enters: that the configuration has changed, or that other replicas were found. Leaves: a new fleet for requests, replicas that are
 //! started, watched, drained and ended. It has one owner (`beside`), so that one change, or an upgrade, ends before the next begins.
-//! `roster` says what changes; the order here is what loses nothing: who has gone
-//! gets no new request first, then its running ones end, then it is ended. One that is only watched needs no draining: nobody ends it.
+//! `roster` says what changes; the order here is what loses nothing: who has gone gets no new request first, then its running ones end,
+//! then it is ended. One that is only watched needs no draining: nobody ends it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use super::{build, follow, health};
 use crate::config::{Config, Live};
 use crate::flow::Flow;
 use crate::supervisor::{LauncherConfig, Leaving, Supervisor};
-use crate::upstream::Replica;
+use crate::upstream::{Replica, Tls};
 
 /// Between two looks whether a replica that goes has ended its requests. The first one comes after the requests that had chosen it.
 const LOOK: Duration = Duration::from_millis(100);
@@ -41,6 +41,12 @@ pub struct Keeper {
 struct Watcher {
     replica: Arc<Replica>,
     tasks: [JoinHandle<()>; 2],
+}
+
+impl Watcher {
+    fn end(self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
 }
 
 impl Keeper {
@@ -116,10 +122,11 @@ impl Keeper {
         if let Err(error) = self.supervisor.take_back(self.roster.specs()) {
             return tracing::error!(%error, "the replicas can't be taken back: nobody watches them");
         }
-        let launched: Vec<Seat> = self.roster.seats().filter(|seat| is_launched(seat)).cloned().collect();
+        let launched = self.roster.seats().filter(|seat| seat.spec.launcher.is_process());
+        let launched: Vec<Seat> = launched.cloned().collect();
         for seat in &launched {
             if let Some(watcher) = self.watcher(seat) {
-                watcher.tasks.iter().for_each(JoinHandle::abort);
+                watcher.end();
             }
             self.watch(seat);
         }
@@ -132,10 +139,17 @@ impl Keeper {
 
     /// Files may have been renewed, whatever the configuration says.
     fn renew_certificates(&self) {
+        let mut renewed: Vec<&Arc<Tls>> = Vec::new();
         for seat in self.roster.seats() {
-            if let Some(Err(error)) = seat.spec.tls.as_ref().map(|tls| tls.reload()) {
-                tracing::error!(replica = %seat.spec.name, %error, "TLS to the replica stays as it was");
+            // Replicas of a backend that came together share it.
+            let Some(tls) = &seat.spec.tls else { continue };
+            if renewed.iter().any(|other| Arc::ptr_eq(other, tls)) {
+                continue;
             }
+            if let Err(error) = tls.reload() {
+                tracing::error!(backend = %seat.backend.name, %error, "TLS to its replicas stays as it was");
+            }
+            renewed.push(tls);
         }
     }
 
@@ -211,14 +225,10 @@ impl Keeper {
     }
 }
 
-fn is_launched(seat: &Seat) -> bool {
-    matches!(seat.spec.launcher, LauncherConfig::Process(_))
-}
-
 /// The end of a replica that gets no new request: its running ones first, if it is ours to end.
 async fn leave(seat: Seat, watcher: Option<Watcher>, leaving: Option<Leaving>, limit: Duration) {
     if let Some(watcher) = watcher {
-        watcher.tasks.iter().for_each(JoinHandle::abort);
+        watcher.end();
     }
     let replica = &seat.replica;
     let is_ours = !matches!(seat.spec.launcher, LauncherConfig::External(_));

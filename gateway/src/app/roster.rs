@@ -231,8 +231,7 @@ fn likeness(runs: &ReplicaSpec, want: &ReplicaSpec, names: &[String]) -> Likenes
         return Likeness::Same;
     }
     // What is noted of a process has its name: two must not change theirs at once.
-    let is_process = matches!(runs.launcher, LauncherConfig::Process(_));
-    if is_process && names.contains(&want.name) {
+    if runs.launcher.is_process() && names.contains(&want.name) {
         Likeness::Other
     } else {
         Likeness::Renamed
@@ -241,8 +240,7 @@ fn likeness(runs: &ReplicaSpec, want: &ReplicaSpec, names: &[String]) -> Likenes
 
 /// It would be started, or looked at, otherwise.
 fn is_outdated(runs: &ReplicaSpec, want: &ReplicaSpec) -> bool {
-    let is_process = matches!(runs.launcher, LauncherConfig::Process(_));
-    let is_started = is_process && (runs.profile != want.profile || runs.aliases != want.aliases);
+    let is_started = runs.launcher.is_process() && (runs.profile != want.profile || runs.aliases != want.aliases);
     is_started || runs.launcher != want.launcher
 }
 

@@ -33,7 +33,8 @@ pub use holder::{Holder, busy_port_message, port_holder, vllm_at, vllm_hint};
 pub use leaving::Leaving;
 pub use simulated::{Simulation, StartSimulation};
 pub use spec::{
-    ExternalConfig, KEY_VARIABLE, LauncherConfig, OnExit, ProcessConfig, ReplicaKey, ReplicaSpec, SettingError,
+    ExternalConfig, KEY_VARIABLE, LauncherConfig, NAME_BYTES_MAX, OnExit, ProcessConfig, ReplicaKey, ReplicaSpec,
+    SettingError, is_replica_name,
 };
 pub use state::ReplicaState;
 
@@ -162,19 +163,7 @@ impl Supervisor {
         simulate: StartSimulation,
     ) -> Result<Supervisor, SupervisorError> {
         check(&specs)?;
-        let launches = specs
-            .iter()
-            .any(|spec| matches!(spec.launcher, LauncherConfig::Process(_)));
-        let ledger = match launches || Ledger::exists(&settings.state_folder) {
-            true => Some(Arc::new(Ledger::open(&settings.state_folder)?)),
-            false => None,
-        };
-        let names: HashSet<String> = specs
-            .iter()
-            .filter(|spec| launched(spec))
-            .map(|spec| spec.name.clone())
-            .collect();
-        let cleared = clear_strays(ledger.as_ref(), &names);
+        let (ledger, cleared) = take_over(&settings.state_folder, &specs)?;
         let mut supervisor = Supervisor {
             state_folder: settings.state_folder,
             secrets: Arc::new(ArcSwap::from_pointee(settings.secret_variables)),
@@ -330,13 +319,8 @@ impl Supervisor {
     /// # Errors
     /// As there.
     pub fn take_back(&mut self, specs: Vec<ReplicaSpec>) -> Result<(), SupervisorError> {
-        let launched: Vec<ReplicaSpec> = specs.into_iter().filter(launched).collect();
-        if !launched.is_empty() || Ledger::exists(&self.state_folder) {
-            self.ledger = Some(Arc::new(Ledger::open(&self.state_folder)?));
-        }
-        let names = launched.iter().map(|spec| spec.name.clone()).collect();
-        self.cleared = clear_strays(self.ledger.as_ref(), &names);
-        for spec in launched {
+        (self.ledger, self.cleared) = take_over(&self.state_folder, &specs)?;
+        for spec in specs.into_iter().filter(launched) {
             self.add(spec)?;
         }
         self.let_go = false;
@@ -373,7 +357,25 @@ pub fn log_path(state_folder: &Path, replica: &str) -> PathBuf {
 }
 
 fn launched(spec: &ReplicaSpec) -> bool {
-    matches!(spec.launcher, LauncherConfig::Process(_))
+    spec.launcher.is_process()
+}
+
+/// The lock on launched replicas, if there are some or were; those that are configured no more are being ended.
+fn take_over(
+    state_folder: &Path,
+    specs: &[ReplicaSpec],
+) -> Result<(Option<Arc<Ledger>>, watch::Receiver<bool>), SupervisorError> {
+    let names: HashSet<String> = specs
+        .iter()
+        .filter(|spec| launched(spec))
+        .map(|spec| spec.name.clone())
+        .collect();
+    let ledger = match !names.is_empty() || Ledger::exists(state_folder) {
+        true => Some(Arc::new(Ledger::open(state_folder)?)),
+        false => None,
+    };
+    let cleared = clear_strays(ledger.as_ref(), &names);
+    Ok((ledger, cleared))
 }
 
 fn check(specs: &[ReplicaSpec]) -> Result<(), SupervisorError> {

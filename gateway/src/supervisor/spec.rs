@@ -15,7 +15,13 @@ use crate::simulator::SimConfig;
 use crate::upstream::{Address, Tls};
 
 /// Names are file names and label values: so long at most.
-const NAME_BYTES_MAX: usize = 64;
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// A replica may be called so: letters, digits, `-`, `_`, `.`, the last not at the beginning.
+pub fn is_replica_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.starts_with('.') && name.chars().all(plain)
+}
 
 /// One replica that the supervisor holds.
 #[derive(Debug, Clone)]
@@ -42,12 +48,7 @@ impl ReplicaSpec {
     /// # Errors
     /// Names the replica and the setting.
     pub fn check(&self) -> Result<(), SupervisorError> {
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if self.name.is_empty()
-            || self.name.len() > NAME_BYTES_MAX
-            || self.name.starts_with('.')
-            || !self.name.chars().all(plain)
-        {
+        if !is_replica_name(&self.name) {
             return Err(SupervisorError::Name(self.name.clone()));
         }
         self.launcher.check().map_err(|error| SupervisorError::Setting {
@@ -144,6 +145,11 @@ impl LauncherConfig {
             }
             LauncherConfig::Process(_) | LauncherConfig::Simulated(_) => false,
         }
+    }
+
+    /// Whether Sluice starts the process.
+    pub fn is_process(&self) -> bool {
+        matches!(self, LauncherConfig::Process(_))
     }
 
     /// Whether Sluice makes the answers up.

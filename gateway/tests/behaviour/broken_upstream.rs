@@ -56,8 +56,7 @@ async fn b10_every_end_after_the_first_data_line_is_one_error_event_and_no_done(
         let (gateway, mut a, mut b) = two_with(|s| s.set("continuation", "enabled = false")).await;
         let mut client = gateway.open(Request::chat(true).id("r")).await;
         let (mut asked, other) = first(&mut a, &mut b).await;
-        asked.stream().await;
-        asked.event(&delta(json!({"role": "assistant", "content": ""}))).await;
+        asked.begin("").await;
         asked.event(&delta(json!({"content": "so far"}))).await;
         let head = client.head().await;
         client.read_to("so far").await;
@@ -87,10 +86,7 @@ async fn b10_a_missing_done_after_the_finish_is_no_failure() {
     let (gateway, mut a, mut b) = two().await;
     let mut client = gateway.open(Request::chat(true)).await;
     let (mut asked, _) = first(&mut a, &mut b).await;
-    asked.stream().await;
-    asked
-        .event(&delta(json!({"role": "assistant", "content": "all"})))
-        .await;
+    asked.begin("all").await;
     asked.event(&finish("stop")).await;
     asked.write(b"0\r\n\r\n").await;
     client.message().await.chunks();
@@ -113,10 +109,7 @@ async fn b10_b31_a_stall_is_a_failure_too() {
     // After it: an error event, and the replica is let go.
     let mut client = gateway.open(Request::chat(true)).await;
     let (mut asked, _) = first(&mut a, &mut b).await;
-    asked.stream().await;
-    asked
-        .event(&delta(json!({"role": "assistant", "content": "so far"})))
-        .await;
+    asked.begin("so far").await;
     let head = client.head().await;
     let (_, rest) = tokio::join!(asked.gone(), client.rest(head));
     assert!(

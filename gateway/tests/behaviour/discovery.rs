@@ -47,10 +47,7 @@ async fn replicas_of_a_watched_file_come_and_go_under_a_running_stream() {
     gateway.has_ready(&["a"]).await;
     let mut running = gateway.open(Request::chat(true)).await;
     let mut asked = a.next().await;
-    asked.stream().await;
-    asked
-        .event(&delta(json!({"role": "assistant", "content": "before"})))
-        .await;
+    asked.begin("before").await;
     running.head().await;
     running.read_to("before").await;
     write(&file, &list(&[("b", &b)]));

@@ -26,11 +26,8 @@ async fn b37_a_running_stream_finishes_and_then_the_process_ends_at_once() {
     assert_eq!(idle.message().await.status(), 200);
     let mut client = gateway.open(Request::chat(true).id("r")).await;
     let mut asked = replica.next().await;
-    asked.stream().await;
+    asked.begin("before").await;
     client.head().await;
-    asked
-        .event(&delta(json!({"role": "assistant", "content": "before"})))
-        .await;
     client.read_to("before").await;
     gateway.terminate();
     // Idle connections are closed, new ones refused.
@@ -96,10 +93,7 @@ async fn b37_at_the_limit_what_runs_gets_an_error_event() {
     let (mut gateway, mut replica) = gateway("500ms").await;
     let mut client = gateway.open(Request::chat(true).id("stream")).await;
     let mut asked = replica.next().await;
-    asked.stream().await;
-    asked
-        .event(&delta(json!({"role": "assistant", "content": "so far"})))
-        .await;
+    asked.begin("so far").await;
     let head = client.head().await;
     client.read_to("so far").await;
     let mut waiting = gateway.open(Request::chat(false).id("message")).await;

@@ -7,13 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::harness::{Asked, Gateway, MODEL, Replica, Request, Settings, delta, finish, record, until};
 
-async fn begin(asked: &mut Asked) {
-    asked.stream().await;
-    asked
-        .event(&delta(json!({"role": "assistant", "content": "before"})))
-        .await;
-}
-
 async fn end(mut asked: Asked) {
     asked.event(&delta(json!({"content": " and after"}))).await;
     asked.event(&finish("stop")).await;
@@ -26,7 +19,7 @@ async fn b37_replicas_come_go_and_are_renamed_under_running_streams() {
     let mut gateway = Settings::before(&[&a]).start().await;
     let mut first = gateway.open(Request::chat(true).id("first")).await;
     let mut on_a = a.next().await;
-    begin(&mut on_a).await;
+    on_a.begin("before").await;
     first.head().await;
     first.read_to("before").await;
 
@@ -37,7 +30,7 @@ async fn b37_replicas_come_go_and_are_renamed_under_running_streams() {
     gateway.has_ready(&["b"]).await;
     let mut second = gateway.open(Request::chat(true).id("second")).await;
     let mut on_b = b.next().await;
-    begin(&mut on_b).await;
+    on_b.begin("before").await;
     let head = second.head().await;
     assert_eq!(head.header("x-sluice-replica"), Some("b"));
 
@@ -141,7 +134,7 @@ async fn b37_who_waits_for_a_place_gets_one_at_a_replica_that_comes() {
     let mut gateway = Settings::before(&[&a]).set("admission", "sequences = 1").start().await;
     let mut running = gateway.open(Request::chat(true)).await;
     let mut on_a = a.next().await;
-    begin(&mut on_a).await;
+    on_a.begin("before").await;
     running.head().await;
     running.read_to("before").await;
     let mut waiting = gateway.open(Request::chat(true)).await;
@@ -156,7 +149,7 @@ async fn b37_who_waits_for_a_place_gets_one_at_a_replica_that_comes() {
     // The one that is full goes, too: its running request still has its place there.
     gateway.configure(gateway.settings().with_external("b", &b).without("a"));
     let mut on_b = b.next().await;
-    begin(&mut on_b).await;
+    on_b.begin("before").await;
     waiting.head().await;
     waiting.read_to("before").await;
     end(on_a).await;

@@ -99,10 +99,7 @@ async fn events_arrive_one_by_one_and_a_reset_stream_ends_its_request_alone() {
         // The first stream is reset, the second goes on.
         drop(answer);
         asked.gone().await;
-        second.stream().await;
-        second
-            .event(&delta(json!({"role": "assistant", "content": "alive"})))
-            .await;
+        second.begin("alive").await;
         second.event(&finish("stop")).await;
         second.done().await;
     });
@@ -128,10 +125,7 @@ async fn b37_a_drain_finishes_the_running_stream_and_takes_no_new_one() {
     let connection = tokio::spawn(connection);
     let (answer, mut asked) = tokio::join!(sender.send_request(chat("r", true)), async {
         let mut asked = replica.next().await;
-        asked.stream().await;
-        asked
-            .event(&delta(json!({"role": "assistant", "content": "before"})))
-            .await;
+        asked.begin("before").await;
         asked
     });
     let answer = answer.unwrap();
@@ -203,10 +197,7 @@ async fn b37_streams_of_a_connection_end_in_the_old_process_and_its_next_go_to_t
     let mut old = h2(TcpStream::connect(gateway.listen).await.unwrap()).await;
     let (running, mut asked) = tokio::join!(old.send_request(chat("old", true)), async {
         let mut asked = replica.next().await;
-        asked.stream().await;
-        asked
-            .event(&delta(json!({"role": "assistant", "content": "before"})))
-            .await;
+        asked.begin("before").await;
         asked
     });
     gateway.upgrade(&[]).await.unwrap();

@@ -166,8 +166,7 @@ async fn b3_a_streams_tokens_count_when_it_has_ended_and_a_refused_one_costs_not
     assert_eq!(client.message().await.status(), 400);
     let mut client = gateway.open(with(Request::chat(true), &key)).await;
     let mut asked = replica.next().await;
-    asked.stream().await;
-    asked.event(&delta(json!({"role": "assistant", "content": "hi"}))).await;
+    asked.begin("hi").await;
     asked.event(&finish("stop")).await;
     asked.event(&usage(600, 600)).await;
     asked.done().await;

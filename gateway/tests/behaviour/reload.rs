@@ -17,10 +17,7 @@ async fn a_change_is_seen_by_itself_and_leaves_running_streams_alone() {
     let mut replica = replica;
     let mut running = gateway.open(Request::chat(true)).await;
     let mut asked = replica.next().await;
-    asked.stream().await;
-    asked
-        .event(&delta(json!({"role": "assistant", "content": "before"})))
-        .await;
+    asked.begin("before").await;
     running.head().await;
     running.read_to("before").await;
     gateway.rewrite("limits", "body_bytes = \"10 KiB\"");

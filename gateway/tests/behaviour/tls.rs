@@ -40,10 +40,7 @@ async fn a_renewed_certificate_is_shown_to_new_connections_and_leaves_running_st
     let mut running = Client::over(connect(&gateway, &[&old], &[]).await);
     running.send(&Request::chat(true)).await;
     let mut asked = replica.next().await;
-    asked.stream().await;
-    asked
-        .event(&delta(json!({"role": "assistant", "content": "before"})))
-        .await;
+    asked.begin("before").await;
     running.head().await;
     running.read_to("before").await;
     // The files change; nobody tells the gateway.

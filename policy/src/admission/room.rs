@@ -7,6 +7,7 @@
 //! decrease, as TCP has it). What is larger than the whole room goes alone, so that nothing waits for ever. Conversations between two
 //! turns count too, as long as they are `kept`.
 
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,8 +70,9 @@ impl Need {
     }
 }
 
-/// What is held of a room.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// What is held of a room, as one process says it to the one that takes over, too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Holds {
     /// Running sequences.
     pub sequences: u32,

@@ -15,13 +15,11 @@ use tokio::sync::Notify;
 
 use super::{DiscoveryError, Found, REPLICAS_MAX, ServiceDiscovery};
 use crate::config::Watch;
+use crate::supervisor::{NAME_BYTES_MAX, is_replica_name};
 use crate::upstream::Address;
 
 /// 256 replicas with long names have 40 KB.
 const FILE_BYTES_MAX: u64 = 1 << 20;
-
-/// The longest name of a replica, as in the configuration.
-const NAME_CHARS_MAX: usize = 64;
 
 /// Without a watch on the file it is looked at so often.
 const LOOK: Duration = Duration::from_secs(10);
@@ -114,10 +112,9 @@ fn parse(text: &str, is_json: bool) -> Result<Found, String> {
     let mut urls = HashSet::new();
     for (index, Entry { name, url }) in entries.into_iter().enumerate() {
         let at = |problem: String| Err(format!("entry {} (name \"{name}\"): {problem}", index + 1));
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if name.is_empty() || name.len() > NAME_CHARS_MAX || name.starts_with('.') || !name.chars().all(plain) {
+        if !is_replica_name(&name) {
             return at(format!(
-                "a name has 1 to {NAME_CHARS_MAX} letters, digits, `-`, `_` or `.`"
+                "a name has 1 to {NAME_BYTES_MAX} letters, digits, `-`, `_` or `.`"
             ));
         }
         let address = match Address::from_url(&url) {

@@ -1,7 +1,6 @@
 //! The turn from one process to the next, on both sides; the table of it stands in `app::upgrade`.
 
 use pingora_core::server::ShutdownWatch;
-use sluice_policy::admission::room::Holds;
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use super::control::{Order, Outcome};
 use super::predecessor::Predecessor;
 use super::sockets::Door;
 use super::successor::Successor;
-use super::wire::{Held, Taken};
+use super::wire::Taken;
 use crate::app::beside::{Beside, take};
 use crate::app::keeper::Keeper;
 use crate::app::notify;
@@ -171,11 +170,7 @@ impl Beside {
             keys.go_on_from(&taken.keys);
             for (backend, replica) in flow.fleet.load().replicas() {
                 let name = replica.name();
-                let held = taken.replicas.get(&*name);
-                let holds = held.map_or_else(Holds::default, |held| Holds {
-                    sequences: held.sequences,
-                    tokens: held.tokens,
-                });
+                let holds = taken.replicas.get(&*name).copied().unwrap_or_default();
                 if let Some(slot) = backend.slot_of(&name) {
                     admission::set_elsewhere(&backend, slot, holds);
                 }
@@ -209,9 +204,9 @@ impl Beside {
             let Some(slot) = backend.slot_of(&name) else {
                 continue;
             };
-            let Holds { sequences, tokens } = backend.places().holds(slot);
-            if sequences > 0 {
-                replicas.insert(name.to_string(), Held { sequences, tokens });
+            let holds = backend.places().holds(slot);
+            if holds.sequences > 0 {
+                replicas.insert(name.to_string(), holds);
             }
         }
         Taken {

@@ -12,6 +12,7 @@ use rustix::net::{
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use sluice_policy::admission::room::Holds;
 
 use crate::keys::Spent;
 
@@ -48,17 +49,7 @@ pub struct Taken {
     /// By the key's name: since it was last said.
     pub(super) keys: BTreeMap<String, Spent>,
     /// By the replica's name: now.
-    pub(super) replicas: BTreeMap<String, Held>,
-}
-
-/// Of a replica's room.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Held {
-    /// Running sequences.
-    pub(super) sequences: u32,
-    /// KV tokens.
-    pub(super) tokens: u64,
+    pub(super) replicas: BTreeMap<String, Holds>,
 }
 
 /// The new process's words.

@@ -258,6 +258,12 @@ impl Asked {
         .await;
     }
 
+    /// The head of a stream, and the first words of the answer.
+    pub(crate) async fn begin(&mut self, text: &str) {
+        self.stream().await;
+        self.event(&delta(json!({"role": "assistant", "content": text}))).await;
+    }
+
     /// One data line, as a piece of its own.
     pub(crate) async fn event(&mut self, data: &Value) {
         self.piece(format!("data: {data}\n\n").as_bytes()).await;
