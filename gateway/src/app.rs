@@ -286,9 +286,11 @@ fn serve<S: Serve>(
 }
 
 fn server_conf(config: &Config) -> ServerConf {
+    let threads = config.server.worker_threads();
     ServerConf {
-        threads: config.server.worker_threads(),
-        work_stealing: config.server.work_stealing,
+        threads,
+        // One thread has nobody to steal from: it needs no queue that others could reach into.
+        work_stealing: config.server.work_stealing && threads > 1,
         grace_period_seconds: Some(config.server.drain.as_secs() + GRACE_MARGIN_S),
         ..ServerConf::default()
     }

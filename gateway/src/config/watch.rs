@@ -1,69 +1,46 @@
 //! Files that are watched for changes: a callback runs on a thread of its own, soon after one of them changed.
 //!
-//! Watched are the *folders*, because an editor that renames a new file into place leaves a watch on the old file behind;
-//! of a symbolic link every hop's folder, so that a swapped link (as Kubernetes does it) is seen. Events only say that it is
-//! worth a look: the callback reads the file and judges whether anything changed. It runs once at the start, too: a change
-//! between reading and watching is not lost. A folder that is replaced as a whole is not seen; SIGHUP is for that.
+//! The thread looks at their metadata twice a second. Links are followed, so that a file renamed into place, a swapped link (as
+//! Kubernetes does it) and a folder replaced as a whole are all seen, on any file system. A look only says that it is worth
+//! reading: the callback judges whether anything changed. It runs once at the start, too, behind the first look: a change
+//! between reading and watching is not lost.
 
 use std::{
-    collections::HashSet,
-    ffi::OsString,
-    io,
+    fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
-    },
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use notify::{
-    EventKind, RecommendedWatcher, RecursiveMode, Watcher,
-    event::{AccessKind, AccessMode},
-};
-
+/// Pause between two looks. A look is one system call a file.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// An editor writes in several steps: the callback waits until they have been quiet for this time.
 pub const DEBOUNCE: Duration = Duration::from_millis(200);
 /// But not longer than this, so that a file that never rests is read all the same.
 const DEBOUNCE_MAX: Duration = Duration::from_secs(2);
-/// Symbolic links that are followed, as many as Linux does.
-const LINKS_MAX: usize = 40;
 
 /// A running watch. Dropping it ends its thread.
 #[derive(Debug)]
 pub struct Watch {
-    look: SyncSender<()>,
-    ended: Arc<AtomicBool>,
+    /// Dropped first, which wakes the thread and ends it.
+    alive: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Watch {
-    /// Watches `files`, of which none needs to exist yet (their folders do), and calls `changed` once now and after changes.
+    /// Watches `files`, of which none needs to exist yet, and calls `changed` once now and after changes.
     ///
     /// # Errors
-    /// The system gives no watch or no thread (Linux: `fs.inotify.max_user_instances`). SIGHUP still works then.
+    /// The system gives no thread. SIGHUP still works then.
     pub fn start(files: Vec<PathBuf>, changed: impl FnMut() + Send + 'static) -> io::Result<Self> {
-        // One pending look is as good as many.
-        let (look, looks) = sync_channel(1);
-        let names = Arc::new(Mutex::new(HashSet::new()));
-        let watcher =
-            notify::recommended_watcher(on_event(look.clone(), Arc::clone(&names))).map_err(io::Error::other)?;
-        let ended = Arc::new(AtomicBool::new(false));
-        let folders = Folders {
-            files,
-            names,
-            watcher,
-            watched: HashSet::new(),
-        };
-        let loop_ended = Arc::clone(&ended);
+        let (alive, ended) = sync_channel(0);
         let thread = std::thread::Builder::new()
             .name("config-watch".to_owned())
-            .spawn(move || run(&looks, &loop_ended, folders, changed))?;
+            .spawn(move || run(&files, &ended, changed))?;
         Ok(Self {
-            look,
-            ended,
+            alive: Some(alive),
             thread: Some(thread),
         })
     }
@@ -71,136 +48,63 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.ended.store(true, Ordering::Release);
-        // Full means that a look is pending, which wakes the thread as well.
-        let _ = self.look.try_send(());
+        self.alive = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-/// What notify calls, on its own thread: decides whether an event is worth a look.
-fn on_event(
-    look: SyncSender<()>,
-    names: Arc<Mutex<HashSet<OsString>>>,
-) -> impl FnMut(notify::Result<notify::Event>) + Send + 'static {
-    move |event| {
-        let worth = match event {
-            // Reading the file is an event too; it must not lead to the next reading.
-            Ok(event) if is_read(event.kind) => false,
-            Ok(event) if event.need_rescan() => true,
-            Ok(event) => {
-                let names = names.lock().unwrap_or_else(PoisonError::into_inner);
-                event
-                    .paths
-                    .iter()
-                    .filter_map(|path| path.file_name())
-                    .any(|name| names.contains(name))
-            }
-            // Events were lost: look.
-            Err(_) => true,
-        };
-        if worth {
-            let _ = look.try_send(());
-        }
-    }
+/// What tells one state of a file from another.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    /// Seconds and nanoseconds of the last write, and of the last change of anything.
+    written: (i64, i64),
+    changed: (i64, i64),
 }
 
-fn is_read(kind: EventKind) -> bool {
-    matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write))
+/// `None` if there is no such file.
+fn stamp(file: &Path) -> Option<Stamp> {
+    let found = fs::metadata(file).ok()?;
+    Some(Stamp {
+        device: found.dev(),
+        inode: found.ino(),
+        bytes: found.size(),
+        written: (found.mtime(), found.mtime_nsec()),
+        changed: (found.ctime(), found.ctime_nsec()),
+    })
 }
 
-fn run(looks: &Receiver<()>, ended: &AtomicBool, mut folders: Folders, mut changed: impl FnMut()) {
+fn run(files: &[PathBuf], ended: &Receiver<()>, mut changed: impl FnMut()) {
+    let look = || files.iter().map(|file| stamp(file)).collect::<Vec<_>>();
+    let over = |pause| ended.recv_timeout(pause) != Err(RecvTimeoutError::Timeout);
+    let mut known = look();
+    changed();
     loop {
-        folders.follow();
-        changed();
-        if looks.recv().is_err() {
+        if over(LOOK_EVERY) {
             return;
+        }
+        let mut seen = look();
+        if seen == known {
+            continue;
         }
         let first = Instant::now();
-        while !ended.load(Ordering::Acquire) && first.elapsed() < DEBOUNCE_MAX {
-            match looks.recv_timeout(DEBOUNCE) {
-                Ok(()) => {}
-                Err(RecvTimeoutError::Timeout) => break,
-                Err(RecvTimeoutError::Disconnected) => return,
+        while first.elapsed() < DEBOUNCE_MAX {
+            if over(DEBOUNCE) {
+                return;
+            }
+            let before = std::mem::replace(&mut seen, look());
+            if before == seen {
+                break;
             }
         }
-        if ended.load(Ordering::Acquire) {
-            return;
-        }
+        // Taken before the file is read: what is written meanwhile is the next change.
+        known = seen;
+        changed();
     }
-}
-
-/// The folders that are watched at the moment.
-struct Folders {
-    files: Vec<PathBuf>,
-    /// File names whose events are worth a look, shared with [`on_event`].
-    names: Arc<Mutex<HashSet<OsString>>>,
-    watcher: RecommendedWatcher,
-    watched: HashSet<PathBuf>,
-}
-
-impl Folders {
-    /// Watches what the files' links lead to now.
-    fn follow(&mut self) {
-        let hops: Vec<PathBuf> = self.files.iter().flat_map(|file| hops(file)).collect();
-        let wanted: HashSet<PathBuf> = hops
-            .iter()
-            .filter_map(|hop| hop.parent())
-            .map(Path::to_path_buf)
-            .collect();
-        let names = hops
-            .iter()
-            .filter_map(|hop| hop.file_name())
-            .map(OsString::from)
-            .collect();
-        *self.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
-        for folder in wanted.difference(&self.watched.clone()) {
-            match self.watcher.watch(folder, RecursiveMode::NonRecursive) {
-                Ok(()) => {
-                    self.watched.insert(folder.clone());
-                }
-                Err(error) => tracing::warn!(folder = %folder.display(), %error, "cannot watch a folder for changes"),
-            }
-        }
-        for folder in self.watched.difference(&wanted).cloned().collect::<Vec<_>>() {
-            let _ = self.watcher.unwatch(&folder);
-            self.watched.remove(&folder);
-        }
-    }
-}
-
-/// Every symbolic link on the way to `file`, and where they end.
-fn hops(file: &Path) -> Vec<PathBuf> {
-    let mut hops = Vec::new();
-    let mut path = std::path::absolute(file).unwrap_or_else(|_| file.to_path_buf());
-    for _ in 0..LINKS_MAX {
-        let Some((link, target)) = first_link(&path) else { break };
-        hops.push(link);
-        path = target;
-    }
-    hops.push(path);
-    hops
-}
-
-/// The first component of `path` that is a link, and `path` with that link resolved.
-fn first_link(path: &Path) -> Option<(PathBuf, PathBuf)> {
-    let mut walked = PathBuf::new();
-    let mut components = path.components();
-    while let Some(component) = components.next() {
-        walked.push(component);
-        if let Ok(target) = std::fs::read_link(&walked) {
-            // `join` takes an absolute target as it is.
-            let resolved = walked
-                .parent()
-                .unwrap_or(Path::new("/"))
-                .join(target)
-                .join(components.as_path());
-            return Some((walked, resolved));
-        }
-    }
-    None
 }
 
 #[cfg(test)]
@@ -292,6 +196,22 @@ mod tests {
         wait_for(&texts, "three");
     }
 
+    /// A mounted folder that is replaced, not only a file or link in it.
+    #[test]
+    fn a_folder_that_is_replaced_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for (name, text) in [("etc", "one"), ("new", "two")] {
+            fs::create_dir(at(name)).unwrap();
+            fs::write(at(name).join("config.toml"), text).unwrap();
+        }
+        let (_watch, texts) = texts(&at("etc").join("config.toml"));
+        wait_for(&texts, "one");
+        fs::rename(at("etc"), at("old")).unwrap();
+        fs::rename(at("new"), at("etc")).unwrap();
+        wait_for(&texts, "two");
+    }
+
     /// Reading must not cause the next reading, and neighbours (the records' database lies beside the keys) don't count.
     #[test]
     fn neither_reading_nor_a_neighbour_is_a_change() {
@@ -304,7 +224,10 @@ mod tests {
             fs::write(folder.path().join("requests.db"), round.to_string()).unwrap();
             fs::read_to_string(&file).unwrap();
         }
-        assert_eq!(texts.recv_timeout(DEBOUNCE * 4), Err(RecvTimeoutError::Timeout));
+        assert_eq!(
+            texts.recv_timeout(LOOK_EVERY + DEBOUNCE * 4),
+            Err(RecvTimeoutError::Timeout)
+        );
         fs::write(&file, "two").unwrap();
         wait_for(&texts, "two");
     }
@@ -314,6 +237,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         symlink(folder.path().join("b"), folder.path().join("a")).unwrap();
         symlink(folder.path().join("a"), folder.path().join("b")).unwrap();
-        assert!(hops(&folder.path().join("a")).len() <= LINKS_MAX + 1);
+        assert_eq!(stamp(&folder.path().join("a")), None);
     }
 }

@@ -11,6 +11,7 @@
 //! | `POLLING` | the inside wakes itself | `WOKEN`, it is polled once more; the task is not woken |
 //! | `POLLING` | the inside is ready and may have more | `WOKEN` |
 //! | `POLLING` | the inside is ready and has no more until it is woken | `IDLE` |
+//! | `POLLING` | the inside is ready, and what it gave is to leave first | `WOKEN`, the next poll is pending and wakes the task |
 //! | `POLLING` | the inside is pending | `IDLE` |
 //! | `IDLE` | poll | `IDLE`, pending at once |
 //! | `IDLE` | the inside is woken | `WOKEN`, the task is woken |
@@ -34,6 +35,8 @@ const MAX_ROUNDS: usize = 32;
 pub enum More {
     /// It may be ready again at once.
     Perhaps,
+    /// As `Perhaps`, but what it gave is not to wait for more: whoever polls writes when he finds nothing.
+    Later,
     /// All that it waits for will wake it: a poll before that would find nothing.
     WhenWoken,
 }
@@ -43,6 +46,8 @@ pub struct Gated<T> {
     gate: Arc<Gate>,
     waker: Waker,
     inner: T,
+    /// The next poll finds nothing, once.
+    rests: bool,
 }
 
 impl<T> Gated<T> {
@@ -56,6 +61,7 @@ impl<T> Gated<T> {
             waker: gate.clone().into(),
             gate,
             inner,
+            rests: false,
         }
     }
 
@@ -75,10 +81,15 @@ impl<T> Gated<T> {
         if self.gate.state.load(Ordering::Acquire) == IDLE {
             return Poll::Pending;
         }
+        if std::mem::take(&mut self.rests) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         for _ in 0..MAX_ROUNDS {
             self.gate.state.store(POLLING, Ordering::Release);
             match poll(&mut self.inner, &mut Context::from_waker(&self.waker)) {
-                Poll::Ready((ready, More::Perhaps)) => {
+                Poll::Ready((ready, more @ (More::Perhaps | More::Later))) => {
+                    self.rests = more == More::Later;
                     self.gate.state.store(WOKEN, Ordering::Release);
                     return Poll::Ready(ready);
                 }
@@ -240,6 +251,17 @@ mod tests {
         });
         assert!(woken.is_ready());
         assert!(bench.poll(&mut gated, last).is_ready());
+    }
+
+    #[test]
+    fn what_is_to_leave_first_is_followed_by_nothing_once() {
+        let (mut bench, mut gated) = (Bench::new(), Gated::new(()));
+        let leaves = |_: usize, _: &Waker| Poll::Ready(((), More::Later));
+        assert!(bench.poll(&mut gated, leaves).is_ready());
+        assert!(bench.poll(&mut gated, leaves).is_pending());
+        assert_eq!((bench.polls, bench.wakes()), (1, 1));
+        assert!(bench.poll(&mut gated, leaves).is_ready());
+        assert_eq!((bench.polls, bench.wakes()), (2, 1));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A streamed answer as one pull-driven body: a step that is ready, else the upstream, else the timers.
 //!
 //! There is no task and no channel: hyper polls it when the socket has room and drops it when the client leaves, which
-//! closes the upstream. Frames that are ready together leave together. It may still be *trying* when the head has been
+//! closes the upstream. Frames that are ready together leave together, but for the first token, which waits for nobody. It may still be *trying* when the head has been
 //! sent; a replica that dies before the first data line is followed by another one, and after it the answer goes on there (B31).
 //! Where it can't, an error event says so (B10).
 //!
@@ -57,6 +57,15 @@ enum State {
     Over,
 }
 
+/// The first token of an answer on its way to the client.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum First {
+    Awaited,
+    /// It is ready: it leaves before what came with it is read.
+    Ready,
+    Left,
+}
+
 /// See the module.
 pub struct Relay {
     exchange: Arc<Exchange>,
@@ -73,6 +82,7 @@ pub struct Relay {
     call_by: Option<Instant>,
     /// A data line has been handed over.
     begun: bool,
+    first: First,
     /// The replica that answers now has sent a token.
     speaks: bool,
     /// How often the answer has gone on elsewhere.
@@ -127,6 +137,7 @@ impl Relay {
             asker: None,
             call_by: None,
             begun: false,
+            first: First::Awaited,
             speaks: false,
             seams: 0,
             crossing: false,
@@ -159,11 +170,15 @@ impl Relay {
             self.broke(attempt::hangs(), cx, &mut out);
         }
         let mut waits = false;
-        while !waits && !self.is_over() && out.len() < MERGE_BYTES {
+        while !waits && !self.is_over() && self.first != First::Ready && out.len() < MERGE_BYTES {
             waits = self.advance(cx, &mut out).is_pending();
         }
         if self.is_over() {
             return Poll::Ready((self.hand_over(out), More::Perhaps));
+        }
+        if self.first == First::Ready {
+            self.first = First::Left;
+            return Poll::Ready((self.hand_over(out), More::Later));
         }
         if out.is_empty() {
             return self.poll_timers(cx).map(|bytes| (bytes, More::Perhaps));
@@ -276,6 +291,9 @@ impl Relay {
                     self.begun = true;
                     if frame.shows == Shows::Token {
                         self.account.shown(self.heard);
+                        if self.first == First::Awaited {
+                            self.first = First::Ready;
+                        }
                     }
                     out.push(frame.bytes);
                 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
@@ -259,6 +260,32 @@ fn rows_are_written_without_a_flush() {
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     (0..300).for_each(|i| recorder.submit(full(i)));
     wait_until("all are on disk", || recorder.counts().written == 301);
+}
+
+/// Rows wait for tokens, never the other way round.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_writer_has_a_lower_priority_than_the_requests() {
+    let nice_of = |task: &Path| -> Option<(String, i32)> {
+        let stat = fs::read_to_string(task.join("stat")).ok()?;
+        let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
+        Some((name.to_owned(), rest.split_whitespace().nth(16)?.parse().ok()?))
+    };
+    let tasks = || {
+        fs::read_dir("/proc/self/task")
+            .unwrap()
+            .filter_map(|task| nice_of(&task.unwrap().path()))
+            .collect::<Vec<_>>()
+    };
+    let place = Place::new();
+    let before = nice_of(Path::new("/proc/thread-self")).unwrap().1;
+    let _recorder = place.open(1_000);
+    wait_until("its thread has stepped back", || {
+        tasks()
+            .iter()
+            .any(|(name, nice)| name == "records" && *nice == (before + 5).min(19))
+    });
+    assert_eq!(nice_of(Path::new("/proc/thread-self")).unwrap().1, before);
 }
 
 #[test]

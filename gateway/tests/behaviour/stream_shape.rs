@@ -199,6 +199,23 @@ async fn b8_an_event_that_is_cut_anywhere_arrives_whole_and_events_that_come_tog
     assert_eq!(got, event.repeat(8));
 }
 
+/// What came with it is read when the first token has left, and then goes together.
+#[tokio::test]
+async fn b8_the_first_token_waits_for_nothing_that_came_with_it() {
+    let (gateway, mut replica) = gateway().await;
+    let mut client = gateway.open(Request::chat(true)).await;
+    let mut asked = replica.next().await;
+    asked.stream().await;
+    client.head().await;
+    let event = |content: &str| format!("data: {}\n\n", delta(json!({"content": content})));
+    let role = format!("data: {}\n\n", delta(json!({"role": "assistant", "content": null})));
+    let pieces = [role, event("one"), event("two"), event("three")];
+    asked.pieces(&pieces).await;
+    let mut next = async || String::from_utf8(client.piece().await.unwrap().unwrap()).unwrap();
+    assert_eq!(next().await, pieces[..2].concat());
+    assert_eq!(next().await, pieces[2..].concat());
+}
+
 #[tokio::test]
 async fn b13_several_choices_logprobs_and_fields_of_the_future_pass_unharmed() {
     let (gateway, mut replica) = gateway().await;

@@ -271,9 +271,17 @@ impl Asked {
 
     /// These bytes of the body, in one chunk.
     pub(crate) async fn piece(&mut self, bytes: &[u8]) {
-        let mut framed = format!("{:x}\r\n", bytes.len()).into_bytes();
-        framed.extend(bytes);
-        framed.extend(b"\r\n");
+        self.pieces(&[bytes]).await;
+    }
+
+    /// Several chunks in one write.
+    pub(crate) async fn pieces<T: AsRef<[u8]>>(&mut self, pieces: &[T]) {
+        let mut framed = Vec::new();
+        for bytes in pieces.iter().map(AsRef::as_ref) {
+            framed.extend(format!("{:x}\r\n", bytes.len()).into_bytes());
+            framed.extend(bytes);
+            framed.extend(b"\r\n");
+        }
         self.write(&framed).await;
     }
 
