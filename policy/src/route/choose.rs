@@ -1,9 +1,11 @@
 //! The decision: the replica whose first token is expected soonest, unless the conversation's own is nearly as good.
 //!
 //! Problem: a conversation's KV cache is on one replica, load is on all. Rule: each replica that may be asked has a cost: its
-//! expected time to the first token (`cost`, with what `index` knows of the chain), the prefill once more, since others wait for it,
-//! and, for a conversation without a home, what a replica's live ones will cost it in the turns to come. The *home* is the session's replica, else the ring's; it
-//! is left only for one that is better by a margin, so that two that are equally good don't throw a conversation to and fro.
+//! expected time to the first token (`cost`, with what `index` knows of the chain); the prefill once more, since others wait for it; what it
+//! pushes out of the cache there, as far as that will be asked for again; and what the replica's live conversations will cost it in the turns
+//! to come. The *home* is the session's replica, else the ring's. It is left only for one that is better by a margin, so that two that are equally good
+//! don't throw a conversation to and fro; and a conversation isn't moved for the turns to come, since its cache is worth more. Both hold for the
+//! part of it that home still has: what is lost there binds it to no place.
 //! Cold start: the ring, with a load bound. Recovery: a replica that nobody chose for a while gets a new session, or one bad
 //! estimate would starve it. Source: `tests/simulate.rs`: smallest cost without the live conversations is worse than a hash of the
 //! session, since conversations pile up where the next token is soonest.
@@ -22,13 +24,11 @@ use std::time::Duration;
 use super::chain::Chain;
 use super::cost::{Load, Prefill, Room, Speed};
 use super::index::{Index, IndexLimits};
+use super::live::{LIVE, Live};
 use super::recent::Recent;
 
 /// A conversation without a name is where at least this part of it is.
 const UNNAMED_PREFIX: f64 = 0.25;
-
-/// A conversation that spoke within this time will speak again.
-const LIVE: Duration = Duration::from_secs(120);
 
 /// What each live conversation of a replica will cost one that comes to it, in its mean prefills: turns to come, times the share
 /// of its time that a conversation is being prefilled.
@@ -180,6 +180,7 @@ pub struct Ticket {
     /// When what is cached was used before, if it was done by then.
     touched: Option<Duration>,
     tokens: f64,
+    tokens_per_byte: f64,
     /// Nothing was before it.
     clear: bool,
     dispatched: Duration,
@@ -205,10 +206,9 @@ struct Replica {
     chosen: Duration,
     /// Mean seconds of its prefills, as expected.
     mean: f64,
-    /// Conversations that spoke lately.
-    live: usize,
-    /// The last first token of any request.
+    /// The last first token, and the last end, of any request.
     last_first: Duration,
+    last_end: Duration,
 }
 
 impl Replica {
@@ -218,8 +218,8 @@ impl Replica {
             load: Load::default(),
             chosen: Duration::ZERO,
             mean: FIRST_MEAN,
-            live: 0,
             last_first: Duration::ZERO,
+            last_end: Duration::ZERO,
         }
     }
 }
@@ -229,8 +229,7 @@ pub struct Router {
     pub(super) settings: RouteSettings,
     pub(super) index: Index,
     pub(super) sessions: Recent<u16>,
-    /// Those that spoke lately.
-    live: Recent<u16>,
+    live: Live,
     replicas: Vec<Replica>,
     pub(super) tokens_per_byte: f64,
     has_ratio: bool,
@@ -245,10 +244,10 @@ struct Estimate {
     ttft: f64,
     /// The prefill with nothing cached.
     anew: f64,
-    /// Of this turn.
+    /// Of this turn, to it and to others.
     cost: f64,
-    /// Of this and the turns to come, for a conversation that has no home yet.
-    stay: f64,
+    /// Of the turns to come, by those of others.
+    later: f64,
     cached: u64,
 }
 
@@ -258,7 +257,7 @@ impl Router {
         Router {
             index: Index::new(replicas, settings.index),
             sessions: Recent::default(),
-            live: Recent::default(),
+            live: Live::new(replicas),
             replicas: (0..replicas).map(|_| Replica::new(&settings)).collect(),
             tokens_per_byte: FIRST_TOKENS_PER_BYTE,
             has_ratio: false,
@@ -281,7 +280,7 @@ impl Router {
         ring: impl Iterator<Item = usize>,
         now: Duration,
     ) -> Option<Decision> {
-        self.forget_silent(now);
+        self.live.forget_silent(now);
         let estimates = self.estimates(question, now);
         let known = self.session(question.session, now);
         let of = |replica: usize| estimates.iter().find(|estimate| estimate.replica == replica).copied();
@@ -294,8 +293,12 @@ impl Router {
             question.is_named || most == 0 || (has_it && home.cached == most)
         };
         let own = known.and_then(of).filter(is_own);
-        // A conversation that has a home isn't moved for the balance: its cache is worth more.
-        let cost = |estimate: &Estimate| if own.is_some() { estimate.cost } else { estimate.stay };
+        // The part that binds it to its home; one that nobody has anything of is bound by its name.
+        let bound = own.map_or(0.0, |home| match most {
+            0 => 1.0,
+            _ => home.cached as f64 / whole as f64,
+        });
+        let cost = |estimate: &Estimate| estimate.cost + (1.0 - bound) * estimate.later;
         let best = estimates.iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).copied()?;
         let (home, reason) = match own {
             Some(home) => (home, Reason::Session),
@@ -309,8 +312,11 @@ impl Router {
             }
         };
         let margins = self.settings.margins;
+        // The ring's is left by the whole margin, so that gateways agree.
+        let hold = own.map_or(1.0, |_| bound);
+        let stay_ratio = 1.0 - hold * (1.0 - margins.stay_ratio);
         let (least, here) = (cost(&best), cost(&home));
-        let leaves = least < here * margins.stay_ratio && least + margins.stay_margin.as_secs_f64() < here;
+        let leaves = least < here * stay_ratio && least + hold * margins.stay_margin.as_secs_f64() < here;
         let (chosen, reason) = match (leaves, reason) {
             (false, reason) => (home, reason),
             (true, _) if best.cached > home.cached => (best, Reason::Prefix),
@@ -323,8 +329,9 @@ impl Router {
     /// The decision is carried out: counted before anything is sent, so that the next decision knows of it.
     pub fn dispatch(&mut self, session: u64, chain: &Arc<Chain>, decision: &Decision, now: Duration) -> Ticket {
         let place = decision.replica;
-        let cached = decision.cached_bytes as f64 * self.tokens_per_byte;
-        let tokens = chain.bytes() as f64 * self.tokens_per_byte;
+        let tokens_per_byte = self.ratio(chain);
+        let cached = decision.cached_bytes as f64 * tokens_per_byte;
+        let tokens = chain.bytes() as f64 * tokens_per_byte;
         let touched = self.index.last_touch(place, chain.links(), decision.cached_bytes);
         let room = self.room(place);
         let id = self.next_ticket;
@@ -341,12 +348,11 @@ impl Router {
             replica.mean += MEAN_WEIGHT * (seconds - replica.mean);
             replica.chosen = now;
         }
-        self.index.touch(place, chain.links(), 0, self.tokens_per_byte, now);
+        self.index.touch(place, chain.links(), 0, tokens_per_byte, now);
         if let Ok(number) = u16::try_from(place) {
             self.sessions.touch(session, number, now);
-            let before = self.live.touch(session, number, now).map(|entry| entry.value);
-            self.count_live(before, Some(number));
         }
+        self.live.spoke(chain.links(), place, now);
         if self.sessions.len() > self.settings.sessions {
             self.sessions.pop_oldest();
         }
@@ -357,6 +363,7 @@ impl Router {
             cached_bytes: decision.cached_bytes,
             touched: touched.filter(|_| settled),
             tokens,
+            tokens_per_byte,
             clear,
             dispatched: now,
             began: now,
@@ -366,13 +373,20 @@ impl Router {
 
     /// Its first token has come: its prefill is done.
     pub fn first_token(&mut self, ticket: &mut Ticket, now: Duration) {
-        if ticket.first.is_none() {
-            ticket.first = Some(now);
-            if let Some(replica) = self.replicas.get_mut(ticket.replica) {
-                replica.load.first_token(ticket.id, now);
-                ticket.began = ticket.dispatched.max(replica.last_first);
-                replica.last_first = now;
-            }
+        if ticket.first.is_some() {
+            return;
+        }
+        ticket.first = Some(now);
+        let Some(replica) = self.replicas.get_mut(ticket.replica) else {
+            return;
+        };
+        replica.load.first_token(ticket.id, now);
+        ticket.began = ticket.dispatched.max(replica.last_first);
+        replica.last_first = now;
+        if ticket.dispatched < ticket.began.max(replica.last_end) {
+            // Others have used the cache while it waited: it did after them.
+            let (links, ratio) = (ticket.chain.links(), ticket.tokens_per_byte);
+            self.index.touch(ticket.replica, links, 0, ratio, now);
         }
     }
 
@@ -381,10 +395,12 @@ impl Router {
         if let Some(replica) = self.replicas.get_mut(ticket.replica) {
             let decoded = ticket.first.map(|first| now.saturating_sub(first));
             replica.load.ended(ticket.id, ticket.tokens, decoded, now);
+            replica.last_end = now;
         }
         let bytes = ticket.chain.bytes();
+        let mut ratio = ticket.tokens_per_byte;
         if let Some(prompt) = used.prompt_tokens.filter(|_| bytes >= RATIO_LEAST_BYTES) {
-            let ratio = (prompt as f64 / bytes as f64).clamp(TOKENS_PER_BYTE.0, TOKENS_PER_BYTE.1);
+            ratio = (prompt as f64 / bytes as f64).clamp(TOKENS_PER_BYTE.0, TOKENS_PER_BYTE.1);
             let weight = if self.has_ratio { RATIO_WEIGHT } else { 1.0 };
             self.tokens_per_byte += weight * (ratio - self.tokens_per_byte);
             self.has_ratio = true;
@@ -394,7 +410,7 @@ impl Router {
         if let Some(cached) = used.cached_tokens {
             let less = cached as f64 + SURPRISE_TOKENS + thought * SURPRISE_PART < thought;
             match ticket.touched {
-                Some(touched) if less => self.index.had_less(ticket.replica, touched, self.tokens_per_byte),
+                Some(touched) if less => self.index.had_less(ticket.replica, touched),
                 Some(_) if !less && thought > 0.0 => self.index.had_all(ticket.replica),
                 _ => {}
             }
@@ -409,10 +425,9 @@ impl Router {
             {
                 replica.speed.learn(uncached, cached, seconds, now);
             }
-            let answer = used.completion_tokens.unwrap_or(0) as f64 / self.tokens_per_byte;
+            let answer = used.completion_tokens.unwrap_or(0) as f64 / ratio;
             let links = ticket.chain.links();
-            self.index
-                .touch(ticket.replica, links, answer as u64, self.tokens_per_byte, now);
+            self.index.touch(ticket.replica, links, answer as u64, ratio, now);
         }
     }
 
@@ -420,9 +435,8 @@ impl Router {
     /// may be under way there ([`Router::is_idle`]).
     pub fn occupy(&mut self, replica: usize) {
         self.index.occupy(replica);
-        let is_other = |place: &u16| usize::from(*place) != replica;
-        self.sessions.retain(is_other);
-        self.live.retain(is_other);
+        self.sessions.retain(|place| usize::from(*place) != replica);
+        self.live.occupy(replica);
         match self.replicas.get_mut(replica) {
             Some(known) => *known = Replica::new(&self.settings),
             None => self.replicas.resize_with(replica + 1, || Replica::new(&self.settings)),
@@ -467,26 +481,6 @@ impl Router {
         self.index.len()
     }
 
-    fn forget_silent(&mut self, now: Duration) {
-        while self
-            .live
-            .oldest()
-            .is_some_and(|oldest| now.saturating_sub(oldest) > LIVE)
-        {
-            let gone = self.live.pop_oldest().map(|(_, place)| place);
-            self.count_live(gone, None);
-        }
-    }
-
-    fn count_live(&mut self, before: Option<u16>, after: Option<u16>) {
-        if let Some(replica) = before.and_then(|place| self.replicas.get_mut(usize::from(place))) {
-            replica.live = replica.live.saturating_sub(1);
-        }
-        if let Some(replica) = after.and_then(|place| self.replicas.get_mut(usize::from(place))) {
-            replica.live += 1;
-        }
-    }
-
     fn session(&self, session: u64, now: Duration) -> Option<usize> {
         let entry = self.sessions.get(session)?;
         let idle = now.saturating_sub(entry.touched);
@@ -495,9 +489,9 @@ impl Router {
 
     fn estimates(&mut self, question: Question<'_>, now: Duration) -> Vec<Estimate> {
         let cached = self.index.cached(question.chain.links());
-        let tokens = question.chain.bytes() as f64 * self.tokens_per_byte;
-        let (ratio, burden) = (self.tokens_per_byte, self.settings.margins.burden);
-        let index = &self.index;
+        let (ratio, burden) = (self.ratio(question.chain), self.settings.margins.burden);
+        let tokens = question.chain.bytes() as f64 * ratio;
+        let (index, live) = (&self.index, &self.live);
         let settings = &self.settings;
         let asked = self.replicas.iter_mut().enumerate();
         let asked = asked.filter(|(place, _)| question.may.get(*place) == Some(&true));
@@ -512,17 +506,31 @@ impl Router {
                 };
                 let prefill = replica.speed.seconds((tokens - cached).max(1.0), cached);
                 let ttft = replica.load.wait(tokens, room, now) + prefill;
-                let cost = ttft + burden * prefill;
+                let pushed_out = (tokens - cached - index.free_tokens(place) as f64).max(0.0);
+                let again = match index.oldest(place).filter(|_| pushed_out > 0.0) {
+                    Some(oldest) => {
+                        let idle = now.saturating_sub(oldest).as_secs_f64();
+                        replica.speed.seconds(pushed_out, 0.0) * (-idle / LIVE.as_secs_f64()).exp()
+                    }
+                    None => 0.0,
+                };
                 Estimate {
                     replica: place,
                     ttft,
                     anew: replica.speed.seconds(tokens, 0.0),
-                    cost,
-                    stay: cost + CROWD * replica.live as f64 * replica.mean,
+                    cost: ttft + burden * prefill + (1.0 + burden) * again,
+                    later: CROWD * live.of(place) as f64 * replica.mean,
                     cached: bytes,
                 }
             })
             .collect()
+    }
+
+    /// Tokens of a byte of this prompt: as measured in what is known of it, the rest as in all prompts.
+    fn ratio(&self, chain: &Chain) -> f64 {
+        let (known, own) = self.index.tokens_per_byte(chain.links()).unwrap_or((0, 0.0));
+        let share = known as f64 / chain.bytes().max(1) as f64;
+        share * own + (1.0 - share) * self.tokens_per_byte
     }
 
     fn room(&self, replica: usize) -> Room {

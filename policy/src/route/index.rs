@@ -6,8 +6,8 @@
 //! lost, and that the cache holds less than thought; one that says as much lets the belief grow back. A restarted replica starts
 //! empty. Source: vLLM's block pool, read beside the simulator's (gateway's `simulator/cache`).
 //!
-//! Enters: chains, replicas by number, `now`. Leaves: bytes cached per replica. The unit here is bytes of text; a learned ratio
-//! turns a budget of tokens into bytes when it is needed, so that a better ratio mends what was stored before.
+//! Enters: chains, replicas by number, `now`. Leaves: bytes cached per replica, and how many tokens a byte of a conversation has: each
+//! piece of text keeps the ratio of the last prompt that it was measured in, since one ratio for all texts is a third off for some.
 
 use foldhash::{HashMap, HashMapExt};
 use std::time::Duration;
@@ -56,12 +56,25 @@ impl Default for IndexLimits {
     }
 }
 
+/// The text of one link, without what is before it.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    bytes: u64,
+    tokens_per_byte: f32,
+}
+
+impl Piece {
+    fn tokens(self) -> u64 {
+        (self.bytes as f64 * f64::from(self.tokens_per_byte)).round() as u64
+    }
+}
+
 /// One replica's KV cache, as believed.
 #[derive(Debug, Default)]
 struct Shelf {
-    /// Bytes of each link, without those before it.
-    links: Recent<u64>,
-    bytes: u64,
+    links: Recent<Piece>,
+    /// Of all pieces.
+    tokens: u64,
     /// What it says that it holds, in tokens.
     kv_tokens: Option<u64>,
     /// Part of that which seems to be there for us.
@@ -69,7 +82,7 @@ struct Shelf {
 }
 
 impl Shelf {
-    fn tokens(&self) -> u64 {
+    fn holds(&self) -> u64 {
         let said = self.kv_tokens.unwrap_or(DEFAULT_KV_TOKENS);
         (said as f64 * self.belief.unwrap_or(1.0)) as u64
     }
@@ -114,6 +127,17 @@ impl Index {
         cached
     }
 
+    /// How far this chain is known, in bytes, and how many tokens a byte has there.
+    pub fn tokens_per_byte(&self, chain: &[Link]) -> Option<(u64, f64)> {
+        chain.iter().rev().find_map(|link| {
+            let holders = self.holders.get(&link.hash)?;
+            let (word, bits) = holders.iter().enumerate().find(|(_, bits)| **bits != 0)?;
+            let shelf = self.shelves.get(word * 64 + bits.trailing_zeros() as usize)?;
+            let piece = shelf.links.get(link.hash)?.value;
+            Some((link.bytes, f64::from(piece.tokens_per_byte)))
+        })
+    }
+
     /// When the end of what is cached of this chain was last used on this replica.
     pub fn last_touch(&self, replica: usize, chain: &[Link], cached_bytes: u64) -> Option<Duration> {
         let last = chain.iter().rfind(|link| link.bytes <= cached_bytes)?;
@@ -122,22 +146,26 @@ impl Index {
     }
 
     /// This prompt is in the replica's cache from now on, and `answer_bytes` of an answer after it, which nobody asks for again
-    /// but which takes room. `tokens_per_byte` says what that is of its cache.
+    /// but which takes room.
     pub fn touch(&mut self, replica: usize, chain: &[Link], answer_bytes: u64, tokens_per_byte: f64, now: Duration) {
         if replica >= self.shelves.len() {
             return;
         }
+        let piece = |bytes| Piece {
+            bytes,
+            tokens_per_byte: tokens_per_byte as f32,
+        };
         if let Some(last) = chain.last().filter(|_| answer_bytes > 0) {
             // Of no prompt: a chain's hashes all come out of the hasher.
-            self.put(replica, !last.hash, answer_bytes, now);
+            self.put(replica, !last.hash, piece(answer_bytes), now);
         }
         // The beginning is touched last: it is given up last.
         for (place, link) in chain.iter().enumerate().rev() {
             let before = place.checked_sub(1).and_then(|place| chain.get(place));
             let bytes = link.bytes.saturating_sub(before.map_or(0, |link| link.bytes));
-            self.put(replica, link.hash, bytes, now);
+            self.put(replica, link.hash, piece(bytes), now);
         }
-        self.fit(replica, tokens_per_byte);
+        self.fit(replica);
         self.expire(now);
     }
 
@@ -158,7 +186,7 @@ impl Index {
     }
 
     /// An answer had less cached than was thought; what was thought was last used at `touched`: whatever is as old is lost too.
-    pub fn had_less(&mut self, replica: usize, touched: Duration, tokens_per_byte: f64) {
+    pub fn had_less(&mut self, replica: usize, touched: Duration) {
         while self
             .shelves
             .get(replica)
@@ -169,7 +197,7 @@ impl Index {
         }
         if let Some(shelf) = self.shelves.get_mut(replica) {
             let said = shelf.kv_tokens.unwrap_or(DEFAULT_KV_TOKENS).max(1) as f64;
-            let holds = shelf.bytes as f64 * tokens_per_byte / said;
+            let holds = shelf.tokens as f64 / said;
             // One surprise may be chance (a sequence that ran long): halfway there.
             let belief = shelf.belief.unwrap_or(1.0);
             shelf.belief = Some((belief + holds.min(belief)) / 2.0).map(|belief| belief.max(LEAST_BELIEF));
@@ -203,6 +231,17 @@ impl Index {
         while self.drop_oldest(replica) {}
     }
 
+    /// Tokens of this replica's cache that nobody holds.
+    pub fn free_tokens(&self, replica: usize) -> u64 {
+        let shelf = self.shelves.get(replica);
+        shelf.map_or(0, |shelf| shelf.holds().saturating_sub(shelf.tokens))
+    }
+
+    /// When what this replica would give up next was last used.
+    pub fn oldest(&self, replica: usize) -> Option<Duration> {
+        self.shelves.get(replica).and_then(|shelf| shelf.links.oldest())
+    }
+
     /// Links remembered.
     pub fn len(&self) -> usize {
         self.links
@@ -218,25 +257,26 @@ impl Index {
         let shelf = self.shelves.get(replica);
         shelf.into_iter().flat_map(|shelf| {
             let links = shelf.links.oldest_first();
-            links.map(|(hash, entry)| (hash, entry.value, entry.touched))
+            links.map(|(hash, entry)| (hash, entry.value.bytes, entry.touched))
         })
     }
 
     /// One that was saved; in the order of [`Index::entries`].
-    pub fn restore(&mut self, replica: usize, hash: u64, bytes: u64, touched: Duration) {
+    pub fn restore(&mut self, replica: usize, hash: u64, bytes: u64, tokens_per_byte: f64, touched: Duration) {
         if replica < self.shelves.len() {
-            self.put(replica, hash, bytes, touched);
+            let tokens_per_byte = tokens_per_byte as f32;
+            self.put(replica, hash, Piece { bytes, tokens_per_byte }, touched);
         }
     }
 
-    fn put(&mut self, replica: usize, hash: u64, bytes: u64, now: Duration) {
+    fn put(&mut self, replica: usize, hash: u64, piece: Piece, now: Duration) {
         let Some(shelf) = self.shelves.get_mut(replica) else {
             return;
         };
-        match shelf.links.touch(hash, bytes, now) {
-            Some(before) => shelf.bytes = shelf.bytes.saturating_sub(before.value) + bytes,
+        shelf.tokens += piece.tokens();
+        match shelf.links.touch(hash, piece, now) {
+            Some(before) => shelf.tokens -= before.value.tokens(),
             None => {
-                shelf.bytes += bytes;
                 self.links += 1;
                 if let Some(word) = self.holders.entry(hash).or_default().get_mut(replica / 64) {
                     *word |= 1 << (replica % 64);
@@ -249,11 +289,11 @@ impl Index {
     }
 
     /// Until no more is kept than its cache holds.
-    fn fit(&mut self, replica: usize, tokens_per_byte: f64) {
+    fn fit(&mut self, replica: usize) {
         while self
             .shelves
             .get(replica)
-            .is_some_and(|shelf| shelf.bytes as f64 * tokens_per_byte > shelf.tokens() as f64)
+            .is_some_and(|shelf| shelf.tokens > shelf.holds())
             && self.drop_oldest(replica)
         {}
     }
@@ -281,13 +321,13 @@ impl Index {
 
     /// False if there was none.
     fn drop_oldest(&mut self, replica: usize) -> bool {
-        let Some((shelf, (hash, bytes))) = self.shelves.get_mut(replica).and_then(|shelf| {
+        let Some((shelf, (hash, piece))) = self.shelves.get_mut(replica).and_then(|shelf| {
             let oldest = shelf.links.pop_oldest()?;
             Some((shelf, oldest))
         }) else {
             return false;
         };
-        shelf.bytes = shelf.bytes.saturating_sub(bytes);
+        shelf.tokens -= piece.tokens();
         self.links -= 1;
         if let Some(holders) = self.holders.get_mut(&hash) {
             if let Some(word) = holders.get_mut(replica / 64) {
@@ -370,7 +410,7 @@ mod tests {
         index.touch(0, &chain(2, 0, 10), 0, 1.0, at(2));
         index.touch(0, &chain(3, 0, 10), 0, 1.0, at(3));
         assert_eq!(index.last_touch(0, &chain(2, 0, 12), 10_000), Some(at(2)));
-        index.had_less(0, at(2), 1.0);
+        index.had_less(0, at(2));
         assert_eq!(index.cached(&chain(1, 0, 10)), [0]);
         assert_eq!(index.cached(&chain(3, 0, 10)), [10_000]);
         index.touch(0, &chain(4, 0, 70), 0, 1.0, at(4));

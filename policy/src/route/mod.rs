@@ -11,6 +11,8 @@ pub mod chain;
 mod recent;
 // Which replica has which part of a conversation in its KV cache.
 pub mod index;
+// Conversations that will speak again.
+mod live;
 // How long a replica needs for a prompt, learned; and what it has to do before.
 pub mod cost;
 // The decision, and what is learned from its outcome.

@@ -62,6 +62,13 @@ impl<V> Recent<V> {
         before
     }
 
+    /// Takes one out.
+    pub(super) fn remove(&mut self, key: u64) -> Option<V> {
+        let entry = self.entries.remove(&key)?;
+        self.order.remove(&entry.tick);
+        Some(entry.value)
+    }
+
     /// When the last one was touched.
     pub(super) fn oldest(&self) -> Option<Duration> {
         let (_, key) = self.order.first_key_value()?;

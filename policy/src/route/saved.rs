@@ -84,7 +84,8 @@ impl Router {
         for replica in &saved.replicas {
             let Some(place) = known(replica) else { continue };
             for &(hash, bytes, _) in replica.links.iter().filter(|(_, _, age)| is_fresh(*age)) {
-                self.index.restore(place, hash, bytes, Duration::ZERO);
+                self.index
+                    .restore(place, hash, bytes, saved.tokens_per_byte, Duration::ZERO);
             }
             let fresh = replica.sessions.iter().filter(|(_, age)| is_fresh(*age));
             sessions.extend(fresh.map(|&(session, age)| (age, session, place)));

@@ -190,3 +190,76 @@ fn the_ratio_of_tokens_and_surprises_of_the_cache_are_learned() {
         "this answer has put it there again"
     );
 }
+
+/// Two replicas, each with a KV cache of so many links.
+fn with_caches(links: u64) -> Router {
+    let mut router = Router::new(2, RouteSettings::default());
+    (0..2).for_each(|replica| router.capacity(replica, links * 1_000));
+    router
+}
+
+#[test]
+fn what_a_home_has_lost_binds_to_no_place() {
+    let mut router = with_caches(30);
+    serve_on(&mut router, 1, &chain(1, 20), &[true, false], 0, 0.0);
+    let stays = decide(&mut router, 1, &chain(1, 21), &[true, true], 0, 30.0);
+    assert_eq!((stays.replica, stays.reason), (0, Reason::Session));
+    serve_on(&mut router, 2, &chain(2, 25), &[true, false], 0, 10.0);
+    let moves = decide(&mut router, 1, &chain(1, 21), &[true, true], 0, 30.0);
+    assert!(router.index.cached(chain(1, 21).links())[0] > 0, "some of it is left");
+    assert_eq!((moves.replica, moves.reason), (1, Reason::MovedLoad));
+}
+
+#[test]
+fn a_new_conversation_pushes_out_what_nobody_asks_for_any_more() {
+    let mut router = with_caches(30);
+    serve_on(&mut router, 1, &chain(1, 29), &[true, false], 0, 0.0);
+    serve_on(&mut router, 2, &chain(2, 29), &[false, true], 1, 500.0);
+    // One live conversation each.
+    serve_on(&mut router, 4, &chain(4, 1), &[true, false], 0, 500.0);
+    let short = decide(&mut router, 3, &chain(3, 1), &[true, true], 1, 530.0);
+    assert_eq!((short.replica, short.reason), (1, Reason::Ring));
+    let long = decide(&mut router, 3, &chain(3, 20), &[true, true], 1, 530.0);
+    assert_eq!((long.replica, long.reason), (0, Reason::Ring));
+}
+
+#[test]
+fn a_prompt_uses_the_cache_when_it_begins_and_not_when_it_is_sent() {
+    let mut router = with_caches(50);
+    let may = [true, false];
+    let send = |router: &mut Router, name: u64, now: f64| {
+        let decision = decide(router, name, &chain(name, 20), &may, 0, now);
+        router.dispatch(name, &chain(name, 20), &decision, at(now))
+    };
+    let mut first = send(&mut router, 1, 0.0);
+    let mut second = send(&mut router, 2, 1.0);
+    router.first_token(&mut first, at(3.0));
+    router.ended(first, Used::default(), at(4.0));
+    router.first_token(&mut second, at(6.0));
+    send(&mut router, 3, 6.5);
+    let has = |name: u64| router.index.cached(chain(name, 20).links())[0];
+    assert_eq!((has(1), has(2)), (40_000, 80_000), "the second waited for the first");
+}
+
+#[test]
+fn a_text_keeps_its_own_tokens_a_byte() {
+    let mut router = with_caches(1_000);
+    let mut tokens_of = |name: u64, now: f64| {
+        let decision = decide(&mut router, name, &chain(name, 10), &[true, false], 0, now);
+        let ticket = router.dispatch(name, &chain(name, 10), &decision, at(now));
+        let tokens = ticket.tokens;
+        let used = Used {
+            prompt_tokens: Some(name * 4_000),
+            ..Used::default()
+        };
+        let mut ticket = ticket;
+        router.first_token(&mut ticket, at(now + 1.0));
+        router.ended(ticket, used, at(now + 2.0));
+        tokens
+    };
+    tokens_of(1, 0.0);
+    let second = tokens_of(4, 10.0);
+    assert!((second - 4_000.0).abs() < 1.0, "as the first: {second}");
+    let again = [tokens_of(1, 20.0), tokens_of(4, 30.0)];
+    assert!(again[0] < 4_001.0 && again[1] > 15_999.0, "{again:?}");
+}
