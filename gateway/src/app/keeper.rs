@@ -65,6 +65,7 @@ impl Keeper {
             roster,
             watchers: Vec::new(),
         };
+        keeper.tell_awaited();
         let seats: Vec<Seat> = keeper.roster.seats().cloned().collect();
         seats.iter().for_each(|seat| keeper.watch(seat));
         keeper
@@ -79,10 +80,18 @@ impl Keeper {
         }
     }
 
-    /// Other replicas were found.
+    /// Other replicas were found, or nobody was.
     pub fn found(&mut self, news: News) {
         if self.finders.heard(news) {
             self.apply(self.config.clone());
+        }
+        self.tell_awaited();
+    }
+
+    /// Requests wait for a first look for replicas.
+    fn tell_awaited(&self) {
+        for backend in self.flow.fleet.load().backends.iter() {
+            backend.set_awaited(self.finders.is_awaited(&backend.name));
         }
     }
 
@@ -105,6 +114,7 @@ impl Keeper {
         self.supervisor.keep_secret(build::secret_variables(&config));
         let change = self.roster.change(wanted);
         self.flow.fleet.store(Arc::new(self.roster.fleet()));
+        self.tell_awaited();
         self.carry_out(change, config.server.drain);
         self.config = config;
     }
