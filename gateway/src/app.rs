@@ -169,7 +169,7 @@ pub fn run(source: Source, config: Config, mut predecessor: Option<Predecessor>)
         metrics: Metrics::new()?,
     };
     books.metrics.watch_records(&books.recorder);
-    let roster = Roster::new(build::fleet(&config)?);
+    let roster = Roster::new(build::fleet(&config, &[])?);
     let fleet = roster.fleet();
     let remembered = Remembered::new(&state_folder);
     if let Some(old) = &predecessor {

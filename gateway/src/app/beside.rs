@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,7 +25,7 @@ use super::upgrade::sockets::{Door, Sockets};
 use super::upgrade::successor::Successor;
 use crate::admin::{self, AdminState};
 use crate::config::live::on_hangup;
-use crate::config::{Live, Watch};
+use crate::config::{Config, Live, Watch};
 use crate::downstream::endpoints;
 use crate::downstream::leaving::Leaving;
 use crate::downstream::tls::Certificate;
@@ -258,7 +258,8 @@ impl Beside {
                 self.certificate
                     .iter()
                     .flat_map(|certificate| certificate.files().map(Path::to_path_buf)),
-            );
+            )
+            .chain(upstream_tls(&self.live.get()));
         let hangup = reload.clone();
         tokio::spawn(async move {
             if let Err(error) = on_hangup(hangup).await {
@@ -273,6 +274,13 @@ impl Beside {
             }
         }
     }
+}
+
+/// Files of TLS to replicas, as the process started with them.
+fn upstream_tls(config: &Config) -> Vec<PathBuf> {
+    let tls = config.backend.iter().map(|backend| &backend.tls);
+    let files = tls.flat_map(|tls| [&tls.ca, &tls.cert, &tls.key]);
+    files.filter(|file| !file.as_os_str().is_empty()).cloned().collect()
 }
 
 pub(super) fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {

@@ -172,18 +172,19 @@ impl WantedReplica {
     }
 }
 
-/// What a configuration wants of the fleet.
+/// What a configuration wants of the fleet. Whose settings are those of one of `tls` has that: files are read again at a reload, not for
+/// each replica that is found.
 ///
 /// # Errors
 /// See [`BuildError`]: what `check-config` can't know without the environment.
-pub fn fleet(config: &Config) -> Result<Vec<WantedBackend>, BuildError> {
+pub fn fleet(config: &Config, tls: &[Arc<Tls>]) -> Result<Vec<WantedBackend>, BuildError> {
     let all = config.backend.iter();
     all.map(|backend| {
         let profile = config.profile(&backend.profile).ok_or_else(|| BuildError::Profile {
             backend: backend.name.clone(),
             profile: backend.profile.clone(),
         })?;
-        self::backend(backend, &profile, config.admission.sequences)
+        self::backend(backend, &profile, config.admission.sequences, tls)
     })
     .collect()
 }
@@ -209,12 +210,20 @@ fn capacity(launcher: &LauncherConfig, profile: &Profile, setting: u32) -> Capac
     }
 }
 
-fn backend(config: &BackendConfig, profile: &Profile, sequences: u32) -> Result<WantedBackend, BuildError> {
+fn backend(
+    config: &BackendConfig,
+    profile: &Profile,
+    sequences: u32,
+    tls: &[Arc<Tls>],
+) -> Result<WantedBackend, BuildError> {
     let routing = RouteSettings::default();
     let all_simulated = config.replica.iter().all(|replica| replica.launcher.is_simulated());
     let authorization = authorization(config)?;
     let is_secure = config.replica.iter().any(|replica| replica.launcher.is_secure());
-    let tls = is_secure.then(|| Tls::read(&config.tls)).transpose();
+    let known = tls.iter().find(|tls| tls.is_by(&config.tls)).cloned();
+    let tls = is_secure
+        .then(|| known.map_or_else(|| Tls::read(&config.tls), Ok))
+        .transpose();
     let tls = tls.map_err(|source| BuildError::Tls {
         backend: config.name.clone(),
         key: source.key(),

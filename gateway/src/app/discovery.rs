@@ -106,13 +106,16 @@ pub struct Finders {
 struct Finder {
     settings: DiscoveryConfig,
     found: Found,
+    /// Its first look has ended.
+    has_looked: bool,
     task: JoinHandle<()>,
 }
 
-/// A source has found other replicas.
+/// A source has found other replicas, or its first look has ended.
 pub struct News {
     settings: DiscoveryConfig,
-    found: Found,
+    /// `None`: that look failed.
+    found: Option<Found>,
 }
 
 impl Drop for Finder {
@@ -156,6 +159,7 @@ impl Finders {
             new.push(Finder {
                 settings: settings.clone(),
                 found,
+                has_looked: false,
                 task: tokio::spawn(task),
             });
         }
@@ -169,10 +173,19 @@ impl Finders {
         self.all.iter().find(|finder| finder.settings == *settings)
     }
 
-    /// False if nobody looks there any more.
+    /// True if other replicas are to be held now.
     pub fn heard(&mut self, news: News) -> bool {
         let finder = self.all.iter_mut().find(|finder| finder.settings == news.settings);
-        finder.map(|finder| finder.found = news.found).is_some()
+        let Some(finder) = finder else { return false };
+        finder.has_looked = true;
+        news.found.map(|found| finder.found = found).is_some()
+    }
+
+    /// Replicas of this backend are looked for, and the first look hasn't ended.
+    pub fn is_awaited(&self, backend: &str) -> bool {
+        let settings = self.of.get(backend);
+        let finder = settings.and_then(|settings| self.finder(settings));
+        finder.is_some_and(|finder| !finder.has_looked)
     }
 
     /// The configuration with what was found. What is there already, by its address, isn't added; a name that is taken is left out.
@@ -243,7 +256,9 @@ async fn look(
 ) {
     let mut known = Found::new();
     let mut failure = None;
+    let mut has_looked = false;
     loop {
+        let mut news = None;
         let looked = tokio::time::timeout(LOOK_TIME, source.discover()).await;
         match looked.unwrap_or(Err(DiscoveryError::Slow)) {
             Ok(found) => {
@@ -252,10 +267,7 @@ async fn look(
                 }
                 if found != known {
                     known.clone_from(&found);
-                    let settings = settings.clone();
-                    if tell.send(News { settings, found }).await.is_err() {
-                        return;
-                    }
+                    news = Some(found);
                 }
             }
             Err(error) => {
@@ -271,6 +283,13 @@ async fn look(
                 }
             }
         }
+        if news.is_some() || !has_looked {
+            let settings = settings.clone();
+            if tell.send(News { settings, found: news }).await.is_err() {
+                return;
+            }
+        }
+        has_looked = true;
         source.changed().await;
     }
 }

@@ -50,6 +50,8 @@ pub async fn follow(
                     greeting::ready(&backend, &replica, url);
                 }
             }
+            // Not known to be down: requests wait for the first look.
+            ReplicaState::Looking { .. } => {}
             ReplicaState::Starting { .. } => {
                 replica.set_readiness(Readiness::Down);
             }

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::discovery::{self, Finders, News};
+use super::remembered::Remembered;
 use super::roster::{Change, Roster, Seat};
 use super::{build, follow, health};
 use crate::config::{Config, Live};
@@ -34,6 +35,7 @@ pub struct Keeper {
     /// What the roster is by.
     config: Arc<Config>,
     finders: Finders,
+    remembered: Remembered,
     news: mpsc::Receiver<News>,
 }
 
@@ -51,12 +53,19 @@ impl Watcher {
 
 impl Keeper {
     /// The supervisor has started whom the roster has.
-    pub fn new(live: Arc<Live>, flow: Arc<Flow>, supervisor: Supervisor, roster: Roster) -> Keeper {
+    pub fn new(
+        live: Arc<Live>,
+        flow: Arc<Flow>,
+        supervisor: Supervisor,
+        roster: Roster,
+        remembered: Remembered,
+    ) -> Keeper {
         let (tell, news) = mpsc::channel(discovery::PENDING);
         let mut finders = Finders::new(tell, flow.books.metrics.clone());
         finders.follow(&live.get());
         let mut keeper = Keeper {
             finders,
+            remembered,
             news,
             config: live.get(),
             live,
@@ -65,6 +74,7 @@ impl Keeper {
             roster,
             watchers: Vec::new(),
         };
+        keeper.tell_awaited();
         let seats: Vec<Seat> = keeper.roster.seats().cloned().collect();
         seats.iter().for_each(|seat| keeper.watch(seat));
         keeper
@@ -79,10 +89,18 @@ impl Keeper {
         }
     }
 
-    /// Other replicas were found.
+    /// Other replicas were found, or nobody was.
     pub fn found(&mut self, news: News) {
         if self.finders.heard(news) {
             self.apply(self.config.clone());
+        }
+        self.tell_awaited();
+    }
+
+    /// Requests wait for a first look for replicas.
+    fn tell_awaited(&self) {
+        for backend in self.flow.fleet.load().backends.iter() {
+            backend.set_awaited(self.finders.is_awaited(&backend.name));
         }
     }
 
@@ -98,13 +116,15 @@ impl Keeper {
     }
 
     fn apply(&mut self, config: Arc<Config>) {
-        let wanted = match build::fleet(&self.finders.complete(&config)) {
+        let wanted = match build::fleet(&self.finders.complete(&config), &self.tls()) {
             Ok(wanted) => wanted,
             Err(error) => return tracing::error!(%error, "backends and replicas stay as they were"),
         };
         self.supervisor.keep_secret(build::secret_variables(&config));
         let change = self.roster.change(wanted);
         self.flow.fleet.store(Arc::new(self.roster.fleet()));
+        self.remembered.restore_late(&self.flow.fleet.load());
+        self.tell_awaited();
         self.carry_out(change, config.server.drain);
         self.config = config;
     }
@@ -139,18 +159,22 @@ impl Keeper {
 
     /// Files may have been renewed, whatever the configuration says.
     fn renew_certificates(&self) {
-        let mut renewed: Vec<&Arc<Tls>> = Vec::new();
-        for seat in self.roster.seats() {
-            // Replicas of a backend that came together share it.
-            let Some(tls) = &seat.spec.tls else { continue };
-            if renewed.iter().any(|other| Arc::ptr_eq(other, tls)) {
-                continue;
-            }
+        for tls in self.tls() {
             if let Err(error) = tls.reload() {
-                tracing::error!(backend = %seat.backend.name, %error, "TLS to its replicas stays as it was");
+                tracing::error!(setting = error.key(), %error, "TLS to replicas stays as it was");
             }
-            renewed.push(tls);
         }
+    }
+
+    /// TLS to replicas, each once: those of a backend share it.
+    fn tls(&self) -> Vec<Arc<Tls>> {
+        let mut all: Vec<Arc<Tls>> = Vec::new();
+        for tls in self.roster.seats().filter_map(|seat| seat.spec.tls.as_ref()) {
+            if !all.iter().any(|other| Arc::ptr_eq(other, tls)) {
+                all.push(tls.clone());
+            }
+        }
+        all
     }
 
     /// What has gone lets go of its name before somebody else takes it.

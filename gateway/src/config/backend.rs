@@ -32,8 +32,8 @@ pub struct BackendConfig {
     /// Environment variable with the key that vLLM wants (`--api-key`). Empty (default) = vLLM wants none.
     #[serde(default)]
     pub key_env: String,
-    /// Backends by name, in order, that get its requests while no replica of it is up or expected back, and those with images if it takes
-    /// none. The answer's `model` says what answered. Default none.
+    /// Backends by name, in order, that get its requests while no replica of it is up or expected back, those that find no place or no answer
+    /// there before anything was shown, and those with images if it takes none. The answer's `model` says what answered. Default none.
     #[serde(default)]
     pub fallback: Vec<String>,
     /// It takes images, video and audio. Default true; false sends requests that have some to the first fallback that does.

@@ -475,6 +475,19 @@ fn broken_toml_is_shown_where_it_breaks() {
     insta::assert_snapshot!("twice", refusal("threads = 0", "threads = 0\nthreads = 1"));
 }
 
+/// The supervisor would refuse it: it is the name of its files.
+#[test]
+fn a_replica_is_not_called_like_a_hidden_file() {
+    let text = |name: &str| {
+        format!(
+            "[[backend]]\nname = \".b\"\n[[backend.replica]]\nname = \"{name}\"\nlauncher = \"external\"\nurl = \"http://127.0.0.1:8000\"\n"
+        )
+    };
+    assert!(parse(&text("x")).is_ok());
+    let error = parse(&text(".x")).expect_err("refused").to_string();
+    assert!(error.contains("doesn't begin with `.`"), "{error}");
+}
+
 #[test]
 fn contradictions_are_all_reported_at_once() {
     let text = r#"

@@ -37,6 +37,10 @@ pub struct Progress(Arc<Mutex<Standing>>);
 struct Standing {
     attempt: Option<Attempt>,
     queue: Queue,
+    /// Another backend has it now.
+    backend: Option<Arc<Backend>>,
+    /// Queues of those that had it before: whose model, how long, and how it ended.
+    queues_before: Vec<(Arc<String>, Duration, Queued)>,
 }
 
 /// A request's time in the queue.
@@ -90,6 +94,15 @@ impl Progress {
     /// The attempt of this number goes to this replica.
     pub fn attempt(&self, count: u32, replica: Arc<str>, route: Route) {
         self.standing().attempt = Some(Attempt { count, replica, route });
+    }
+
+    /// This backend has it from now on, which isn't the one that was planned.
+    pub fn goes_over(&self, from: &Backend, to: &Arc<Backend>) {
+        let mut standing = self.standing();
+        if let Queue::Over(waited, outcome) = std::mem::take(&mut standing.queue) {
+            standing.queues_before.push((from.model(), waited, outcome));
+        }
+        standing.backend = Some(to.clone());
     }
 
     /// It waits for a place.
@@ -239,15 +252,22 @@ impl Account {
 
     /// Where it goes.
     pub fn planned(&mut self, backend: &Backend, session: &SessionKey) {
-        self.record.model = backend.model().to_string();
-        self.record.profile = backend.profile.to_string();
         self.record.session_hash = Some(session.hash);
         self.record.session_source = Some(session.source.as_str());
+        self.goes_to(backend);
+    }
+
+    fn goes_to(&mut self, backend: &Backend) {
+        self.record.model = backend.model().to_string();
+        self.record.profile = backend.profile.to_string();
         self._in_flight = Some(self.books.metrics.in_flight(&self.record.model));
     }
 
     /// Attempts so far.
     pub fn tried(&mut self, tried: &Tried) {
+        if let Some(backend) = &tried.fallback {
+            self.goes_to(backend);
+        }
         self.history = tried.history;
         self.record.history_changes = tried.history.iter().sum();
         self.record.attempts = tried.count;
@@ -378,14 +398,27 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         let mut record = std::mem::take(&mut self.record);
-        let Standing { attempt, queue } = std::mem::take(&mut *self.progress.standing());
+        let Standing {
+            attempt,
+            queue,
+            backend,
+            queues_before,
+        } = std::mem::take(&mut *self.progress.standing());
+        if let Some(backend) = backend {
+            record.model = backend.model().to_string();
+            record.profile = backend.profile.to_string();
+        }
+        for (model, waited, outcome) in queues_before {
+            record.queue += waited;
+            self.books.metrics.admission(&model, outcome.as_str());
+        }
         let queued = match queue {
             Queue::None => None,
             Queue::Since(since) => Some((since.elapsed(), Queued::Left)),
             Queue::Over(waited, outcome) => Some((waited, outcome)),
         };
         if let Some((waited, outcome)) = queued {
-            record.queue = waited;
+            record.queue += waited;
             self.books.metrics.admission(&record.model, outcome.as_str());
         }
         if let Some(Attempt { count, replica, route }) = attempt

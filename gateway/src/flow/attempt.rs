@@ -1,12 +1,15 @@
 //! Attempts of one request until one replica answers (B31, first half): each with the same body, the failed one closed
-//! before the next begins, bounded in number; one that found nobody counts for none, and each replica is tried once.
+//! before the next begins, bounded in number at each backend; one that found nobody counts for none, and each replica is tried once, but
+//! for one that is alone and answers.
 //!
 //! | what came | what follows |
 //! | --- | --- |
 //! | no connection, a reset, no head in time | another replica; the breaker hears of it |
 //! | the replica hangs (B36) | another replica |
 //! | nobody is left, and one is expected back (B35) | `hold`: a look now and then, then the same |
+//! | nobody is left, admission has no room, the hold is over | the next backend of the fallbacks, if nothing was shown |
 //! | 500, 502, 503, 504 | another replica; the same 500 from two is the answer |
+//! | the same, and it is the only one | after a pause it is asked once more |
 //! | 401, 403, 307, 405, `{"detail"}` 404 | 502 `upstream_misconfigured`, the log names replica and setting |
 //! | 400 for a past turn that the template doesn't take | the same once more with the turn changed (B30) |
 //! | other 4xx | the client's fault: vLLM's words |
@@ -28,12 +31,15 @@ use super::exchange::Exchange;
 use super::hold::Held;
 use super::place;
 use crate::upstream::client::{self, SendLimits};
-use crate::upstream::{Answer, Choice, InFlight, Replica, Route, Routed, Segments, UpstreamError};
+use crate::upstream::{Answer, Backend, Choice, InFlight, Replica, Route, Routed, Segments, UpstreamError};
 
 /// An error body is read up to this size; vLLM's are below 10 KB.
 const MAX_ERROR_BYTES: usize = 64 * 1024;
 /// And for at most this long.
 const ERROR_TIME: Duration = Duration::from_secs(5);
+
+/// Before the only replica is asked once more: what was too much for it may be over.
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// Engine deaths after which a request isn't sent again: one may be chance.
 const DEATHS_BORNE: u32 = 2;
@@ -56,7 +62,7 @@ pub struct Live {
 }
 
 /// What has been tried so far.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Tried {
     replicas: Vec<usize>,
     /// Attempts made.
@@ -72,6 +78,14 @@ pub struct Tried {
     last_failure: Option<Fault>,
     /// Engines that died with the request in flight.
     deaths: u32,
+    /// The backend that it went over to, if it did.
+    pub fallback: Option<Arc<Backend>>,
+    /// Attempts that backends got which had it before.
+    sent_before: u32,
+    /// Something was shown of an answer.
+    is_bound: bool,
+    /// The only replica of this backend was asked once more.
+    asked_again: bool,
 }
 
 impl Tried {
@@ -95,6 +109,21 @@ impl Tried {
         self.last_failure = Some(fault);
     }
 
+    /// The client has seen something of an answer: another model can't go on with that.
+    pub fn bind(&mut self) {
+        self.is_bound = true;
+    }
+
+    /// Another backend's replicas are tried from now on.
+    fn goes_over(&mut self, backend: &Arc<Backend>, fault: Fault) {
+        self.sent_before = self.count.saturating_sub(self.unsent);
+        self.replicas.clear();
+        self.asked_again = false;
+        // What is told if nobody is there either.
+        self.last_failure = Some(fault);
+        self.fallback = Some(backend.clone());
+    }
+
     /// The last failure.
     pub fn last_failure(&self) -> Fault {
         let last = self.last_failure.clone();
@@ -103,12 +132,28 @@ impl Tried {
 
     /// Whom the last attempt went to.
     fn last(&self, exchange: &Exchange) -> Option<Arc<Replica>> {
-        exchange.backend.replica(*self.replicas.last()?)
+        exchange.backend().replica(*self.replicas.last()?)
     }
 
-    /// Attempts that somebody got.
+    /// Nobody is left but the only replica that was asked, which said itself that it can't: true if it is to be asked once more.
+    fn asks_again(&mut self, attempts: u32) -> bool {
+        let is_refusal = |fault: &Fault| {
+            matches!(fault.kind, FaultKind::UpstreamFailed(500 | 502 | 503 | 504)) && !fault.is_engine_death()
+        };
+        let is_wanted = self.replicas.len() == 1
+            && !self.asked_again
+            && self.sent() < attempts
+            && self.last_failure.as_ref().is_some_and(is_refusal);
+        if is_wanted {
+            self.asked_again = true;
+            self.replicas.clear();
+        }
+        is_wanted
+    }
+
+    /// Attempts that somebody of this backend got.
     fn sent(&self) -> u32 {
-        self.count.saturating_sub(self.unsent)
+        self.count.saturating_sub(self.unsent + self.sent_before)
     }
 
     /// It may not be sent again.
@@ -131,31 +176,65 @@ pub fn next(exchange: Arc<Exchange>, mut tried: Tried) -> Trying {
     })
 }
 
+/// Why there is no answer.
+enum Unanswered {
+    /// Nobody of this backend takes it; another one's may.
+    Here(Fault),
+    /// That is the answer.
+    ForAll(Fault),
+}
+
 async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
+    let mut held_until = None;
+    // Each turn goes over to a backend that hasn't had it, or is the last.
+    loop {
+        let fault = match at_backend(exchange, tried, &mut held_until).await {
+            Ok(live) => return Ok(live),
+            Err(Unanswered::ForAll(fault)) => return Err(fault),
+            Err(Unanswered::Here(fault)) => fault,
+        };
+        let from = exchange.backend().clone();
+        let to = if tried.is_bound { None } else { exchange.go_over() };
+        let Some(to) = to else {
+            return Err(fault);
+        };
+        tracing::warn!(
+            request = %exchange.id,
+            from = %from.name,
+            to = %to.name,
+            fault = fault.kind.name(),
+            "the request goes over to another backend"
+        );
+        tried.goes_over(to, fault);
+    }
+}
+
+/// Attempts at the replicas of one backend.
+async fn at_backend(
+    exchange: &Exchange,
+    tried: &mut Tried,
+    held_until: &mut Option<Instant>,
+) -> Result<Live, Unanswered> {
     let mut held: Option<Held> = None;
     loop {
         if tried.is_poison() {
-            return Err(Fault::poison());
+            return Err(Unanswered::ForAll(Fault::poison()));
         }
         let choice = match &held {
-            Some(_) if tried.sent() >= exchange.limits.attempts => return Err(tried.last_failure()),
-            Some(_) if exchange.backend.has_usable(&[]) => place::choose(exchange, &[]).await?,
-            None if tried.sent() < exchange.limits.attempts => place::choose(exchange, &tried.replicas).await?,
+            Some(_) if tried.sent() >= exchange.limits.attempts => return Err(Unanswered::Here(tried.last_failure())),
+            Some(_) if exchange.backend().has_usable(&[]) => choose(exchange, &[]).await?,
+            None if tried.sent() < exchange.limits.attempts => choose(exchange, &tried.replicas).await?,
             _ => None,
         };
         let Some(choice) = choice else {
             match &held {
-                Some(held) => held.pause(exchange).await?,
+                Some(held) => held.pause(exchange).await.map_err(Unanswered::Here)?,
+                None if tried.asks_again(exchange.limits.attempts) => tokio::time::sleep(AGAIN_AFTER).await,
                 // Boxed: rare, and it would make room in each attempt.
                 None => {
-                    held = Some(
-                        Box::pin(Held::begin(
-                            exchange,
-                            tried.last(exchange).as_ref(),
-                            tried.last_failure(),
-                        ))
-                        .await?,
-                    )
+                    let last = tried.last(exchange);
+                    let begun = Held::begin(exchange, last.as_ref(), tried.last_failure(), held_until);
+                    held = Some(Box::pin(begun).await.map_err(Unanswered::Here)?);
                 }
             }
             continue;
@@ -184,9 +263,17 @@ async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
                 );
                 tried.failed(fault);
             }
-            Err(fault) => return Err(fault),
+            Err(fault) => return Err(Unanswered::ForAll(fault)),
         }
     }
+}
+
+/// The replica of the next attempt. A key that has its share of the queue would have it elsewhere, too.
+async fn choose(exchange: &Exchange, tried: &[usize]) -> Result<Option<Choice>, Unanswered> {
+    place::choose(exchange, tried).await.map_err(|fault| match fault.kind {
+        FaultKind::Capacity => Unanswered::Here(fault),
+        _ => Unanswered::ForAll(fault),
+    })
 }
 
 /// The same 500 from two replicas is the request's doing, not theirs.
@@ -211,8 +298,8 @@ async fn once(exchange: &Exchange, choice: &Choice, attempt: u32) -> Result<Live
             Ok(live) => {
                 if refused.is_some() {
                     let rules = exchange.history.rules();
-                    exchange.backend.learn_refusal(rules);
-                    tracing::info!(model = %exchange.backend.model(), ?rules, "the chat template refuses some histories: they are changed for it");
+                    exchange.backend().learn_refusal(rules);
+                    tracing::info!(model = %exchange.backend().model(), ?rules, "the chat template refuses some histories: they are changed for it");
                 }
                 return Ok(live);
             }

@@ -10,17 +10,18 @@ use sluice_policy::route::chain::Chain;
 use sluice_policy::route::choose::Margins;
 use sluice_policy::route::session::SessionKey;
 use sluice_policy::turn::{AskAgain, Guide};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::account::Progress;
 use super::call::Buffered;
+use super::candidates::Candidates;
 use super::history::History;
 use super::hold::HoldLimits;
 use super::plan::{self, Wishes};
 use super::registry::Permit;
-use crate::upstream::admission::{Arrival, Place};
+use crate::upstream::admission::Arrival;
 use crate::upstream::{Backend, Choice, Replica, Wanted};
 
 /// Bounds of one request's way through the replicas.
@@ -84,10 +85,8 @@ pub struct Exchange {
     pub wishes: Wishes,
     /// What is changed of past turns.
     pub history: History,
-    /// Another backend than the one that was asked for.
-    pub is_fallback: bool,
-    /// Whose replicas are asked.
-    pub backend: Arc<Backend>,
+    /// Whose replicas are asked, and its place there.
+    pub candidates: Candidates,
     /// Which conversation.
     pub session: SessionKey,
     /// Its prompt, hashed piece by piece.
@@ -96,8 +95,6 @@ pub struct Exchange {
     pub limits: ExchangeLimits,
     /// What it wants a place for; `None`: it needs none.
     pub arrival: Option<Arrival>,
-    /// Its place, from the first attempt to the end of its answer.
-    pub place: OnceLock<Place>,
     /// Its number while it waits for one; else 0.
     pub queued: AtomicU64,
     /// Upstream's method and path.
@@ -119,6 +116,24 @@ pub struct Exchange {
 }
 
 impl Exchange {
+    /// Whose replicas are asked now.
+    pub fn backend(&self) -> &Arc<Backend> {
+        self.candidates.backend()
+    }
+
+    /// The next backend's replicas are asked from now on; `None` if there is none.
+    pub fn go_over(&self) -> Option<&Arc<Backend>> {
+        let from = self.backend();
+        if !self.candidates.go_over() {
+            return None;
+        }
+        let backend = self.backend();
+        self.queued.store(0, Ordering::Relaxed);
+        self.history.begin_anew(backend.refuses());
+        self.progress.goes_over(from, backend);
+        Some(backend)
+    }
+
     /// The conversation has had turns before this one.
     pub fn has_past(&self) -> bool {
         // A system and a user message begin a conversation.
@@ -138,14 +153,14 @@ impl Exchange {
 
     /// This replica is asked from now on: its place goes with it.
     pub fn moves(&self, choice: &Choice) {
-        if let Some(place) = self.place.get() {
+        if let Some(place) = self.candidates.place() {
             place.moves(choice.index);
         }
     }
 
     /// What the answer took.
     pub fn used(&self, usage: &Usage) {
-        if let Some(place) = self.place.get() {
+        if let Some(place) = self.candidates.place() {
             place.used(usage);
         }
     }
@@ -154,7 +169,7 @@ impl Exchange {
     pub fn ahead(&self) -> Option<usize> {
         match self.queued.load(Ordering::Relaxed) {
             0 => None,
-            id => self.backend.places().ahead(id),
+            id => self.backend().places().ahead(id),
         }
     }
 

@@ -24,6 +24,11 @@ impl History {
         }
     }
 
+    /// Another model has it from now on: nothing is known but what its template refuses.
+    pub fn begin_anew(&self, known: Rules) {
+        self.rules.store(known.bits(), Ordering::Relaxed);
+    }
+
     /// The edit of the body; the same for each attempt and each question from now on, until the history gives way.
     pub fn edit(&self) -> Option<Edit<'_>> {
         self.changes.edit(self.rules())

@@ -6,6 +6,7 @@
 //! | the last attempt | held |
 //! | --- | --- |
 //! | none: nobody may be asked | if one that was there is away: restarted, unreachable, hanging |
+//! | none: nobody has looked at the replicas yet | until somebody has, which takes seconds at most |
 //! | no connection, or the engine's word that it is dead | yes: nobody is there |
 //! | a connection that broke | if it can't be connected to any more, or the supervisor says within a second that it is down |
 //! | the replica hangs | yes |
@@ -39,20 +40,38 @@ pub struct HoldLimits {
     pub count: usize,
 }
 
+/// What ends it, but for its time.
+enum WaitsFor {
+    /// A replica that is back.
+    Return,
+    /// The first look at the replicas; what is told if it finds nobody.
+    FirstLook(Fault),
+}
+
 /// A request that is held.
 pub struct Held {
     until: Instant,
+    what_for: WaitsFor,
     _slot: HoldSlot,
 }
 
 impl Held {
-    /// A place to wait in, after the attempt that went to `last` failed so.
+    /// A place to wait in, after the attempt that went to `last` failed so. One time is for all backends that have the request: `until` is
+    /// when it ends, once it has begun.
     ///
     /// # Errors
     /// What the client is told: the failure itself where nobody is expected back, or that too many wait.
-    pub async fn begin(exchange: &Exchange, last: Option<&Arc<Replica>>, fault: Fault) -> Result<Held, Fault> {
-        let backend = &exchange.backend;
+    pub async fn begin(
+        exchange: &Exchange,
+        last: Option<&Arc<Replica>>,
+        fault: Fault,
+        until: &mut Option<Instant>,
+    ) -> Result<Held, Fault> {
+        let backend = exchange.backend();
+        // It may have ended since nobody was found.
+        let is_unseen = last.is_none() && (backend.is_unseen() || backend.has_usable(&[]));
         let is_away = match last {
+            None if is_unseen => true,
             None => backend.members().iter().any(|(_, replica)| replica.is_expected()),
             Some(replica) => is_gone(exchange, replica, &fault).await,
         };
@@ -64,9 +83,16 @@ impl Held {
             let message = format!("The model is being restarted, and {count} requests wait for it already.");
             return Err(Fault::new(FaultKind::NoReplica, message).with_retry_after(RETRY_AFTER));
         };
-        tracing::info!(request = %exchange.id, "held until a replica is back");
+        let what_for = if is_unseen {
+            tracing::info!(request = %exchange.id, "waits for the first look at the replicas");
+            WaitsFor::FirstLook(fault)
+        } else {
+            tracing::info!(request = %exchange.id, "held until a replica is back");
+            WaitsFor::Return
+        };
         Ok(Held {
-            until: Instant::now() + time,
+            what_for,
+            until: *until.get_or_insert_with(|| Instant::now() + time),
             _slot: slot,
         })
     }
@@ -74,8 +100,15 @@ impl Held {
     /// Waits a little.
     ///
     /// # Errors
-    /// Its time is over.
+    /// Its time is over, or the first look has found nobody.
     pub async fn pause(&self, exchange: &Exchange) -> Result<(), Fault> {
+        let backend = exchange.backend();
+        if let WaitsFor::FirstLook(fault) = &self.what_for
+            && !backend.is_unseen()
+            && !backend.has_usable(&[])
+        {
+            return Err(fault.clone());
+        }
         if Instant::now() >= self.until {
             let time = exchange.limits.hold.time;
             let message = format!("The model is being restarted, and was not back within {time:?}.");

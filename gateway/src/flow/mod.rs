@@ -7,6 +7,8 @@
 pub mod call;
 // What stays the same over all attempts.
 pub mod exchange;
+// Backends that may take it.
+pub mod candidates;
 // From what is asked to what is sent.
 pub mod plan;
 // The past of a conversation, and what the served template refuses of it.
@@ -60,12 +62,13 @@ use sluice_policy::reasoning::Opener;
 use sluice_policy::route::chain::Chain;
 use sluice_policy::route::session;
 use sluice_policy::turn::{OnInvalid, ReasoningNames, Release};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
-use std::sync::{Arc, OnceLock};
 
 use self::account::{Account, Books};
 use self::attempt::{Live, Tried};
 use self::call::Call;
+use self::candidates::Candidates;
 use self::exchange::{Exchange, ExchangeLimits};
 use self::history::History;
 use self::plan::Wishes;
@@ -186,9 +189,9 @@ impl Flow {
             let message = format!("This key may not use the model `{}`.", asked.model());
             return Err(Fault::new(FaultKind::KeyForbidden, message));
         }
-        let backend = fleet
-            .serving(asked, ask.images, may_use)
-            .ok_or_else(|| no_images(asked))?;
+        let order = fleet.serving(asked, ask.images, may_use);
+        let candidates = Candidates::new(asked, order).ok_or_else(|| no_images(asked))?;
+        let backend = candidates.backend();
         let headers = &call.head.headers;
         let session = session::key(
             headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())),
@@ -210,7 +213,10 @@ impl Flow {
         };
         // Read only where there is a choice, or what prompts share matters: it is a second walk of the body.
         let queue = config.exchange.queue.filter(|_| takes_place(&ask.endpoint));
-        let chain = if backend.members().len() > 1 || (queue.is_some() && backend.places().counts_tokens()) {
+        let reads_chain = |backend: &Arc<Backend>| {
+            backend.members().len() > 1 || (queue.is_some() && backend.places().counts_tokens())
+        };
+        let chain = if candidates.backends().any(reads_chain) {
             Arc::new(Chain::of(&ask))
         } else {
             Arc::default()
@@ -231,7 +237,6 @@ impl Flow {
         };
         let exchange = Exchange {
             arrival,
-            place: OnceLock::new(),
             queued: AtomicU64::new(0),
             wishes,
             history: History::new(history, backend.refuses()),
@@ -239,8 +244,7 @@ impl Flow {
             asked: AtomicU32::new(0),
             id: call.id,
             progress: account.progress(),
-            is_fallback: !Arc::ptr_eq(asked, backend),
-            backend: backend.clone(),
+            candidates,
             session,
             chain,
             limits: config.exchange,
@@ -490,7 +494,10 @@ struct Head {
 impl Head {
     fn of(exchange: &Exchange, replica: Option<&Arc<Replica>>, tried: &Tried) -> Self {
         Head {
-            fallback: exchange.is_fallback.then(|| exchange.backend.name.clone()),
+            fallback: exchange
+                .candidates
+                .is_fallback()
+                .then(|| exchange.backend().name.clone()),
             replica: replica.map(|replica| replica.name()),
             simulated: replica.is_some_and(|replica| replica.simulated),
             route: tried.route.map(|route| route.as_str()),

@@ -1,7 +1,7 @@
 //! A place for the request before it is sent (B34): at once, after a wait in the queue, or none.
 //!
 //! Enters: an exchange, the replicas already tried. Leaves: the replica to ask, or why there is none. The place is the exchange's from
-//! then on: further attempts, questions and seams keep it. Dropping the future is leaving the queue, so that a client that leaves, a
+//! then on: further attempts at this backend, questions and seams keep it. Dropping the future is leaving the queue, so that a client that leaves, a
 //! cancel and the drain need nothing of their own here.
 
 use sluice_policy::admission::{Reason, Refusal};
@@ -23,13 +23,13 @@ const LOOK: Duration = Duration::from_millis(500);
 /// The queue is full, or the wait too long.
 pub(super) async fn choose(exchange: &Exchange, tried: &[usize]) -> Result<Option<Choice>, Fault> {
     let (Some(arrival), Some(limits)) = (&exchange.arrival, &exchange.limits.queue) else {
-        return Ok(exchange.backend.choose(exchange.wanted(tried)));
+        return Ok(exchange.backend().choose(exchange.wanted(tried)));
     };
-    if exchange.place.get().is_some() {
-        let choice = exchange.backend.choose(exchange.wanted(tried));
+    if exchange.candidates.place().is_some() {
+        let choice = exchange.backend().choose(exchange.wanted(tried));
         return Ok(choice.inspect(|choice| exchange.moves(choice)));
     }
-    let mut entered = admission::enter(&exchange.backend, exchange.wanted(tried), arrival, limits);
+    let mut entered = admission::enter(exchange.backend(), exchange.wanted(tried), arrival, limits);
     let mut waited = false;
     loop {
         match entered {
@@ -37,8 +37,7 @@ pub(super) async fn choose(exchange: &Exchange, tried: &[usize]) -> Result<Optio
                 if waited {
                     exchange.progress.leaves_queue(Queued::Waited);
                 }
-                // Set once: only the first attempt comes here.
-                let _ = exchange.place.set(place);
+                exchange.candidates.takes(place);
                 exchange.queued.store(0, Ordering::Relaxed);
                 return Ok(Some(choice));
             }

@@ -476,6 +476,7 @@ impl Relay {
             }
             Loss::Anew => {
                 self.account.crossed(Seam::Anew);
+                tried.bind();
                 self.state = State::Trying(attempt::next(self.exchange.clone(), tried));
             }
             Loss::GoesOn(question) if self.seams < self.exchange.limits.seam.count => {

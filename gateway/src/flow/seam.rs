@@ -87,13 +87,13 @@ async fn search(mut asker: Asker, mut tried: Tried, question: AskAgain) -> (Aske
 
 /// Where the replica that was lost stands among those of its backend.
 fn place(asker: &Asker) -> Option<usize> {
-    asker.exchange().backend.slot_of(&asker.replica_name())
+    asker.exchange().backend().slot_of(&asker.replica_name())
 }
 
 /// A replica that may be asked now; not one that rests and would only be asked for want of a better one.
 fn choose(asker: &Asker, left_out: &[usize]) -> Option<Choice> {
     let exchange = asker.exchange();
-    let backend = &exchange.backend;
+    let backend = exchange.backend();
     let choice = || backend.choose(exchange.wanted(left_out));
     backend.has_usable(left_out).then(choice).flatten()
 }

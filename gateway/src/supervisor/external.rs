@@ -92,6 +92,10 @@ fn judge(
                 why: error.to_string(),
             });
         }
+        (ReplicaState::Looking { since }, Err(error)) => {
+            tracing::warn!(replica = name, %error, "replica isn't ready yet");
+            tell.send_replace(ReplicaState::Starting { since });
+        }
         (ReplicaState::Starting { .. }, Err(error)) if failed == 1 => {
             tracing::warn!(replica = name, %error, "replica isn't ready yet");
         }
@@ -161,12 +165,18 @@ mod tests {
     #[test]
     fn one_that_never_came_is_unreachable_with_the_reason() {
         let address = Address::loopback(8000);
-        let (tell, state) = watch::channel(ReplicaState::Starting {
+        let (tell, state) = watch::channel(ReplicaState::Looking {
             since: Timestamp::UNIX_EPOCH,
         });
+        let mut states = Vec::new();
         for failed in 1..=3 {
             judge("a", &address, gone(), failed, &tell);
+            states.push(std::mem::discriminant(&*state.borrow()));
         }
+        let starting = std::mem::discriminant(&ReplicaState::Starting {
+            since: Timestamp::UNIX_EPOCH,
+        });
+        assert_eq!(states[..2], [starting; 2], "the first look is a verdict");
         let ReplicaState::Unreachable { why, .. } = state.borrow().clone() else {
             panic!("{state:?}")
         };

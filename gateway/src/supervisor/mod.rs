@@ -197,7 +197,7 @@ impl Supervisor {
             name: spec.name.clone(),
             key: spec.key.clone(),
         });
-        let (tell, state) = watch::channel(ReplicaState::Starting {
+        let (tell, state) = watch::channel(ReplicaState::Looking {
             since: jiff::Timestamp::now(),
         });
         let (launcher, port, is_launched) = (spec.launcher.name(), spec.launcher.port(), launched(&spec));

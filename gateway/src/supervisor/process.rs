@@ -215,8 +215,14 @@ pub(super) async fn run(
         found: None,
         seen: String::new(),
         kills: 0,
+        is_taken_over: false,
     };
     replica.take_over();
+    if replica.session.is_none() {
+        // Nobody is to wait for it: a start takes minutes.
+        let since = Timestamp::now();
+        replica.tell.send_replace(ReplicaState::Starting { since });
+    }
     // what is taken over needs nothing; a new start waits for the memory and ports of strays
     if replica.session.is_none() {
         tokio::select! {
@@ -245,6 +251,8 @@ struct Replica {
     seen: String,
     /// SIGKILLs since the last start.
     kills: u32,
+    /// The process is an earlier gateway's: it may be ready.
+    is_taken_over: bool,
 }
 
 /// What woke the task.
@@ -278,6 +286,7 @@ impl Replica {
             ),
         }
         self.session = Some(session);
+        self.is_taken_over = same;
         self.apply(Event::Adopt);
         if !same {
             self.apply(Event::Stop);
@@ -416,6 +425,7 @@ impl Replica {
     fn spawn(&mut self) {
         self.seen = "nothing listened yet".to_owned();
         self.kills = 0;
+        self.is_taken_over = false;
         match self.launch.start() {
             Ok(session) => {
                 tracing::info!(
@@ -493,6 +503,7 @@ impl Replica {
         let since = Timestamp::now();
         match self.life {
             Life::Stopped => ReplicaState::Stopped,
+            Life::Starting { .. } if self.is_taken_over => ReplicaState::Looking { since },
             Life::Starting { .. } => ReplicaState::Starting { since },
             Life::Ready { .. } => ReplicaState::Ready {
                 since,

@@ -6,6 +6,11 @@ use sluice_policy::profile::Finding;
 /// Where a replica stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReplicaState {
+    /// Nobody has looked yet: it may be there already.
+    Looking {
+        /// Since when.
+        since: Timestamp,
+    },
     /// Started (or looked for), not ready yet.
     Starting {
         /// Since when.
@@ -48,7 +53,7 @@ impl ReplicaState {
     /// The name in `/health` and metrics.
     pub fn name(&self) -> &'static str {
         match self {
-            ReplicaState::Starting { .. } => "starting",
+            ReplicaState::Looking { .. } | ReplicaState::Starting { .. } => "starting",
             ReplicaState::Ready { .. } => "ready",
             ReplicaState::Unreachable { .. } => "unreachable",
             ReplicaState::Stopping => "stopping",
@@ -62,7 +67,8 @@ impl ReplicaState {
         match self {
             ReplicaState::Crashed { finding, next_try, .. } => next_try.is_some() || finding.diagnosis.may_pass(),
             ReplicaState::Stopped => false,
-            ReplicaState::Starting { .. }
+            ReplicaState::Looking { .. }
+            | ReplicaState::Starting { .. }
             | ReplicaState::Ready { .. }
             | ReplicaState::Unreachable { .. }
             | ReplicaState::Stopping => true,

@@ -352,10 +352,9 @@ impl Place {
     fn state(&self) -> MutexGuard<'_, Holding> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl Drop for Place {
-    fn drop(&mut self) {
+    /// The answer won't come from there. The same as dropping it.
+    pub fn give_back(&self) {
         let (held, prompt, completion) = {
             let mut state = self.state();
             (state.held.take(), state.prompt_tokens, state.completion_tokens)
@@ -365,5 +364,11 @@ impl Drop for Place {
                 order.give_back(held, prompt, completion, now)
             });
         }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.give_back();
     }
 }

@@ -15,7 +15,7 @@ use sluice_policy::route::chain::Chain;
 use sluice_policy::route::choose::{Decision, Margins, Question, Reason, RouteSettings};
 use sluice_policy::route::session::{SessionKey, SessionSource};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::admission::{self, Places};
@@ -125,6 +125,8 @@ struct Kept {
     /// Requests that are held (B35).
     held: Arc<AtomicUsize>,
     places: Places,
+    /// Replicas are looked for for the first time.
+    is_awaited: AtomicBool,
 }
 
 /// One replica of a backend's new list.
@@ -162,6 +164,7 @@ impl Backend {
             router: Arc::new(Routing::new(replicas.len(), settings)),
             members: ArcSwap::from_pointee(Members::new(name, replicas.into_iter().map(Some).collect())),
             held: Arc::default(),
+            is_awaited: AtomicBool::new(false),
         };
         Backend {
             name: name.into(),
@@ -202,7 +205,20 @@ impl Backend {
     fn is_served(&self) -> bool {
         let members = self.kept.members.load();
         let mut all = members.iter();
-        all.any(|(_, replica)| replica.is_usable() || replica.is_last_resort() || replica.is_expected())
+        self.is_unseen()
+            || all.any(|(_, replica)| replica.is_usable() || replica.is_last_resort() || replica.is_expected())
+    }
+
+    /// It isn't known yet who is there: the first look at a replica, or for replicas, is under way.
+    pub fn is_unseen(&self) -> bool {
+        let members = self.kept.members.load();
+        let mut all = members.iter();
+        self.kept.is_awaited.load(Ordering::Relaxed) || all.any(|(_, replica)| replica.is_unseen())
+    }
+
+    /// The first look for its replicas is under way, or has ended.
+    pub fn set_awaited(&self, is_awaited: bool) {
+        self.kept.is_awaited.store(is_awaited, Ordering::Relaxed);
     }
 
     /// These are its replicas from now on; where each stands comes back. One that isn't among them gets no new request. Who waits for a
@@ -427,14 +443,19 @@ impl Fleet {
         }
     }
 
-    /// The backend that takes a request for `first`: it, or the first of its fallbacks (and theirs) that can, of those that `may` be used.
-    /// Where nobody is up it is the first that would take it. `None`: it has images, and nobody takes any.
+    /// The backends that take a request for `first`, in this order: it, or the first of its fallbacks (and theirs) that can, of those that
+    /// `may` be used, then the further ones. Where nobody is up it begins with the first that would take it. Empty: it has images, and
+    /// nobody takes any.
     pub fn serving<'f>(
         &'f self,
         first: &'f Arc<Backend>,
         has_images: bool,
         may: impl Fn(&Backend) -> bool,
-    ) -> Option<&'f Arc<Backend>> {
+    ) -> Vec<&'f Arc<Backend>> {
+        let fits = |backend: &&Arc<Backend>| (backend.takes_images || !has_images) && may(backend);
+        if first.fallback.is_empty() {
+            return Some(first).filter(fits).into_iter().collect();
+        }
         let mut order: Vec<&Arc<Backend>> = Vec::new();
         let mut left = vec![first];
         // Each turn takes one that wasn't there before.
@@ -446,10 +467,9 @@ impl Fleet {
             let named = next.fallback.iter().rev();
             left.extend(named.filter_map(|name| self.backends.iter().find(|backend| *backend.name == **name)));
         }
-        let fits = |backend: &&Arc<Backend>| (backend.takes_images || !has_images) && may(backend);
-        let mut fitting = order.into_iter().filter(fits).peekable();
-        let would = fitting.peek().copied();
-        fitting.find(|backend| backend.is_served()).or(would)
+        order.retain(fits);
+        let begin = order.iter().position(|backend| backend.is_served());
+        order.split_off(begin.unwrap_or_default())
     }
 
     /// Ids that clients may ask for, aliases included.

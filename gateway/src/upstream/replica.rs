@@ -9,11 +9,16 @@ use sluice_policy::health::breaker::{Event, Phase};
 use sluice_policy::reasoning::Opener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::{Duration, Instant};
 
 use super::address::Address;
 use super::client::Pool;
 use super::flight::{Flights, InFlight};
 use super::health::Health;
+
+/// The first look at a replica takes no longer, as a rule: it is up to three requests of 5 s at most, which a server that runs
+/// answers at once.
+const FIRST_LOOK: Duration = Duration::from_secs(10);
 
 /// Whether the path may use a replica, as supervisor and probes see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +126,7 @@ pub struct Replica {
     may_return: AtomicBool,
     tool_setup: AtomicU8,
     opener: AtomicU8,
+    born: Instant,
     /// Requests that it works on.
     pub flights: Flights,
     /// Whether it may be asked, and what was seen of its engine.
@@ -145,6 +151,7 @@ impl Replica {
             may_return: AtomicBool::new(true),
             tool_setup: AtomicU8::new(ToolSetup::Raw as u8),
             opener: AtomicU8::new(0),
+            born: Instant::now(),
             flights: Flights::default(),
         }
     }
@@ -273,6 +280,11 @@ impl Replica {
         let is_away = self.readiness() == Readiness::Down || self.health.phase() == Phase::Hung;
         let is_known = self.was_ready() || self.is_successor.load(Ordering::Relaxed);
         is_away && is_known && self.may_return.load(Ordering::Relaxed)
+    }
+
+    /// Nobody has looked at it yet, and somebody is about to: it may be there already.
+    pub fn is_unseen(&self) -> bool {
+        self.readiness() == Readiness::Unknown && self.address.load().is_none() && self.born.elapsed() < FIRST_LOOK
     }
 
     /// May be asked now: has an address, isn't down, and its breaker admits.

@@ -5,7 +5,7 @@
 
 use sluice_policy::protocol::usage::Usage;
 use sluice_policy::route::choose::{Decision, Margins, Question, RouteSettings, Router, Ticket, Used};
-use sluice_policy::route::saved::Saved;
+use sluice_policy::route::saved::{Saved, SavedReplica};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -100,6 +100,11 @@ impl Routing {
     /// What an earlier gateway knew; false if it can't be taken over.
     pub fn restore(&self, saved: &Saved, names: &[&str], since: Duration) -> bool {
         self.router().restore(saved, names, since)
+    }
+
+    /// The same for replicas that weren't there yet then.
+    pub fn restore_late(&self, saved: &[SavedReplica], names: &[&str], since: Duration) {
+        self.router().restore_late(saved, names, since, self.now());
     }
 
     fn now(&self) -> Duration {

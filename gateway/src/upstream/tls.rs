@@ -123,6 +123,11 @@ impl Tls {
         }))
     }
 
+    /// It is what these settings say.
+    pub fn is_by(&self, settings: &UpstreamTlsConfig) -> bool {
+        self.settings == *settings
+    }
+
     /// Reads the files again, for connections to come.
     ///
     /// # Errors

@@ -232,6 +232,38 @@ async fn b31_the_same_500_from_two_replicas_is_passed_on() {
 }
 
 #[tokio::test]
+async fn b31_the_only_replica_is_asked_once_more_after_a_5xx_and_the_same_500_is_passed_on() {
+    let mut replica = Replica::start().await;
+    let gateway = Settings::before(&[&replica]).start().await;
+    let error = |message: &str| json!({"error": {"message": message, "type": "InternalServerError", "code": 500}});
+    for (id, first, second, status) in [
+        ("passes", "503 Service Unavailable", None, 200),
+        ("lasts", "503 Service Unavailable", Some("504 Gateway Timeout"), 504),
+        (
+            "its-own",
+            "500 Internal Server Error",
+            Some("500 Internal Server Error"),
+            500,
+        ),
+    ] {
+        for stream in [true, false] {
+            let id = format!("{id}-{stream}");
+            let mut client = gateway.open(Request::chat(stream).id(&id)).await;
+            replica.next().await.answer(first, &error("no")).await;
+            let again = replica.next().await;
+            match second {
+                Some(second) => again.answer(second, &error("no")).await,
+                None => again.tell_as_asked("now").await,
+            }
+            let answer = client.message().await;
+            assert_eq!(answer.status(), status, "{id}: {}", answer.text());
+            assert_eq!(record(&gateway, &id).await["attempts"], 2, "{id}");
+            assert!(replica.is_unasked(), "{id}: a third attempt");
+        }
+    }
+}
+
+#[tokio::test]
 async fn b31_attempts_are_bounded_and_the_failed_one_is_closed_before_the_next_begins() {
     let mut replicas = Vec::new();
     for _ in 0..4 {

@@ -108,3 +108,32 @@ async fn each_address_of_a_dns_name_is_a_replica() {
         (200, Some(name.as_str()))
     );
 }
+
+#[tokio::test]
+async fn b37_what_is_known_of_replicas_that_were_found_outlives_an_upgrade() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("replicas.json");
+    let [a, b] = [Replica::start().await, Replica::start().await];
+    write(&file, &list(&[("a", &a), ("b", &b)]));
+    let mut gateway = found_by(&format!("file = {file:?}")).start_unready().await;
+    gateway.has_ready(&["a", "b"]).await;
+    a.always("hi");
+    b.always("hi");
+    let mut homes = Vec::new();
+    for session in 0..8 {
+        let session = format!("s{session}");
+        let answer = gateway.ask(Request::chat(false).session(&session)).await;
+        assert_eq!(answer.header("x-sluice-route"), Some("new"));
+        homes.push((session, answer.header("x-sluice-replica").unwrap().to_owned()));
+    }
+    gateway.upgrade(&[]).await.unwrap();
+    assert!(gateway.ended().await.success());
+    for (session, home) in homes {
+        let answer = gateway.ask(Request::chat(false).session(&session)).await;
+        assert_eq!(
+            (answer.header("x-sluice-route"), answer.header("x-sluice-replica")),
+            (Some("hit"), Some(home.as_str())),
+            "{session}"
+        );
+    }
+}

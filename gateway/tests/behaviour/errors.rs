@@ -123,14 +123,15 @@ async fn b5_what_says_that_we_are_misconfigured_is_502_and_the_log_names_replica
 #[tokio::test]
 async fn b5_failures_say_when_to_try_again() {
     let (gateway, mut replica) = gateway().await;
-    let answer = after(
-        &gateway,
-        &mut replica,
-        Request::chat(false),
-        "503 Service Unavailable",
-        &error("engine is loading", 503),
-    )
-    .await;
+    let mut client = gateway.open(Request::chat(false)).await;
+    // The only replica is asked once more.
+    for _ in 0..2 {
+        let asked = replica.next().await;
+        asked
+            .answer("503 Service Unavailable", &error("engine is loading", 503))
+            .await;
+    }
+    let answer = client.message().await;
     assert_eq!((answer.status(), answer.header("x-should-retry")), (503, Some("true")));
     assert!(answer.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1);
     replica.stop().await;

@@ -2,8 +2,9 @@
 
 use serde_json::json;
 use std::net::SocketAddr;
+use tokio::net::TcpListener;
 
-use super::harness::{Gateway, Replica, Request, Settings, record, records, until};
+use super::harness::{Gateway, Replica, Request, Settings, record, records, until, within};
 
 /// A gateway whose only replica was there and is gone, and where it will be again.
 async fn without_its_replica(more: impl FnOnce(Settings) -> Settings) -> (Gateway, SocketAddr) {
@@ -121,4 +122,53 @@ async fn b35_a_replica_that_never_was_there_is_not_waited_for() {
     record(&gateway, "r").await;
     assert_eq!(records(&gateway).len(), 1);
     assert!(!gateway.log().contains("held until"));
+}
+
+#[tokio::test]
+async fn requests_wait_for_the_first_look_at_a_replica_and_may_leave() {
+    let port = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!(
+        "launcher = \"external\"\nurl = \"http://{}\"",
+        port.local_addr().unwrap()
+    );
+    let gateway = Settings::of(&[("a", &url)]).start_unready().await;
+    // The first look has connected, and isn't answered yet.
+    let (look, _) = within("it is looked at", port.accept()).await.unwrap();
+    let mut client = gateway.open(Request::chat(false).id("waits")).await;
+    let leaves = gateway.open(Request::chat(true).id("leaves")).await;
+    until("both wait", async || {
+        (gateway.log().matches("waits for the first look").count() == 2).then_some(())
+    })
+    .await;
+    drop(leaves);
+    assert_eq!(record(&gateway, "leaves").await["cancelled"], true);
+    // It is there: the next connections are answered.
+    let replica = Replica::on(port).await;
+    Replica::greets(look).await;
+    replica.always("at last");
+    let answer = client.message().await;
+    assert_eq!(answer.status(), 200, "{}", answer.text());
+    assert!(answer.text().contains("at last"));
+}
+
+#[tokio::test]
+async fn requests_wait_for_the_first_look_and_are_refused_by_what_it_finds() {
+    let port = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!(
+        "launcher = \"external\"\nurl = \"http://{}\"",
+        port.local_addr().unwrap()
+    );
+    let gateway = Settings::of(&[("a", &url)]).start_unready().await;
+    let (look, _) = within("it is looked at", port.accept()).await.unwrap();
+    let mut client = gateway.open(Request::chat(false)).await;
+    until("it waits", async || {
+        gateway.log().contains("waits for the first look").then_some(())
+    })
+    .await;
+    drop(look);
+    let answer = client.message().await;
+    assert_eq!((answer.status(), answer.code().as_str()), (503, "no_replica"));
+    let next = gateway.ask(Request::chat(false)).await;
+    assert_eq!(next.status(), 503);
+    assert_eq!(gateway.log().matches("waits for the first look").count(), 1);
 }

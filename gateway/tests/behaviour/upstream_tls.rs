@@ -1,6 +1,6 @@
 //! TLS to replicas: whom the gateway trusts, who it is where it is asked, and that a wrong certificate is said and never used.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 
 use super::harness::upstream_tls::{Authority, Front};
@@ -138,4 +138,38 @@ async fn a_replica_that_wants_our_certificate_gets_it() {
         log_has(&gateway, named).await;
         assert_eq!(gateway.ask(Request::chat(false)).await.status(), 200);
     }
+}
+
+#[tokio::test]
+async fn a_renewed_file_is_read_when_it_changes_and_not_for_each_replica_that_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let (authority, replica) = (Authority::made(), Replica::start().await);
+    let ca = authority.write(folder.path(), "ca.pem");
+    let [cert, key] = Authority::made().sign("gateway").write(folder.path());
+    let one = Front::start(&replica, &authority.sign("localhost"), Some(&authority)).await;
+    let two = Front::start(&replica, &authority.sign("localhost"), Some(&authority)).await;
+    let file = folder.path().join("replicas.json");
+    let entry = |name: &str, front: &Front| json!({"name": name, "url": format!("https://localhost:{}", front.port())});
+    let write = |entries: &[Value]| {
+        let draft = file.with_extension("draft");
+        std::fs::write(&draft, Value::from(entries).to_string()).unwrap();
+        std::fs::rename(draft, &file).unwrap();
+    };
+    write(&[entry("one", &one)]);
+    let gateway = Settings::default()
+        .backend(&format!(
+            "model = \"{MODEL}\"\n[backend.discovery]\nfile = {file:?}\nprobe = \"100ms\"\n[backend.tls]\nca = {ca:?}\ncert = {cert:?}\nkey = {key:?}\n"
+        ))
+        .start_unready()
+        .await;
+    log_has(&gateway, "replica isn't ready yet").await;
+    // A certificate that the replica knows, and nobody tells the gateway.
+    authority.sign("gateway").write(folder.path());
+    gateway.has_ready(&["one"]).await;
+    // Half renewed: what comes now is reached with what was read.
+    std::fs::remove_file(&key).unwrap();
+    write(&[entry("one", &one), entry("two", &two)]);
+    gateway.has_ready(&["one", "two"]).await;
+    replica.always("hi");
+    assert_eq!(gateway.ask(Request::chat(false)).await.status(), 200);
 }

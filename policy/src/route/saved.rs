@@ -76,16 +76,22 @@ impl Router {
             return false;
         }
         self.tokens_per_byte = saved.tokens_per_byte;
+        self.restore_late(&saved.replicas, names, since, Duration::ZERO);
+        true
+    }
+
+    /// The same for replicas of it that weren't there yet when the rest was taken over; sessions that have a home by now keep it.
+    pub fn restore_late(&mut self, saved: &[SavedReplica], names: &[&str], since: Duration, now: Duration) {
         let known = |replica: &SavedReplica| names.iter().position(|name| *name == replica.name);
         let idle = self.settings.index.idle;
         // The router's time begins at zero: what is older is as old as that. Order keeps what ages can't.
         let is_fresh = |age: u64| Duration::from_secs(age).saturating_add(since) <= idle;
+        let tokens_per_byte = self.tokens_per_byte;
         let mut sessions = Vec::new();
-        for replica in &saved.replicas {
+        for replica in saved {
             let Some(place) = known(replica) else { continue };
             for &(hash, bytes, _) in replica.links.iter().filter(|(_, _, age)| is_fresh(*age)) {
-                self.index
-                    .restore(place, hash, bytes, saved.tokens_per_byte, Duration::ZERO);
+                self.index.restore(place, hash, bytes, tokens_per_byte, now);
             }
             let fresh = replica.sessions.iter().filter(|(_, age)| is_fresh(*age));
             sessions.extend(fresh.map(|&(session, age)| (age, session, place)));
@@ -93,12 +99,12 @@ impl Router {
         sessions.sort_unstable_by_key(|(age, ..)| std::cmp::Reverse(*age));
         for (_, session, place) in sessions {
             if self.sessions.len() < self.settings.sessions
+                && self.sessions.get(session).is_none()
                 && let Ok(number) = u16::try_from(place)
             {
-                self.sessions.touch(session, number, Duration::ZERO);
+                self.sessions.touch(session, number, now);
             }
         }
-        true
     }
 }
 
@@ -148,6 +154,30 @@ mod tests {
         let mut forked = router();
         assert!(forked.restore(&saved, &["b", "new"], Duration::from_secs(10)));
         assert_eq!(ask(&mut forked, 8, &chain(1), 1), (0, Reason::Prefix));
+    }
+
+    #[test]
+    fn one_that_comes_late_gets_what_was_saved_of_it_and_sessions_stay_where_they_went_meanwhile() {
+        let mut before = router();
+        assert_eq!(ask(&mut before, 7, &chain(1), 1), (1, Reason::Ring));
+        let saved = before.save(&["a", "b"], Duration::from_secs(60));
+        let restored = |meanwhile: &dyn Fn(&mut Router)| {
+            let mut after = router();
+            assert!(after.restore(&saved, &["a", ""], Duration::ZERO));
+            meanwhile(&mut after);
+            let at = Duration::from_secs(9);
+            after.restore_late(&saved.replicas, &["", "b"], at, at);
+            after
+        };
+        assert_eq!(ask(&mut restored(&|_| ()), 7, &chain(9), 0), (1, Reason::Session));
+        assert_eq!(ask(&mut restored(&|_| ()), 8, &chain(1), 0), (1, Reason::Prefix));
+        let went = restored(&|after| {
+            let decision = ask(after, 7, &chain(1), 0);
+            assert_eq!(decision, (0, Reason::Ring));
+        });
+        let home = went.save(&["a", "b"], Duration::from_secs(60));
+        let sessions: Vec<usize> = home.replicas.iter().map(|replica| replica.sessions.len()).collect();
+        assert_eq!(sessions, [1, 0]);
     }
 
     #[test]

@@ -31,6 +31,7 @@ fn finders(config: &Config) -> (Finders, mpsc::Receiver<News>) {
     let all = all.map(|backend| Finder {
         settings: backend.discovery.clone(),
         found: Found::new(),
+        has_looked: false,
         task: tokio::spawn(std::future::pending()),
     });
     let finders = Finders {
@@ -76,7 +77,18 @@ async fn what_is_found_stands_beside_what_is_named_and_never_twice() {
         ("10.0.0.2-8000", "http://10.0.0.2:8000"),
         ("other", "http://10.0.0.3:8000"),
     ]);
-    assert!(finders.heard(News { settings, found: news }));
+    assert!(finders.is_awaited("one") && !finders.is_awaited("two"));
+    let failed = |settings: &DiscoveryConfig| News {
+        settings: settings.clone(),
+        found: None,
+    };
+    assert!(!finders.heard(failed(&settings)), "a failed look changes nothing");
+    assert!(!finders.is_awaited("one"), "and nobody waits for another one");
+    let news = News {
+        settings,
+        found: Some(news),
+    };
+    assert!(finders.heard(news));
     let complete = finders.complete(&config);
     assert_eq!(names(&complete), ["static", "10.0.0.2-8000", "other"]);
     let strange = DiscoveryConfig {
@@ -85,7 +97,7 @@ async fn what_is_found_stands_beside_what_is_named_and_never_twice() {
     };
     assert!(!finders.heard(News {
         settings: strange,
-        found: Found::new()
+        found: Some(Found::new())
     }));
 }
 
@@ -96,7 +108,7 @@ async fn another_source_takes_over_when_it_has_answered() {
     let before = found(&[("10.0.0.1-8000", "http://10.0.0.1:8000")]);
     finders.heard(News {
         settings: config.backend[0].discovery.clone(),
-        found: before,
+        found: Some(before),
     });
     config.backend[0].discovery.interval = Duration::from_secs(1);
     finders.follow(&config);
@@ -114,7 +126,7 @@ async fn no_backend_has_more_than_its_limit() {
     let many = (0..1000).map(|i| (format!("r{i:04}"), format!("https://10.0.{}.{}:8000", i / 250, i % 250)));
     finders.heard(News {
         settings: config.backend[0].discovery.clone(),
-        found: many.collect(),
+        found: Some(many.collect()),
     });
     let complete = finders.complete(&config);
     assert_eq!(complete.backend[0].replica.len(), REPLICAS_MAX);
@@ -155,7 +167,7 @@ async fn looks(answers: Vec<Answer>) -> (Vec<Found>, String) {
     task.abort();
     let mut heard = Vec::new();
     while let Ok(news) = news.try_recv() {
-        heard.push(news.found);
+        heard.extend(news.found);
     }
     (heard, metrics.render())
 }

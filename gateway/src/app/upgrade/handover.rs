@@ -225,7 +225,10 @@ impl Beside {
             match Supervisor::start(start.settings.clone(), roster.specs(), start.simulate.clone()) {
                 Err(SupervisorError::Locked { .. }) if tries > 0 => tokio::time::sleep(LOCK_PAUSE).await,
                 Err(error) => return Err(error),
-                Ok(supervisor) => return Ok(Keeper::new(self.live.clone(), self.flow.clone(), supervisor, roster)),
+                Ok(supervisor) => {
+                    let (live, flow) = (self.live.clone(), self.flow.clone());
+                    return Ok(Keeper::new(live, flow, supervisor, roster, self.remembered.clone()));
+                }
             }
         }
     }

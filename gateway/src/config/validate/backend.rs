@@ -3,7 +3,7 @@
 use std::collections::{HashMap, hash_map::Entry};
 use std::time::Duration;
 
-use crate::supervisor::{ExternalConfig, LauncherConfig, ProcessConfig, SettingError};
+use crate::supervisor::{ExternalConfig, LauncherConfig, ProcessConfig, SettingError, is_replica_name};
 use crate::upstream::{Address, Tls, UrlFault};
 
 use super::{
@@ -258,6 +258,11 @@ fn name(findings: &mut Findings<'_>, kind: &'static str, name: &str, key: &str, 
         findings.add(
             key,
             format!("a {kind}'s name has 1 to {NAME_CHARS_MAX} letters, digits, `-`, `_` or `.`"),
+        );
+    } else if kind == "replica" && !is_replica_name(name) {
+        findings.add(
+            key,
+            "a replica's name doesn't begin with `.`: it is the name of its files",
         );
     } else if let Some(first) = seen.before(kind, name, key) {
         findings

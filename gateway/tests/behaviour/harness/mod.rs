@@ -22,6 +22,8 @@ pub(crate) const KEY: &str = "sk-of-the-client";
 pub(crate) const BACKEND_KEY: &str = "sk-of-the-replica";
 /// The model that scripted replicas serve.
 pub(crate) const MODEL: &str = "test/model";
+/// Another one that they list, for a second backend.
+pub(crate) const OTHER_MODEL: &str = "test/other";
 /// Nothing in these tests takes so long unless it hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 

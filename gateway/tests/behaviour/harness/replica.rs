@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::{MODEL, until, within};
+use super::{MODEL, OTHER_MODEL, until, within};
 
 /// vLLM closes an idle connection after this time.
 const IDLE: Duration = Duration::from_secs(5);
@@ -31,7 +31,19 @@ impl Replica {
 
     /// Listens there.
     pub(crate) async fn at(address: SocketAddr) -> Self {
-        let listener = TcpListener::bind(address).await.unwrap();
+        Self::on(TcpListener::bind(address).await.unwrap()).await
+    }
+
+    /// Answers what the gateway asks on its own on a connection that was accepted before.
+    pub(crate) async fn greets(stream: TcpStream) {
+        let (tell, _) = unbounded_channel();
+        let (keep, _) = unbounded_channel();
+        let received = Vec::new();
+        serve(Connection { stream, received }, tell, keep).await;
+    }
+
+    /// Listens with this socket.
+    pub(crate) async fn on(listener: TcpListener) -> Self {
         let address = listener.local_addr().unwrap();
         let (tell, requests) = unbounded_channel();
         let (keep, mut kept) = unbounded_channel();
@@ -192,7 +204,9 @@ fn about_itself(line: &str, body: &[u8]) -> Vec<u8> {
     match path {
         "/health" => b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".to_vec(),
         "/version" => ok(json!({"version": "0.32.0"})),
-        "/v1/models" => ok(json!({"object": "list", "data": [{"id": MODEL, "object": "model"}]})),
+        "/v1/models" => ok(
+            json!({"object": "list", "data": [{"id": MODEL, "object": "model"}, {"id": OTHER_MODEL, "object": "model"}]}),
+        ),
         "/v1/chat/completions" => {
             let body: Value = serde_json::from_slice(body).unwrap();
             if body["tool_choice"] == "auto" {
