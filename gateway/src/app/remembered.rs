@@ -155,6 +155,7 @@ mod tests {
             chain: &Arc::default(),
             has_past: false,
             tried: &[],
+            hint: None,
             margins: Margins::default(),
         });
         chosen.unwrap()

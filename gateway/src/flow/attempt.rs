@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use super::exchange::Exchange;
 use super::hold::Held;
-use super::place;
+use super::{place, shared};
 use crate::upstream::client::{self, SendLimits};
 use crate::upstream::{Answer, Choice, InFlight, Replica, Route, Routed, Segments, UpstreamError};
 
@@ -133,6 +133,7 @@ pub fn next(exchange: Arc<Exchange>, mut tried: Tried) -> Trying {
 
 async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
     let mut held: Option<Held> = None;
+    shared::ask(exchange).await;
     loop {
         if tried.is_poison() {
             return Err(Fault::poison());
@@ -164,6 +165,7 @@ async fn run(exchange: &Exchange, tried: &mut Tried) -> Result<Live, Fault> {
         tried.route = Some(choice.route);
         tried.replica = Some(choice.replica.name());
         tried.replicas.push(choice.index);
+        shared::tell(exchange, &choice);
         exchange
             .progress
             .attempt(tried.count, choice.replica.name(), choice.route);

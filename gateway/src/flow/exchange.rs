@@ -9,6 +9,7 @@ use sluice_policy::protocol::usage::Usage;
 use sluice_policy::route::chain::Chain;
 use sluice_policy::route::choose::Margins;
 use sluice_policy::route::session::SessionKey;
+use sluice_policy::route::shared::Hint;
 use sluice_policy::turn::{AskAgain, Guide};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -20,6 +21,7 @@ use super::history::History;
 use super::hold::HoldLimits;
 use super::plan::{self, Wishes};
 use super::registry::Permit;
+use crate::affinity::Affinity;
 use crate::upstream::admission::{Arrival, Place};
 use crate::upstream::{Backend, Choice, Replica, Wanted};
 
@@ -100,6 +102,10 @@ pub struct Exchange {
     pub place: OnceLock<Place>,
     /// Its number while it waits for one; else 0.
     pub queued: AtomicU64,
+    /// Where other gateways are asked about the conversation, and told where it goes.
+    pub affinity: Option<Arc<Affinity>>,
+    /// What they know; set once, before the first attempt.
+    pub hint: OnceLock<Hint>,
     /// Upstream's method and path.
     pub method: Method,
     /// See `method`.
@@ -132,6 +138,7 @@ impl Exchange {
             chain: &self.chain,
             has_past: self.has_past(),
             tried,
+            hint: self.hint.get().copied(),
             margins: self.limits.margins,
         }
     }
