@@ -36,11 +36,14 @@ need_build() {
     packages_for 'cmake --version' cmake
 }
 
-# What the tests need beside it: Python with venv (vLLM, OpenAI's SDK, cargo's tools) and curl with HTTP/2.
+# What the tests need beside it: Python with venv (vLLM, OpenAI's SDK, cargo's tools), curl with HTTP/2, and a Redis server.
 need_tests() {
     need_build
     packages_for 'python3 -c "import ensurepip, venv"' python3 python3-venv
     packages_for 'curl --version | grep -qw HTTP2' curl
+    # The server that gateways share. redis-tools has it under another name (gateway/tests/behaviour/harness/store.rs); redis-server would
+    # start a service on this machine.
+    packages_for 'command -v valkey-server || command -v redis-server || command -v redis-check-rdb' redis-tools
     PATH=$TOOLS/venv/bin:$TOOLS/cargo/bin:$PATH
 }
 

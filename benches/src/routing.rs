@@ -84,6 +84,7 @@ fn question<'q>(session: u64, chain: &'q Arc<Chain>, may: &'q [bool]) -> Questio
         is_named: true,
         chain,
         may,
+        hint: None,
     }
 }
 

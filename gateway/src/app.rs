@@ -52,6 +52,7 @@ use self::remembered::Remembered;
 use self::roster::Roster;
 use self::upgrade::predecessor::{Predecessor, TakeOverError};
 use self::upgrade::sockets::{Clients, Door, Sockets};
+use crate::affinity::Affinity;
 use crate::config::{Config, ConfigError, Live, Source};
 use crate::downstream::cors::Cors;
 use crate::downstream::endpoints::Endpoints;
@@ -186,12 +187,14 @@ pub fn run(source: Source, config: Config, mut predecessor: Option<Predecessor>)
         fleet.backends.iter().any(|backend| backend.is_simulated()),
     );
 
+    let affinity = Affinity::new(books.metrics.clone());
     let flow = Arc::new(Flow {
         config: ArcSwap::from_pointee(build::flow(&config)),
         fleet: ArcSwap::from_pointee(fleet),
         registry: Registry::new(config.limits.requests),
         books,
         tool_sets: ToolSets::default(),
+        affinity: Arc::new(affinity),
     });
     let of = Arc::downgrade(&flow);
     flow.books.metrics.watch_queues(move || {

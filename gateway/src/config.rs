@@ -14,6 +14,7 @@ use crate::record::RecordConfig;
 
 pub use self::{
     admission::AdmissionConfig,
+    affinity::AffinityConfig,
     auth::AuthConfig,
     backend::{BackendConfig, ReplicaConfig, UpstreamTlsConfig},
     continuation::ContinuationConfig,
@@ -36,6 +37,7 @@ pub use self::{
 };
 
 mod admission;
+mod affinity;
 mod auth;
 mod backend;
 mod continuation;
@@ -106,6 +108,8 @@ pub struct Config {
     pub routing: RoutingConfig,
     /// What a replica is given, and who waits.
     pub admission: AdmissionConfig,
+    /// Conversations' homes, shared with other gateways.
+    pub affinity: AffinityConfig,
     /// Launch profiles beside the built-in ones, by name.
     pub profile: BTreeMap<String, ProfileTable>,
     /// The served models, at least one.

@@ -1,6 +1,6 @@
 //! Sluice does here: sockets, processes, files, time. What is decided, `sluice_policy` decides.
 //!
-//! The modules stand in the order in which a request meets them; the last five stand beside its path.
+//! The modules stand in the order in which a request meets them; those that stand beside its path say so.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 // The command line.
@@ -17,6 +17,8 @@ pub mod downstream;
 pub mod flow;
 // 3 vLLM's side: client, fleet, replica, probes.
 pub mod upstream;
+// Beside the path: homes of conversations that several gateways share.
+pub mod affinity;
 // 4 What is kept of a request.
 pub mod record;
 // Beside the path: holds every replica to its launcher and profile.

@@ -88,6 +88,7 @@ impl BackgroundService for Beside {
         let predecessor = take(&self.predecessor);
         let mut keeper = self.kept(predecessor.as_ref()).await;
         self.serve_admin();
+        self.flow.affinity.follow(&self.live.get().affinity);
         self.look_for_vllm();
         let _watch = self.reload_on_change();
         let sweeper = tokio::spawn(sweep(self.live.clone(), self.flow.clone()));
@@ -106,6 +107,7 @@ impl BackgroundService for Beside {
             let (order, caller) = tokio::select! {
                 _ = shutdown.wait_for(|draining| *draining) => break,
                 () = self.reloaded.notified() => {
+                    self.flow.affinity.follow(&self.live.get().affinity);
                     keeper.iter_mut().for_each(Keeper::reload);
                     continue;
                 }

@@ -189,10 +189,11 @@ pub fn fleet(config: &Config, tls: &[Arc<Tls>]) -> Result<Vec<WantedBackend>, Bu
     .collect()
 }
 
-/// Environment variables that launched processes don't inherit: the clients' key, the backends'.
+/// Environment variables that launched processes don't inherit: the clients' key, the backends', a password of ours.
 pub fn secret_variables(config: &Config) -> Vec<String> {
     let backends = config.backend.iter().map(|backend| backend.key_env.clone());
-    let all = std::iter::once(config.auth.key_env.clone()).chain(backends);
+    let own = [config.auth.key_env.clone(), config.affinity.password_env.clone()];
+    let all = own.into_iter().chain(backends);
     all.filter(|name| !name.is_empty()).collect()
 }
 

@@ -239,6 +239,7 @@ mod tests {
             chain: &Arc::default(),
             has_past: false,
             tried: &[],
+            hint: None,
             margins: Margins::default(),
         });
         chosen.unwrap()

@@ -82,6 +82,8 @@ fn shape(document: &Document<'_>, refusal: &Refusal, known: &[(String, String)])
     let (message, suggestion, show) = match refused {
         Refused::UnknownKey { name, mut valid } => {
             valid.extend(refusal.also);
+            // A replica's key is another launcher's, not another section's.
+            let known = if refusal.also.is_empty() { known } else { &[] };
             let section = key.rfind('.').map_or("", |dot| &key[..dot]);
             let place = if section.is_empty() {
                 "at the top of the file".to_owned()
@@ -149,7 +151,7 @@ fn locate(document: &Document<'_>, finding: validate::Finding) -> Problem {
 
 /// Whether the value of `key` may be a secret, or a place where somebody took it for one.
 fn may_be_secret(key: &str) -> bool {
-    key.starts_with("auth.") || key.ends_with("key_env") || key.ends_with(".env") || key.contains(".env.")
+    key.starts_with("auth.") || key.ends_with("_env") || key.ends_with(".env") || key.contains(".env.")
 }
 
 /// serde's own words, read back: they are the only way in which it says which keys would have been valid.

@@ -637,6 +637,34 @@ fn tls_to_replicas_that_cannot_work_is_refused_where_it_stands() {
 }
 
 #[test]
+fn a_server_of_affinity_that_cannot_work_is_refused_where_it_stands_and_without_its_password() {
+    for (line, instead, expect) in [
+        ("url = \"redis://127.0.0.1:6379\"", "url = \"http://h\"", "affinity.url"),
+        (
+            "url = \"redis://127.0.0.1:6379\"",
+            "url = \"redis://:hunter2@h\"",
+            "password_env",
+        ),
+        (
+            "password_env = \"\"",
+            "password_env = \"hunter2!\"",
+            "affinity.password_env",
+        ),
+        ("prefix = \"sluice\"", "prefix = \"a b\"", "affinity.prefix"),
+        ("expiry = \"2h\"", "expiry = \"0s\"", "affinity.expiry"),
+        ("timeout = \"20ms\"", "timeout = \"1m\"", "affinity.timeout"),
+    ] {
+        let text = SHIPPED.replacen(line, instead, 1);
+        assert_ne!(text, SHIPPED, "{line}");
+        let error = parse(&text).expect_err("refused").to_string();
+        assert!(
+            error.contains(expect) && !error.contains("hunter2"),
+            "{instead}: {error}"
+        );
+    }
+}
+
+#[test]
 fn fallbacks_that_lead_nowhere_or_in_a_circle_are_refused_where_they_stand() {
     let backend = |name: &str, fallback: &str| {
         format!(

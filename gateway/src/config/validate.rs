@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Config, Overrides, TlsConfig, duration, reading::nearest, size};
+use crate::affinity::{self, UrlFault};
 use crate::record::RecordError;
 
 mod backend;
@@ -22,6 +23,12 @@ const HEALTH_PROBE: std::ops::RangeInclusive<Duration> = Duration::from_millis(1
 const REASK_MAX: u8 = 8;
 /// A longer queue would be sorted for longer than it is worth.
 const QUEUE_MAX: usize = 4_096;
+/// It is part of every key on the server.
+const PREFIX_CHARS_MAX: usize = 64;
+/// Agents think longer than a second.
+const AFFINITY_EXPIRY_MIN: Duration = Duration::from_secs(1);
+/// A local server answers within a millisecond; nobody should wait seconds for a hint.
+const AFFINITY_TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(5);
 /// Deeper bodies are an attack.
 const JSON_DEPTH_MAX: u32 = 1_024;
 
@@ -54,6 +61,7 @@ pub(super) fn check(config: &Config, overrides: &Overrides) -> Vec<Finding> {
     health(config, &mut findings);
     routing(config, &mut findings);
     admission(config, &mut findings);
+    affinity(config, &mut findings);
     profile::check(config, &mut findings);
     backend::check(config, &mut findings);
     findings.list
@@ -361,6 +369,42 @@ fn admission(config: &Config, findings: &mut Findings<'_>) {
         }
     }
     above_zero(findings, "admission.queue_wait", admission.queue_wait);
+}
+
+fn affinity(config: &Config, findings: &mut Findings<'_>) {
+    let affinity = &config.affinity;
+    if let Err(fault) = affinity::server(&affinity.url) {
+        let finding = findings.add("affinity.url", fault.to_string());
+        match fault {
+            UrlFault::Form => {
+                finding.help("the default is \"redis://127.0.0.1:6379\"");
+            }
+            UrlFault::Password => finding
+                .help("put it into the environment, and the variable's name into password_env")
+                .hide_value(),
+        };
+    }
+    env_name(findings, "affinity.password_env", &affinity.password_env);
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+    if affinity.prefix.is_empty() || affinity.prefix.len() > PREFIX_CHARS_MAX || !affinity.prefix.chars().all(is_plain)
+    {
+        findings.add(
+            "affinity.prefix",
+            format!("a prefix has 1 to {PREFIX_CHARS_MAX} letters, digits, - _ . or :"),
+        );
+    }
+    if affinity.expiry < AFFINITY_EXPIRY_MIN {
+        findings
+            .add(
+                "affinity.expiry",
+                "a conversation takes longer than this between two turns",
+            )
+            .help("the default is \"2h\"");
+    }
+    if !AFFINITY_TIMEOUT.contains(&affinity.timeout) {
+        let given = duration::format(affinity.timeout);
+        findings.add("affinity.timeout", format!("{given} is not between 1ms and 5s"));
+    }
 }
 
 /// The name that was probably meant, or all that there are.

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use super::exchange::Exchange;
 use super::hold::Held;
-use super::place;
+use super::{place, shared};
 use crate::upstream::client::{self, SendLimits};
 use crate::upstream::{Answer, Backend, Choice, InFlight, Replica, Route, Routed, Segments, UpstreamError};
 
@@ -216,6 +216,7 @@ async fn at_backend(
     held_until: &mut Option<Instant>,
 ) -> Result<Live, Unanswered> {
     let mut held: Option<Held> = None;
+    shared::ask(exchange).await;
     loop {
         if tried.is_poison() {
             return Err(Unanswered::ForAll(Fault::poison()));
@@ -243,6 +244,7 @@ async fn at_backend(
         tried.route = Some(choice.route);
         tried.replica = Some(choice.replica.name());
         tried.replicas.push(choice.index);
+        shared::tell(exchange, &choice);
         exchange
             .progress
             .attempt(tried.count, choice.replica.name(), choice.route);

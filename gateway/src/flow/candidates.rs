@@ -6,6 +6,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use sluice_policy::route::shared::Hint;
+
 use crate::upstream::Backend;
 use crate::upstream::admission::Place;
 
@@ -24,6 +26,8 @@ struct Candidate {
     backend: Arc<Backend>,
     /// From the first attempt there to the end of the answer.
     place: OnceLock<Place>,
+    /// What other gateways know of the conversation there, once they were asked.
+    hint: OnceLock<Hint>,
 }
 
 impl Candidates {
@@ -32,6 +36,7 @@ impl Candidates {
         let mut order = order.into_iter().map(|backend| Candidate {
             backend: backend.clone(),
             place: OnceLock::new(),
+            hint: OnceLock::new(),
         });
         let first = order.next()?;
         Some(Candidates {
@@ -66,6 +71,16 @@ impl Candidates {
     /// It has this place there; a second one is given back at once.
     pub fn takes(&self, place: Place) {
         let _ = self.now().place.set(place);
+    }
+
+    /// What other gateways know of the conversation there, if they were asked and know it.
+    pub fn hint(&self) -> Option<Hint> {
+        self.now().hint.get().copied()
+    }
+
+    /// They know this. Told once: a request that is asked anew finds itself known.
+    pub fn learns(&self, hint: Hint) {
+        let _ = self.now().hint.set(hint);
     }
 
     /// The next one has it from now on, and its place is given back; false if there is none.

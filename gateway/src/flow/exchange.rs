@@ -21,6 +21,7 @@ use super::history::History;
 use super::hold::HoldLimits;
 use super::plan::{self, Wishes};
 use super::registry::Permit;
+use crate::affinity::Affinity;
 use crate::upstream::admission::Arrival;
 use crate::upstream::{Backend, Choice, Replica, Wanted};
 
@@ -97,6 +98,8 @@ pub struct Exchange {
     pub arrival: Option<Arrival>,
     /// Its number while it waits for one; else 0.
     pub queued: AtomicU64,
+    /// Where other gateways are asked about the conversation, and told where it goes.
+    pub affinity: Option<Arc<Affinity>>,
     /// Upstream's method and path.
     pub method: Method,
     /// See `method`.
@@ -147,6 +150,7 @@ impl Exchange {
             chain: &self.chain,
             has_past: self.has_past(),
             tried,
+            hint: self.candidates.hint(),
             margins: self.limits.margins,
         }
     }

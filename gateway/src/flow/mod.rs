@@ -15,6 +15,8 @@ pub mod plan;
 pub mod history;
 // Tools that were read before.
 pub mod tool_sets;
+// What other gateways know of the conversation, and are told.
+mod shared;
 // A place before the first attempt.
 pub mod place;
 // Attempts until one replica answers.
@@ -75,6 +77,7 @@ use self::plan::Wishes;
 use self::registry::{HangUp, Registered, Registry};
 use self::reply::{Reply, ReplyBody, json};
 use self::tool_sets::{MustCheck, ToolSets};
+use crate::affinity::Affinity;
 use crate::config;
 use crate::keys::{Grant, KeyId};
 use crate::upstream::admission::Arrival;
@@ -131,6 +134,8 @@ pub struct Flow {
     pub books: Books,
     /// Tools that were read before.
     pub tool_sets: ToolSets,
+    /// What other gateways know of conversations.
+    pub affinity: Arc<Affinity>,
 }
 
 impl Flow {
@@ -237,6 +242,8 @@ impl Flow {
         };
         let exchange = Exchange {
             arrival,
+            // Without a chain there is no choice.
+            affinity: (self.affinity.is_on() && !chain.links().is_empty()).then(|| self.affinity.clone()),
             queued: AtomicU64::new(0),
             wishes,
             history: History::new(history, backend.refuses()),

@@ -20,6 +20,7 @@ use super::again::{Asker, Begun, Unasked};
 use super::attempt::Tried;
 use super::hold::PAUSE;
 use super::relay::Asking;
+use super::shared;
 use crate::upstream::Choice;
 
 /// The replica of the last answer is asked first.
@@ -71,6 +72,7 @@ async fn search(mut asker: Asker, mut tried: Tried, question: AskAgain) -> (Aske
         };
         tried.moves(&choice);
         exchange.moves(&choice);
+        shared::tell(&exchange, &choice);
         left_out.push(choice.index);
         let (asked, begun) = asker.at(choice.replica.clone()).ask(question.clone()).await;
         asker = asked;

@@ -167,6 +167,20 @@ impl Metrics {
         self.inner.state.instruments.discovery_failures.add(1, &[]);
     }
 
+    /// Counts a look for a conversation's home at the server that gateways share: `hit`, `miss`, `failed`, `unasked` (it is away).
+    pub fn affinity_asked(&self, outcome: &'static str) {
+        let labels = [KeyValue::new("outcome", outcome)];
+        self.inner.state.instruments.affinity_lookups.add(1, &labels);
+    }
+
+    /// Counts turns whose replica was to be told to that server: `written`, `failed`, `shed` (it is away, or too many wait).
+    pub fn affinity_told(&self, outcome: &'static str, count: u64) {
+        if count > 0 {
+            let labels = [KeyValue::new("outcome", outcome)];
+            self.inner.state.instruments.affinity_homes.add(count, &labels);
+        }
+    }
+
     /// Counts a request that did not get its place at once, by what became of it: `waited`, `left`, `full`, `key_full`, `too_long`,
     /// `overdue`.
     pub fn admission(&self, model: &str, outcome: &'static str) {

@@ -53,6 +53,8 @@ pub(super) struct Instruments {
     pub(super) continuations: Counter<u64>,
     pub(super) admission: Counter<u64>,
     pub(super) discovery_failures: Counter<u64>,
+    pub(super) affinity_lookups: Counter<u64>,
+    pub(super) affinity_homes: Counter<u64>,
 }
 
 impl Instruments {
@@ -117,6 +119,14 @@ impl Instruments {
             discovery_failures: counter(
                 "sluice_discovery_failures",
                 "Looks for replicas (DNS, file) that failed; those that were known stay",
+            ),
+            affinity_lookups: counter(
+                "sluice_affinity_lookups",
+                "Conversations that this gateway did not know, by what the server that gateways share said of them",
+            ),
+            affinity_homes: counter(
+                "sluice_affinity_homes",
+                "Turns whose replica was to be told to other gateways, by what became of that",
             ),
             admission: counter(
                 "sluice_admission",

@@ -163,7 +163,7 @@ pub fn enter(backend: &Arc<Backend>, wanted: Wanted<'_>, arrival: &Arrival, limi
         *other = false;
     }
     let elsewhere = backend.consider(wanted, &others);
-    let has_past = seen.cached_bytes > 0 && matches!(seen.reason, Reason::Session | Reason::Prefix);
+    let has_past = seen.cached_bytes > 0 && matches!(seen.reason, Reason::Session | Reason::Shared | Reason::Prefix);
     let home = elsewhere
         .filter(|_| has_past)
         .map(|elsewhere| (seen.replica, now + elsewhere.expected));

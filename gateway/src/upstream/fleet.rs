@@ -14,6 +14,7 @@ use sluice_policy::history::Rules;
 use sluice_policy::route::chain::Chain;
 use sluice_policy::route::choose::{Decision, Margins, Question, Reason, RouteSettings};
 use sluice_policy::route::session::{SessionKey, SessionSource};
+use sluice_policy::route::shared::Hint;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -48,7 +49,7 @@ pub enum Happened {
 impl Route {
     fn new(reason: Reason, has_past: bool) -> Route {
         let happened = match reason {
-            Reason::Session => Happened::Hit,
+            Reason::Session | Reason::Shared => Happened::Hit,
             Reason::Prefix if has_past => Happened::Hit,
             Reason::MovedLoad | Reason::MovedUnhealthy => Happened::Repin,
             Reason::Ring if has_past => Happened::Miss,
@@ -93,6 +94,8 @@ pub struct Wanted<'w> {
     pub has_past: bool,
     /// Replicas that have failed already.
     pub tried: &'w [usize],
+    /// What another gateway knows of the session.
+    pub hint: Option<Hint>,
     /// How easily conversations move.
     pub margins: Margins,
 }
@@ -421,6 +424,7 @@ fn question<'q>(wanted: &Wanted<'q>, may: &'q [bool]) -> Question<'q> {
         is_named: wanted.session.source != SessionSource::ConversationHash,
         chain: wanted.chain,
         may,
+        hint: wanted.hint,
     }
 }
 

@@ -25,6 +25,7 @@ fn choose(backend: &Backend, session: u64, has_past: bool, tried: &[usize]) -> O
         chain: &Arc::default(),
         has_past,
         tried,
+        hint: None,
         margins: Margins::default(),
     })
 }

@@ -62,6 +62,11 @@ impl Routing {
         router.choose(question, ring, now)
     }
 
+    /// This session has a home.
+    pub fn knows(&self, session: u64) -> bool {
+        self.router().knows(session, self.now())
+    }
+
     /// A replica says how many tokens its KV cache holds; 0: it caches no prefixes.
     pub fn capacity(&self, replica: usize, kv_tokens: u64) {
         self.router().capacity(replica, kv_tokens);

@@ -12,6 +12,7 @@
 mod harness;
 
 mod admission;
+mod affinity;
 mod auth;
 mod bodies;
 mod broken_upstream;

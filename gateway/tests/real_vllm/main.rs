@@ -43,5 +43,7 @@ mod records;
 mod reask;
 /// With and without vLLM's parsers, streamed and whole: one message.
 mod same_message;
+/// A conversation that stays, against round robin.
+mod sticky;
 /// OpenAI's Python SDK and the Python example.
 mod sdk;

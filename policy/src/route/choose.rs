@@ -14,9 +14,12 @@
 //! | --- | --- | --- |
 //! | the session's | home | `session` |
 //! | the session's, it may not be asked | any | `moved: unhealthy` |
+//! | another gateway's ([`Hint`]), of a session that isn't known here | home | `shared` |
 //! | any | another, which has more of the conversation | `prefix` |
-//! | the session's | another, which has no more of it | `moved: load` |
+//! | the session's, another gateway's | another, which has no more of it | `moved: load` |
 //! | the ring's | home, or another, which has no more of it | `ring` |
+//!
+//! A hint of a replica that may not be asked counts for nothing; of one that may, the prompt that went there counts as cached.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +29,7 @@ use super::cost::{Load, Prefill, Room, Speed};
 use super::index::{Index, IndexLimits};
 use super::live::{LIVE, Live};
 use super::recent::Recent;
+use super::shared::Hint;
 
 /// A conversation without a name is where at least this part of it is.
 const UNNAMED_PREFIX: f64 = 0.25;
@@ -119,6 +123,8 @@ impl Default for RouteSettings {
 pub enum Reason {
     /// The session's own.
     Session,
+    /// The session's own, as another gateway knows.
+    Shared,
     /// It has more of the conversation than the home.
     Prefix,
     /// The session's own has too much to do.
@@ -134,6 +140,7 @@ impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
             Reason::Session => "session",
+            Reason::Shared => "shared",
             Reason::Prefix => "prefix",
             Reason::MovedLoad => "moved: load",
             Reason::MovedUnhealthy => "moved: unhealthy",
@@ -153,6 +160,8 @@ pub struct Question<'q> {
     pub chain: &'q Arc<Chain>,
     /// By number: may it be asked?
     pub may: &'q [bool],
+    /// What another gateway knows of the session.
+    pub hint: Option<Hint>,
 }
 
 /// What was decided; nothing is counted before [`Router::dispatch`].
@@ -281,8 +290,10 @@ impl Router {
         now: Duration,
     ) -> Option<Decision> {
         self.live.forget_silent(now);
-        let estimates = self.estimates(question, now);
         let known = self.session(question.session, now);
+        // What this gateway knows itself is newer.
+        let hint = question.hint.filter(|_| known.is_none());
+        let estimates = self.estimates(Question { hint, ..question }, now);
         let of = |replica: usize| estimates.iter().find(|estimate| estimate.replica == replica).copied();
         let lost = known.is_some_and(|replica| of(replica).is_none());
         let most = estimates.iter().map(|estimate| estimate.cached).max().unwrap_or(0);
@@ -292,7 +303,7 @@ impl Router {
             let has_it = home.cached as f64 >= whole as f64 * UNNAMED_PREFIX;
             question.is_named || most == 0 || (has_it && home.cached == most)
         };
-        let own = known.and_then(of).filter(is_own);
+        let own = known.or(hint.map(|hint| hint.replica)).and_then(of).filter(is_own);
         // The part that binds it to its home; one that nobody has anything of is bound by its name.
         let bound = own.map_or(0.0, |home| match most {
             0 => 1.0,
@@ -301,7 +312,8 @@ impl Router {
         let cost = |estimate: &Estimate| estimate.cost + (1.0 - bound) * estimate.later;
         let best = estimates.iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).copied()?;
         let (home, reason) = match own {
-            Some(home) => (home, Reason::Session),
+            Some(home) if known.is_some() => (home, Reason::Session),
+            Some(home) => (home, Reason::Shared),
             None => {
                 let trial = self.trial(question.may, now).and_then(of);
                 if let Some(trial) = trial.filter(|_| !lost) {
@@ -481,6 +493,11 @@ impl Router {
         self.index.len()
     }
 
+    /// This session has a home, as far as this router knows.
+    pub fn knows(&self, session: u64, now: Duration) -> bool {
+        self.session(session, now).is_some()
+    }
+
     fn session(&self, session: u64, now: Duration) -> Option<usize> {
         let entry = self.sessions.get(session)?;
         let idle = now.saturating_sub(entry.touched);
@@ -498,7 +515,9 @@ impl Router {
         asked
             .map(|(place, replica)| {
                 replica.speed.fade(now);
+                let hinted = question.hint.filter(|hint| hint.replica == place);
                 let bytes = cached.get(place).copied().unwrap_or(0);
+                let bytes = bytes.max(hinted.map_or(0, |hint| hint.cached_bytes));
                 let cached = bytes as f64 * ratio;
                 let room = Room {
                     sequences: settings.sequences,

@@ -15,6 +15,8 @@ pub mod index;
 mod live;
 // How long a replica needs for a prompt, learned; and what it has to do before.
 pub mod cost;
+// What gateways before the same fleet tell each other of a conversation.
+pub mod shared;
 // The decision, and what is learned from its outcome.
 pub mod choose;
 // What a router knows, as it is saved over a restart.

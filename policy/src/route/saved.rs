@@ -134,6 +134,7 @@ mod tests {
             is_named: true,
             chain,
             may: &[true, true],
+            hint: None,
         };
         let decision = router
             .choose(question, [ring].into_iter(), Duration::from_secs(5))

@@ -329,6 +329,7 @@ impl World {
             is_named: true,
             chain,
             may: &[true],
+            hint: None,
         };
         self.router.choose(question, [0].into_iter(), now).unwrap()
     }

@@ -100,6 +100,7 @@ impl Chooser {
                     is_named: agent.is_named,
                     chain: &turn.chain,
                     may: &may,
+                    hint: None,
                 };
                 let decision = self.router.choose(question, ring.into_iter(), now)?;
                 let ticket = self.router.dispatch(agent.session, &turn.chain, &decision, now);

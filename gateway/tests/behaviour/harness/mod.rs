@@ -5,6 +5,7 @@ mod client;
 mod gateway;
 mod records;
 mod replica;
+pub(crate) mod store;
 pub(crate) mod tls;
 pub(crate) mod upstream_tls;
 

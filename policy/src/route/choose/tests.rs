@@ -21,6 +21,7 @@ fn decide(router: &mut Router, session: u64, chain: &Arc<Chain>, may: &[bool], r
         is_named: true,
         chain,
         may,
+        hint: None,
     };
     router.choose(question, [ring].into_iter(), at(now)).unwrap()
 }
@@ -65,6 +66,7 @@ fn conversations_that_only_begin_alike_are_not_one() {
             is_named: false,
             chain,
             may: &[true, true],
+            hint: None,
         };
         let decision = router.choose(question, [ring].into_iter(), at(now)).unwrap();
         let mut ticket = router.dispatch(1, chain, &decision, at(now));
@@ -113,6 +115,7 @@ fn a_session_whose_replica_cannot_be_asked_moves_and_stays_there() {
         is_named: true,
         chain: &chain(1, 1),
         may: &[false; 3],
+        hint: None,
     };
     assert_eq!(router.choose(none, [0].into_iter(), at(61.0)), None);
 }
@@ -142,6 +145,7 @@ fn the_ring_gives_no_more_than_a_share() {
         is_named: true,
         chain: &chain(20, 1),
         may: &[true, true],
+        hint: None,
     };
     let decision = router.choose(question, [0, 1].into_iter(), at(1.0)).unwrap();
     assert_eq!((decision.replica, decision.reason), (1, Reason::Ring));
@@ -262,4 +266,105 @@ fn a_text_keeps_its_own_tokens_a_byte() {
     assert!((second - 4_000.0).abs() < 1.0, "as the first: {second}");
     let again = [tokens_of(1, 20.0), tokens_of(4, 30.0)];
     assert!(again[0] < 4_001.0 && again[1] > 15_999.0, "{again:?}");
+}
+
+#[test]
+fn a_hint_counts_like_a_home_where_nothing_is_known_of_the_session() {
+    let all = [true; 3];
+    let asked = chain(1, 12);
+    let sent = |replica: usize, bytes: u64| {
+        Some(Hint {
+            replica,
+            cached_bytes: bytes,
+        })
+    };
+    // What it is, the hint, is the session named, who may be asked, then what is decided.
+    let cases = [
+        ("none", None, true, all, 2, 0, Reason::Ring),
+        ("its replica", sent(1, 40_000), true, all, 1, 40_000, Reason::Shared),
+        ("nothing of this prompt", sent(1, 0), true, all, 1, 0, Reason::Shared),
+        (
+            "not to be asked",
+            sent(1, 40_000),
+            true,
+            [true, false, true],
+            2,
+            0,
+            Reason::Ring,
+        ),
+        ("of nobody", sent(7, 40_000), true, all, 2, 0, Reason::Ring),
+        // Without a name, only what has this conversation is its home.
+        ("unnamed", sent(1, 40_000), false, all, 1, 40_000, Reason::Shared),
+        ("unnamed, only alike", sent(1, 4_000), false, all, 2, 0, Reason::Ring),
+        // Replica 0 has too much to do.
+        ("busy", sent(0, 0), true, all, 1, 0, Reason::MovedLoad),
+        ("busy, all cached", sent(0, 48_000), true, all, 1, 0, Reason::MovedLoad),
+    ];
+    for (what, hint, is_named, may, replica, cached_bytes, reason) in cases {
+        let mut router = Router::new(3, RouteSettings::default());
+        for other in 10..30 {
+            let heavy = decide(&mut router, other, &chain(other, 40), &[true, false, false], 0, 5.0);
+            router.dispatch(other, &chain(other, 40), &heavy, at(5.0));
+        }
+        let question = Question {
+            session: 1,
+            is_named,
+            chain: &asked,
+            may: &may,
+            hint,
+        };
+        let decision = router.choose(question, [2].into_iter(), at(5.0)).unwrap();
+        let got = (decision.replica, decision.cached_bytes, decision.reason);
+        assert_eq!(got, (replica, cached_bytes, reason), "{what}");
+    }
+}
+
+#[test]
+fn what_is_known_here_outweighs_a_hint() {
+    let mut router = Router::new(3, RouteSettings::default());
+    serve(&mut router, 1, &chain(1, 10), 0, 0.0);
+    assert!(router.knows(1, at(5.0)) && !router.knows(2, at(5.0)));
+    let question = Question {
+        session: 1,
+        is_named: true,
+        chain: &chain(1, 11),
+        may: &[true; 3],
+        hint: Some(Hint {
+            replica: 2,
+            cached_bytes: 44_000,
+        }),
+    };
+    let decision = router.choose(question, [1].into_iter(), at(5.0)).unwrap();
+    let got = (decision.replica, decision.cached_bytes, decision.reason);
+    assert_eq!(got, (0, 40_000, Reason::Session));
+    assert!(!router.knows(1, at(3.0 * 3600.0)), "it was idle for too long");
+}
+
+#[test]
+fn a_hint_that_was_wrong_teaches_nothing_of_the_cache() {
+    let mut router = Router::new(2, RouteSettings::default());
+    let before = chain(5, 10);
+    serve(&mut router, 5, &before, 1, 0.0);
+    let asked = chain(1, 20);
+    let question = Question {
+        session: 1,
+        is_named: true,
+        chain: &asked,
+        may: &[true; 2],
+        hint: Some(Hint {
+            replica: 1,
+            cached_bytes: 72_000,
+        }),
+    };
+    let decision = router.choose(question, [0].into_iter(), at(10.0)).unwrap();
+    assert_eq!((decision.replica, decision.cached_bytes), (1, 72_000));
+    let mut ticket = router.dispatch(1, &asked, &decision, at(10.0));
+    router.first_token(&mut ticket, at(11.0));
+    let used = Used {
+        prompt_tokens: Some(20_000),
+        cached_tokens: Some(0),
+        completion_tokens: Some(10),
+    };
+    router.ended(ticket, used, at(12.0));
+    assert_eq!(router.index.cached(before.links())[1], 40_000);
 }
