@@ -233,11 +233,19 @@ impl Replica {
     }
 }
 
+/// Where a session was last sent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Home {
+    pub(super) replica: u16,
+    /// Of its prompt there; 0 is not known.
+    pub(super) bytes: u64,
+}
+
 /// One backend's router.
 pub struct Router {
     pub(super) settings: RouteSettings,
     pub(super) index: Index,
-    pub(super) sessions: Recent<u16>,
+    pub(super) sessions: Recent<Home>,
     live: Live,
     replicas: Vec<Replica>,
     pub(super) tokens_per_byte: f64,
@@ -290,7 +298,8 @@ impl Router {
         now: Duration,
     ) -> Option<Decision> {
         self.live.forget_silent(now);
-        let known = self.session(question.session, now);
+        let home = self.session(question.session, now);
+        let known = home.map(|home| usize::from(home.replica));
         // What this gateway knows itself is newer.
         let hint = question.hint.filter(|_| known.is_none());
         let estimates = self.estimates(Question { hint, ..question }, now);
@@ -304,10 +313,11 @@ impl Router {
             question.is_named || most == 0 || (has_it && home.cached == most)
         };
         let own = known.or(hint.map(|hint| hint.replica)).and_then(of).filter(is_own);
-        // The part that binds it to its home; one that nobody has anything of is bound by its name.
-        let bound = own.map_or(0.0, |home| match most {
-            0 => 1.0,
-            _ => home.cached as f64 / whole as f64,
+        // What was there binds it to its home as far as it is there still; one that nobody has anything of is bound by its name.
+        let had = home.map_or(0, |home| home.bytes.min(whole));
+        let bound = own.map_or(0.0, |own| match (most, had) {
+            (0, _) | (_, 0) => 1.0,
+            _ => (own.cached as f64 / had as f64).min(1.0),
         });
         let cost = |estimate: &Estimate| estimate.cost + (1.0 - bound) * estimate.later;
         let best = estimates.iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).copied()?;
@@ -361,8 +371,9 @@ impl Router {
             replica.chosen = now;
         }
         self.index.touch(place, chain.links(), 0, tokens_per_byte, now);
-        if let Ok(number) = u16::try_from(place) {
-            self.sessions.touch(session, number, now);
+        if let Ok(replica) = u16::try_from(place) {
+            let bytes = chain.bytes();
+            self.sessions.touch(session, Home { replica, bytes }, now);
         }
         self.live.spoke(chain.links(), place, now);
         if self.sessions.len() > self.settings.sessions {
@@ -447,7 +458,7 @@ impl Router {
     /// may be under way there ([`Router::is_idle`]).
     pub fn occupy(&mut self, replica: usize) {
         self.index.occupy(replica);
-        self.sessions.retain(|place| usize::from(*place) != replica);
+        self.sessions.retain(|home| usize::from(home.replica) != replica);
         self.live.occupy(replica);
         match self.replicas.get_mut(replica) {
             Some(known) => *known = Replica::new(&self.settings),
@@ -498,10 +509,10 @@ impl Router {
         self.session(session, now).is_some()
     }
 
-    fn session(&self, session: u64, now: Duration) -> Option<usize> {
+    fn session(&self, session: u64, now: Duration) -> Option<Home> {
         let entry = self.sessions.get(session)?;
         let idle = now.saturating_sub(entry.touched);
-        (idle <= self.settings.index.idle).then_some(usize::from(entry.value))
+        (idle <= self.settings.index.idle).then_some(entry.value)
     }
 
     fn estimates(&mut self, question: Question<'_>, now: Duration) -> Vec<Estimate> {

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-use super::choose::Router;
+use super::choose::{Home, Router};
 
 /// Of the form below and of the hashes in it. A file with another number is not read.
 pub const SAVED_VERSION: u32 = 1;
@@ -56,7 +56,7 @@ impl Router {
                 sessions: self
                     .sessions
                     .oldest_first()
-                    .filter(|(_, entry)| usize::from(entry.value) == place)
+                    .filter(|(_, entry)| usize::from(entry.value.replica) == place)
                     .map(|(session, entry)| (session, age(entry.touched)))
                     .collect(),
             });
@@ -100,9 +100,9 @@ impl Router {
         for (_, session, place) in sessions {
             if self.sessions.len() < self.settings.sessions
                 && self.sessions.get(session).is_none()
-                && let Ok(number) = u16::try_from(place)
+                && let Ok(replica) = u16::try_from(place)
             {
-                self.sessions.touch(session, number, now);
+                self.sessions.touch(session, Home { replica, bytes: 0 }, now);
             }
         }
     }

@@ -215,6 +215,17 @@ fn what_a_home_has_lost_binds_to_no_place() {
 }
 
 #[test]
+fn a_long_new_turn_leaves_a_home_that_has_all_of_the_turns_before() {
+    let mut router = with_caches(1_000);
+    for other in 10..20 {
+        serve_on(&mut router, other, &chain(other, 10), &[true, false], 0, 0.0);
+    }
+    serve_on(&mut router, 1, &chain(1, 2), &[true, false], 0, 1.0);
+    let decision = decide(&mut router, 1, &chain(1, 12), &[true, true], 0, 30.0);
+    assert_eq!((decision.replica, decision.reason), (0, Reason::Session));
+}
+
+#[test]
 fn a_new_conversation_pushes_out_what_nobody_asks_for_any_more() {
     let mut router = with_caches(30);
     serve_on(&mut router, 1, &chain(1, 29), &[true, false], 0, 0.0);
