@@ -4,8 +4,8 @@
 //! pushes out somebody else's: with more conversations than fit, each turn is computed from its first token. Rule: a conversation's
 //! room is kept for it as long as computing it anew would cost: its prefill, twice, since all that runs there is held up by it (break-even, as
 //! in the ski rental); one that needs a part of the room waits for that part of the time. Cold start: nothing is kept before a conversation
-//! came back that had given way, so that a load that fits waits for nobody. Recovery: who is due waits for nobody that is kept, while others
-//! wait a conversation is kept for a few turns only, and preemptions end all keeping.
+//! came back that had given way, so that a load that fits waits for nobody. Recovery: who is due, as one that has waited
+//! for long is, waits for nobody that is kept, and preemptions end all keeping.
 //!
 //! Enters: a request that has ended well. Leaves: what its replica's `room` has to count, until it comes back or gives way.
 
@@ -41,8 +41,6 @@ pub(super) struct Resting {
     since: Duration,
     /// Computing it anew would cost so long.
     cost: Duration,
-    /// Turns since it came, while others waited.
-    pub(super) turns: u32,
 }
 
 impl Resting {
@@ -94,12 +92,11 @@ impl Kept {
     }
 
     /// One more; another one is not kept any more if there are too many.
-    pub(super) fn push(&mut self, need: Need, anew: Duration, turns: u32, now: Duration) -> Option<Resting> {
+    pub(super) fn push(&mut self, need: Need, anew: Duration, now: Duration) -> Option<Resting> {
         self.all.push_back(Resting {
             need,
             since: now,
             cost: anew.saturating_mul(COST).min(KEPT_FOR),
-            turns,
         });
         (self.all.len() > KEPT_MOST).then(|| self.all.pop_front()).flatten()
     }

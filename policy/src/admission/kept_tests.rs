@@ -2,7 +2,7 @@
 
 use super::super::queue::{PASSED_MOST, Priority, QueueLimits, Waiter};
 use super::super::room::{Capacity, Need};
-use super::super::{Admission, Held, KEPT_TURNS};
+use super::super::{Admission, Held};
 use super::KEPT_MOST;
 use crate::route::chain::{Chain, Link};
 use std::sync::Arc;
@@ -164,17 +164,29 @@ fn who_is_due_waits_for_nobody_that_is_kept() {
 }
 
 #[test]
-fn while_others_wait_a_conversation_is_kept_for_a_few_turns() {
-    let mut places = regretted();
-    let limits = QueueLimits::default();
-    places.wait(waiter(2, 7), &limits, S(11)).unwrap();
-    for n in 1..KEPT_TURNS {
-        turn(&mut places, 1, 7 + u64::from(n), S(11));
-        assert!(called(&mut places, S(11)).is_empty(), "after {n} turns");
+fn who_waits_twice_as_long_as_a_turn_takes_is_due_and_what_is_kept_gives_way() {
+    // A place was held for 0 s, or for 7 s in the mean: the second one's turn would come then.
+    for (held, due) in [(0, 10), (7, 14)] {
+        let mut places = regretted();
+        let long = begins(&mut places, 1, 8, S(12));
+        places.held_s = Some(held as f64);
+        let id = places.wait(waiter(2, 7), &QueueLimits::default(), S(12)).unwrap();
+        places.give_back(long, None, Some(1), S(12));
+        places.held_s = Some(held as f64 / 2.0);
+        let resting = |places: &mut Admission<u64>, links: u64, at: Duration| {
+            turn(places, 1, links, at);
+            places.held_s = Some(held as f64 / 2.0);
+            called(places, at)
+        };
+        for (links, at) in (9..).zip(13..=12 + due) {
+            assert!(
+                resting(&mut places, links, S(at)).is_empty(),
+                "{at} s: it goes on before"
+            );
+        }
+        assert_eq!(resting(&mut places, 40, S(13 + due)), [2]);
+        places.leave(id);
     }
-    assert_eq!(places.room(0).map(|room| room.holds().tokens), Some(0), "nothing runs");
-    turn(&mut places, 1, 20, S(11));
-    assert_eq!(called(&mut places, S(11)), [2]);
 }
 
 #[test]

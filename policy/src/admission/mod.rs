@@ -3,7 +3,7 @@
 //! Problem: ten agents of 60k tokens on a replica of 140k push each other's cache out, and every turn is computed anew. Rule: a `room`
 //! for each replica, one `queue` for the backend. A place that is given back *calls* who is next: the called one holds the room
 //! where it fitted until it comes for it and is placed where the router wants it, so that nobody takes it in between. One that is due
-//! (passed over for long) keeps a replica's room from the others until it fits there. Cold start: without a measured time nobody
+//! (passed over often, or waiting for long) keeps a replica's room from the others until it fits there. Cold start: without a measured time nobody
 //! is refused for the expected wait, only for want of a place in the queue.
 //!
 //! | a request | event | next |
@@ -23,14 +23,17 @@ pub mod room;
 mod kept;
 // Who is next.
 pub mod queue;
+// Who was refused and comes again.
+mod seniors;
 // What a key may use in a minute.
 pub mod rate;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::queue::{Priority, Queue, QueueLimits, Waiter};
+use self::queue::{AGE, Priority, Queue, QueueLimits, Waiter};
 use self::room::{Capacity, Holds, Need, Room};
+use self::seniors::Seniors;
 use crate::route::chain::Chain;
 
 /// Tokens of an answer before any was seen; tokens of a byte of prompt (JSON of English and code).
@@ -47,11 +50,8 @@ const MEAN_WEIGHT: f64 = 0.05;
 /// Who waited so many times the longest wait is refused after all: the expectation was wrong.
 const OVERRUN: u32 = 3;
 
-/// While others wait, a conversation's cache is kept between so many turns.
-const KEPT_TURNS: u32 = 3;
-
-/// Who was refused comes again: within this time he counts as one that waits.
-const REFUSED_FOR: Duration = Duration::from_secs(10);
+/// Who has waited so many times as long as if all took their turns is due: conversations whose cache is kept go before others until then.
+const DUE_RATIO: u32 = 2;
 
 /// What a prompt in a KV cache must have there to count as cached.
 const CACHED_PART: f64 = 0.5;
@@ -86,7 +86,6 @@ pub struct Held {
     prompt_bytes: u64,
     since: Duration,
     anew: Duration,
-    turns: u32,
 }
 
 /// What is known of a request before it is sent.
@@ -112,10 +111,10 @@ pub struct Admission<T> {
     output_tokens: f64,
     tokens_per_byte: f64,
     has_ratio: bool,
-    /// When somebody was last refused.
-    refused: Option<Duration>,
     /// Mean seconds that a place is held; `None` before one was given back.
     held_s: Option<f64>,
+    /// Who was refused and may come again.
+    seniors: Seniors,
 }
 
 impl<T> Admission<T> {
@@ -128,8 +127,8 @@ impl<T> Admission<T> {
             output_tokens: FIRST_OUTPUT_TOKENS,
             tokens_per_byte: FIRST_TOKENS_PER_BYTE,
             has_ratio: false,
-            refused: None,
             held_s: None,
+            seniors: Seniors::default(),
         }
     }
 
@@ -225,9 +224,8 @@ impl<T> Admission<T> {
 
     /// It runs there from now on. `anew`: how long its prompt would take there with nothing cached.
     pub fn take(&mut self, replica: usize, need: Need, prompt_bytes: u64, anew: Duration, now: Duration) -> Held {
-        let mut turns = 0;
         if let Some(room) = self.rooms.get_mut(replica) {
-            turns = room.goes_on(&need, now).unwrap_or(0);
+            room.goes_on(&need, now);
             room.take(&need);
         }
         Held {
@@ -236,7 +234,6 @@ impl<T> Admission<T> {
             prompt_bytes,
             since: now,
             anew,
-            turns,
         }
     }
 
@@ -256,13 +253,10 @@ impl<T> Admission<T> {
     /// It has ended. What its answer says that it took is learned from; if it says nothing, there is no next turn to keep the cache for.
     pub fn give_back(&mut self, held: Held, prompt_tokens: Option<u64>, output_tokens: Option<u64>, now: Duration) {
         let sequences = held.need.sequences.max(1);
-        let refused = self.refused.is_some_and(|at| now.saturating_sub(at) < REFUSED_FOR);
-        let others_wait = refused || !self.queue.is_empty();
         if let Some(room) = self.rooms.get_mut(held.replica) {
-            let turns = if others_wait { held.turns + 1 } else { 0 };
             match output_tokens {
-                Some(_) if turns < KEPT_TURNS => room.keep(held.need, held.anew, turns, now),
-                _ => room.give_back(&held.need),
+                Some(_) => room.keep(held.need, held.anew, now),
+                None => room.give_back(&held.need),
             }
         }
         let seconds = now.saturating_sub(held.since).as_secs_f64();
@@ -287,7 +281,8 @@ impl<T> Admission<T> {
     /// # Errors
     /// The queue is full, or it would wait too long.
     pub fn wait(&mut self, mut waiter: Waiter<T>, limits: &QueueLimits, now: Duration) -> Result<u64, Refusal> {
-        let ahead = self.queue.ahead_of_new(&waiter.key, waiter.priority, now);
+        let since = self.seniors.comes(&waiter.need, now).unwrap_or(now);
+        let ahead = self.queue.ahead_of_new(&waiter.key, waiter.priority, since, now);
         let expected = self.expected(ahead);
         let bytes = self.queue.bytes().saturating_add(waiter.bytes);
         let is_kept = self.rooms.iter().any(|room| room.keeps(&waiter.need));
@@ -299,12 +294,10 @@ impl<T> Admission<T> {
             () => None,
         };
         if let Some(reason) = reason {
-            self.refused = Some(now);
             let beyond = expected.unwrap_or_default().saturating_sub(limits.wait);
-            return Err(Refusal {
-                reason,
-                retry_after: beyond.max(Duration::from_secs(1)),
-            });
+            let retry_after = beyond.max(Duration::from_secs(1));
+            self.seniors.refused(&waiter.need, since, retry_after, now);
+            return Err(Refusal { reason, retry_after });
         }
         if self.rooms.iter().all(|room| room.capacity().kv_tokens.is_some()) {
             // What nobody holds is pushed out by whoever comes next: it goes before nobody.
@@ -312,7 +305,7 @@ impl<T> Admission<T> {
             let least = waiter.need.prompt_tokens as f64 * CACHED_PART;
             waiter.is_cached &= held.is_some_and(|held| held as f64 >= least);
         }
-        Ok(self.queue.push_kept(waiter, is_kept, now))
+        Ok(self.queue.push_since(waiter, is_kept, since))
     }
 
     /// When one that came at `since` is refused after all.
@@ -321,11 +314,15 @@ impl<T> Admission<T> {
     }
 
     /// The refusal of one that has waited until then.
-    pub fn waited(&self, id: u64, now: Duration) -> Refusal {
+    pub fn waited(&mut self, id: u64, now: Duration) -> Refusal {
         let ahead = self.queue.ahead(id, now).unwrap_or(0);
+        let retry_after = self.expected(ahead).unwrap_or_default().max(Duration::from_secs(1));
+        if let (Some(waiter), Some(since)) = (self.queue.waiter(id), self.queue.since(id)) {
+            self.seniors.refused(&waiter.need, since, retry_after, now);
+        }
         Refusal {
             reason: Reason::Waited,
-            retry_after: self.expected(ahead).unwrap_or_default().max(Duration::from_secs(1)),
+            retry_after,
         }
     }
 
@@ -335,6 +332,11 @@ impl<T> Admission<T> {
             return;
         }
         self.rooms.iter_mut().for_each(|room| room.ease(now));
+        let others = self.queue.len() + self.seniors.expected(now);
+        let turn = self
+            .expected(others)
+            .map_or(AGE, |turn| turn.saturating_mul(DUE_RATIO).max(AGE));
+        self.queue.due_from(turn, now);
         self.reserved = self.reserved.filter(|(_, replica)| may.get(*replica) == Some(&true));
         // Each turn calls one that waits.
         loop {

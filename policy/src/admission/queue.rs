@@ -2,8 +2,8 @@
 //!
 //! Order: priority, which rises with the time waited (ageing); within one priority the keys take turns by deficit round robin over
 //! tokens of work (what must be prefilled, and the expected answer); within a key what is cached before what isn't, else by
-//! arrival. What doesn't fit is passed over, so that no room stays empty. Nobody starves: who was passed over [`PASSED_MOST`] times
-//! is *due*: first of its key, and a replica's room is kept for it (`super`). Source: Shreedhar and Varghese, "Efficient fair queuing
+//! arrival, of a first try if it was refused before. What doesn't fit is passed over, so that no room stays empty. Nobody starves: who was passed over
+//! [`PASSED_MOST`] times, or has waited too long ([`Queue::due_from`]), is *due*: first of its key, and a replica's room is kept for it (`super`). Source: Shreedhar and Varghese, "Efficient fair queuing
 //! using deficit round robin"; its empty rounds are skipped by counting them.
 //!
 //! Enters: a [`Waiter`]. Leaves: the id of the next one that fits. A waiter's tag is the caller's own; it isn't looked at.
@@ -126,6 +126,7 @@ enum State {
 #[derive(Debug)]
 struct Entry<T> {
     id: u64,
+    /// Its first try.
     since: Duration,
     passed: u32,
     /// A replica keeps room for it: who waits wouldn't get that room in its place.
@@ -135,10 +136,6 @@ struct Entry<T> {
 }
 
 impl<T> Entry<T> {
-    fn is_due(&self) -> bool {
-        self.passed >= PASSED_MOST
-    }
-
     fn level(&self, now: Duration) -> usize {
         self.waiter.priority.aged(now.saturating_sub(self.since))
     }
@@ -155,6 +152,8 @@ pub struct Queue<T> {
     last: Option<Arc<str>>,
     bytes: u64,
     next_id: u64,
+    /// Who came before is due.
+    due_before: Duration,
 }
 
 impl<T> Default for Queue<T> {
@@ -165,6 +164,7 @@ impl<T> Default for Queue<T> {
             last: None,
             bytes: 0,
             next_id: 1,
+            due_before: Duration::ZERO,
         }
     }
 }
@@ -198,18 +198,18 @@ impl<T> Queue<T> {
 
     /// One more at the end; its id.
     pub fn push(&mut self, waiter: Waiter<T>, now: Duration) -> u64 {
-        self.push_kept(waiter, false, now)
+        self.push_since(waiter, false, now)
     }
 
-    /// The same; a replica keeps room for it, or not.
-    pub(super) fn push_kept(&mut self, waiter: Waiter<T>, is_kept: bool, now: Duration) -> u64 {
+    /// The same; a replica keeps room for it, or not, and it was first tried then.
+    pub(super) fn push_since(&mut self, waiter: Waiter<T>, is_kept: bool, since: Duration) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         self.bytes += waiter.bytes;
         self.deficits.entry(waiter.key.clone()).or_default();
         self.entries.push(Entry {
             id,
-            since: now,
+            since,
             passed: 0,
             is_kept,
             state: State::Waiting,
@@ -263,22 +263,33 @@ impl<T> Queue<T> {
     /// Requests that will be called before it.
     pub fn ahead(&self, id: u64, now: Duration) -> Option<usize> {
         let entry = self.entry(id)?;
-        Some(self.before(&entry.waiter.key, entry.level(now), Some(id), now))
+        Some(self.before(&entry.waiter.key, entry.level(now), (entry.since, id), now))
     }
 
-    /// The same for one that comes now.
-    pub fn ahead_of_new(&self, key: &str, priority: Priority, now: Duration) -> usize {
-        self.before(key, priority as usize, None, now)
+    /// The same for one that comes now, and was first tried then.
+    pub fn ahead_of_new(&self, key: &str, priority: Priority, since: Duration, now: Duration) -> usize {
+        let level = priority.aged(now.saturating_sub(since));
+        self.before(key, level, (since, u64::MAX), now)
+    }
+
+    /// Who has waited so long is due from now on, unless room is kept for it.
+    pub(super) fn due_from(&mut self, waited: Duration, now: Duration) {
+        self.due_before = now.saturating_sub(waited);
+    }
+
+    /// When this one was first tried.
+    pub(super) fn since(&self, id: u64) -> Option<Duration> {
+        self.entry(id).map(|entry| entry.since)
     }
 
     /// Of its own key those that came before; of the others' as many, and one more, for they take turns.
-    fn before(&self, key: &str, level: usize, id: Option<u64>, now: Duration) -> usize {
+    fn before(&self, key: &str, level: usize, place: (Duration, u64), now: Duration) -> usize {
         let mut counts: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
         for entry in &self.entries {
             let (urgent, equal) = counts.entry(&*entry.waiter.key).or_default();
             match entry.level(now) {
                 other if other < level => *urgent += 1,
-                other if other == level && id.is_none_or(|id| entry.id < id || *entry.waiter.key != *key) => {
+                other if other == level && ((entry.since, entry.id) < place || *entry.waiter.key != *key) => {
                     *equal += 1
                 }
                 _ => {}
@@ -309,7 +320,7 @@ impl<T> Queue<T> {
                     break;
                 }
                 None => {
-                    if entry.is_due() {
+                    if self.is_due(entry) {
                         unfit(entry.id, &entry.waiter);
                     }
                     skipped.push(index);
@@ -331,7 +342,12 @@ impl<T> Queue<T> {
         let waiting = waiting.filter(|(_, entry)| entry.state == State::Waiting);
         let mut all: Vec<(usize, &Entry<T>)> = waiting.collect();
         all.sort_by_key(|(_, entry)| {
-            let own = (!entry.is_due(), !entry.is_due() && !entry.waiter.is_cached, entry.id);
+            let own = (
+                !self.is_due(entry),
+                !self.is_due(entry) && !entry.waiter.is_cached,
+                entry.since,
+                entry.id,
+            );
             (entry.level(now), &entry.waiter.key, own)
         });
         // Of each key the first, then of each the second: a key has its turn before what another one has behind its first.
@@ -366,6 +382,10 @@ impl<T> Queue<T> {
         ranked.into_iter().map(|(_, index)| index).collect()
     }
 
+    fn is_due(&self, entry: &Entry<T>) -> bool {
+        entry.passed >= PASSED_MOST || (!entry.is_kept && entry.since < self.due_before)
+    }
+
     /// Rounds until its key has gathered what it costs.
     fn rounds(&self, waiter: &Waiter<T>) -> u64 {
         let has = self.deficits.get(&waiter.key).copied().unwrap_or(0);
@@ -380,10 +400,11 @@ impl<T> Queue<T> {
     /// It goes, and those before it don't.
     fn pass(&mut self, index: usize, skipped: &[usize], now: Duration) {
         let Some(entry) = self.entries.get(index) else { return };
-        let (level, id, key) = (entry.level(now), entry.id, entry.waiter.key.clone());
+        let (level, place_of, key) = (entry.level(now), (entry.since, entry.id), entry.waiter.key.clone());
         let (work, rounds, is_kept) = (entry.waiter.work_tokens, self.rounds(&entry.waiter), entry.is_kept);
         for (place, other) in self.entries.iter_mut().enumerate() {
-            let is_overtaken = other.waiter.key == key && other.id < id && other.level(now) <= level;
+            let is_overtaken =
+                other.waiter.key == key && (other.since, other.id) < place_of && other.level(now) <= level;
             if !is_kept && other.state == State::Waiting && (is_overtaken || skipped.contains(&place)) {
                 other.passed = other.passed.saturating_add(1);
             }

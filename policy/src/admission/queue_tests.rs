@@ -83,8 +83,8 @@ fn a_key_that_comes_late_waits_for_one_of_each_not_for_all() {
     }
     let late = queue.push(waiter("one", 100), S(0));
     assert_eq!(queue.ahead(late, S(0)), Some(1));
-    assert_eq!(queue.ahead_of_new("many", Priority::Normal, S(0)), 101);
-    assert_eq!(queue.ahead_of_new("many", Priority::High, S(0)), 0);
+    assert_eq!(queue.ahead_of_new("many", Priority::Normal, S(0), S(0)), 101);
+    assert_eq!(queue.ahead_of_new("many", Priority::High, S(0), S(0)), 0);
     assert!(calls(&mut queue, S(0))[..2].contains(&late));
 }
 

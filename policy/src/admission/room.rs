@@ -255,13 +255,13 @@ impl Room {
     }
 
     /// It has ended there, and its cache is kept for its next turn: as [`Room::give_back`], but its tokens stay counted.
-    pub(super) fn keep(&mut self, need: Need, anew: Duration, turns: u32, now: Duration) {
+    pub(super) fn keep(&mut self, need: Need, anew: Duration, now: Duration) {
         if need.chain.links().is_empty() || self.capacity.kv_tokens.is_none() {
             return self.give_back(&need);
         }
         self.requests = self.requests.saturating_sub(1);
         self.sequences = self.sequences.saturating_sub(need.sequences);
-        if let Some(gone) = self.kept.push(need, anew, turns, now) {
+        if let Some(gone) = self.kept.push(need, anew, now) {
             self.release(&gone.need);
         }
     }
@@ -276,12 +276,12 @@ impl Room {
         need.tokens() - self.tokens_of(need)
     }
 
-    /// What was kept for this request is its own now: the turns that it had.
-    pub(super) fn goes_on(&mut self, need: &Need, now: Duration) -> Option<u32> {
+    /// What was kept for this request is its own now.
+    pub(super) fn goes_on(&mut self, need: &Need, now: Duration) {
         self.kept.comes(need, now);
-        let own = self.kept.own(need).and_then(|place| self.kept.remove(place))?;
-        self.release(&own.need);
-        Some(own.turns)
+        if let Some(own) = self.kept.own(need).and_then(|place| self.kept.remove(place)) {
+            self.release(&own.need);
+        }
     }
 
     fn release(&mut self, need: &Need) {

@@ -60,6 +60,37 @@ fn come(places: &mut Places, id: u64, now: Duration) -> Held {
 }
 
 #[test]
+fn who_was_refused_and_comes_again_goes_before_those_that_came_meanwhile() {
+    let mut places = seats(&[1]);
+    let told = |name: u64| {
+        let link = crate::route::chain::Link { hash: name, bytes: 10 };
+        Need {
+            chain: Arc::new(Chain::from_links(vec![link])),
+            ..need(1)
+        }
+    };
+    let limits = QueueLimits {
+        waiting: 1,
+        ..QueueLimits::default()
+    };
+    let running = places.take(0, need(1), 0, S(0), S(0));
+    let first = places.wait(waiter("a", told(1), 1), &limits, S(1)).unwrap();
+    let refusal = places.wait(waiter("a", told(2), 2), &limits, S(2)).unwrap_err();
+    assert_eq!(refusal.reason, Reason::Full);
+    places.leave(first);
+    places.wait(waiter("a", told(3), 3), &limits, S(3)).unwrap();
+    let limits = QueueLimits::default();
+    let again = places.wait(waiter("a", told(2), 2), &limits, S(3)).unwrap();
+    assert_eq!(places.queue().ahead(again, S(3)), Some(0));
+    // One that has waited too long keeps its place too.
+    places.waited(again, S(33));
+    places.leave(again);
+    places.wait(waiter("a", told(2), 2), &limits, S(35)).unwrap();
+    places.give_back(running, None, None, S(36));
+    assert_eq!(called(&mut places, &[true], S(36)), [2]);
+}
+
+#[test]
 fn one_more_replica_is_room_for_who_waits_and_one_that_takes_anothers_number_starts_empty() {
     let mut places = seats(&[1]);
     let first = places.take(0, need(1), 0, S(0), S(0));
