@@ -83,7 +83,9 @@ impl Watch {
 
     async fn figures(&self) -> Option<EngineStats> {
         let looked = tokio::time::timeout(LOOK_TIME, probe::engine(&self.replica)).await;
-        looked.ok()?.ok()?
+        let stats = looked.ok()?.ok()?;
+        self.replica.set_started_s(stats.and_then(|stats| stats.started_s));
+        stats
     }
 
     async fn judge(&self, seen: Seen, stats: Option<EngineStats>, health: &HealthConfig, now: Duration) -> Seen {

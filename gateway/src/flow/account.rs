@@ -274,7 +274,7 @@ impl Account {
         self.record.route = tried.route.map_or("", |route| route.as_str());
         self.record.route_reason = tried.route.map_or("", |route| route.reason.as_str());
         if let Some(replica) = &tried.replica {
-            self.record.replica = replica.to_string();
+            self.record.replica = replica.name().to_string();
         }
     }
 

@@ -15,7 +15,8 @@
 //! | other 4xx | the client's fault: vLLM's words |
 //! | 200 | the answer |
 //!
-//! A request that was in flight at two engine deaths is never sent again, here or by anybody else who carries its `Tried` (`poison`).
+//! A request that was in flight at two engine deaths is never sent again, here or by anybody else who carries its `Tried` (`poison`). A connection
+//! that broke is one, unless its replica shows that the same server runs on.
 
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue, USER_AGENT};
 use http::{Method, Request, StatusCode, Uri};
@@ -31,7 +32,7 @@ use super::exchange::Exchange;
 use super::hold::Held;
 use super::{place, shared};
 use crate::upstream::client::{self, SendLimits};
-use crate::upstream::{Answer, Backend, Choice, InFlight, Replica, Route, Routed, Segments, UpstreamError};
+use crate::upstream::{Answer, Backend, Choice, InFlight, Replica, Route, Routed, Segments, UpstreamError, probe};
 
 /// An error body is read up to this size; vLLM's are below 10 KB.
 const MAX_ERROR_BYTES: usize = 64 * 1024;
@@ -74,10 +75,12 @@ pub struct Tried {
     /// What was changed of past turns.
     pub history: Counts,
     /// The last replica asked.
-    pub replica: Option<Arc<str>>,
+    pub replica: Option<Arc<Replica>>,
     last_failure: Option<Fault>,
     /// Engines that died with the request in flight.
     deaths: u32,
+    /// Connections that broke with it: perhaps deaths.
+    breaks: Vec<Break>,
     /// The backend that it went over to, if it did.
     pub fallback: Option<Arc<Backend>>,
     /// Attempts that backends got which had it before.
@@ -93,7 +96,7 @@ impl Tried {
     pub fn moves(&mut self, choice: &Choice) {
         self.count += 1;
         self.route = Some(choice.route);
-        self.replica = Some(choice.replica.name());
+        self.replica = Some(choice.replica.clone());
     }
 
     /// One more has failed after it had begun.
@@ -104,7 +107,13 @@ impl Tried {
 
     /// One more has failed.
     pub fn failed(&mut self, fault: Fault) {
-        self.deaths += u32::from(fault.is_engine_death());
+        match &self.replica {
+            Some(replica) if fault.kind == FaultKind::UpstreamBroke => self.breaks.push(Break {
+                started_s: replica.started_s(),
+                replica: replica.clone(),
+            }),
+            _ => self.deaths += u32::from(fault.is_engine_death()),
+        }
         self.unsent += u32::from(fault.kind == FaultKind::UpstreamUnreachable);
         self.last_failure = Some(fault);
     }
@@ -156,9 +165,41 @@ impl Tried {
         self.count.saturating_sub(self.unsent + self.sent_before)
     }
 
-    /// It may not be sent again.
-    pub fn is_poison(&self) -> bool {
+    /// It may not be sent again, by engines' own word.
+    pub fn is_surely_poison(&self) -> bool {
         self.deaths >= DEATHS_BORNE
+    }
+
+    /// It may not be sent again. Looks at the replicas only where their broken connections decide it.
+    pub async fn is_poison(&mut self) -> bool {
+        if !self.is_surely_poison() && self.deaths as usize + self.breaks.len() >= DEATHS_BORNE as usize {
+            // Boxed: rare, and it would make room in each attempt.
+            Box::pin(self.judge_breaks()).await;
+        }
+        self.is_surely_poison()
+    }
+
+    async fn judge_breaks(&mut self) {
+        for broken in std::mem::take(&mut self.breaks) {
+            self.deaths += u32::from(broken.is_death().await);
+        }
+    }
+}
+
+/// A connection that broke.
+struct Break {
+    replica: Arc<Replica>,
+    /// When its server had started, by then.
+    started_s: Option<f64>,
+}
+
+impl Break {
+    /// Unless it is known that nothing died there.
+    async fn is_death(&self) -> bool {
+        match self.started_s {
+            Some(started) => !probe::has_run_since(&self.replica, started).await,
+            None => true,
+        }
     }
 }
 
@@ -218,7 +259,7 @@ async fn at_backend(
     let mut held: Option<Held> = None;
     shared::ask(exchange).await;
     loop {
-        if tried.is_poison() {
+        if tried.is_poison().await {
             return Err(Unanswered::ForAll(Fault::poison()));
         }
         let choice = match &held {
@@ -242,7 +283,7 @@ async fn at_backend(
         };
         tried.count += 1;
         tried.route = Some(choice.route);
-        tried.replica = Some(choice.replica.name());
+        tried.replica = Some(choice.replica.clone());
         tried.replicas.push(choice.index);
         shared::tell(exchange, &choice);
         exchange

@@ -466,7 +466,7 @@ impl Relay {
             return;
         }
         let loss = self.turn.lost();
-        if tried.is_poison() && loss != Loss::Whole {
+        if tried.is_surely_poison() && loss != Loss::Whole {
             return self.fail(&Fault::poison(), out);
         }
         match loss {

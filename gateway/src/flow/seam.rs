@@ -59,7 +59,7 @@ async fn search(mut asker: Asker, mut tried: Tried, question: AskAgain) -> (Aske
     let lost = tried.last_failure();
     let mut left_out: Vec<usize> = place(&asker).into_iter().collect();
     loop {
-        if tried.is_poison() {
+        if tried.is_poison().await {
             return (asker, tried, Err(Unasked::Failed(Fault::poison())));
         }
         let Some(choice) = choose(&asker, &left_out) else {

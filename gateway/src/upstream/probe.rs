@@ -27,6 +27,8 @@ use super::{Segments, UpstreamError};
 
 /// A busy engine may let a probe wait behind long prefills.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Whether a server is still the same one is known by then, or taken as not.
+const ALIVE: Duration = Duration::from_secs(2);
 /// An answer of one token is below 4 KB.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
@@ -91,6 +93,20 @@ pub async fn kv_tokens(replica: &Replica) -> Result<Option<u64>, ProbeError> {
 /// The replica did not answer.
 pub async fn engine(replica: &Replica) -> Result<Option<EngineStats>, ProbeError> {
     Ok(EngineStats::read(&metrics(replica).await?))
+}
+
+/// The server that `started` then runs still, and says that its engine does: nothing has died there since.
+pub async fn has_run_since(replica: &Replica, started: f64) -> bool {
+    let look = async {
+        let (status, _) = exchange(replica, Method::GET, "/health", Bytes::new(), MAX_ANSWER_BYTES)
+            .await
+            .ok()?;
+        let stats = engine(replica).await.ok()??;
+        (status == StatusCode::OK).then_some(stats.started_s?)
+    };
+    let now = tokio::time::timeout(ALIVE, look).await;
+    // Printed by the same process both times: the very same figure.
+    now.is_ok_and(|now| now.map(f64::to_bits) == Some(started.to_bits()))
 }
 
 async fn metrics(replica: &Replica) -> Result<String, ProbeError> {

@@ -8,7 +8,7 @@ use http::HeaderValue;
 use sluice_policy::health::breaker::{Event, Phase};
 use sluice_policy::reasoning::Opener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::address::Address;
@@ -127,6 +127,8 @@ pub struct Replica {
     tool_setup: AtomicU8,
     opener: AtomicU8,
     born: Instant,
+    /// When its server started, as bits of a figure; 0 if that isn't known.
+    started: AtomicU64,
     /// Requests that it works on.
     pub flights: Flights,
     /// Whether it may be asked, and what was seen of its engine.
@@ -152,6 +154,7 @@ impl Replica {
             tool_setup: AtomicU8::new(ToolSetup::Raw as u8),
             opener: AtomicU8::new(0),
             born: Instant::now(),
+            started: AtomicU64::new(0),
             flights: Flights::default(),
         }
     }
@@ -247,6 +250,17 @@ impl Replica {
             Opener::Unknown { .. } => return,
         };
         self.opener.store(known, Ordering::Relaxed);
+    }
+
+    /// When its server started, as it last said.
+    pub fn started_s(&self) -> Option<f64> {
+        let bits = self.started.load(Ordering::Relaxed);
+        (bits != 0).then(|| f64::from_bits(bits))
+    }
+
+    /// It says when its server started, or doesn't.
+    pub fn set_started_s(&self, started: Option<f64>) {
+        self.started.store(started.map_or(0, f64::to_bits), Ordering::Relaxed);
     }
 
     /// Requests dispatched and not ended.

@@ -482,6 +482,27 @@ async fn b31_a_request_at_two_engine_deaths_is_poison() {
 }
 
 #[tokio::test]
+async fn b31_connections_that_break_while_the_server_runs_on_are_no_deaths() {
+    let gateway = Settings::simulated(2).set("health", "probe = \"100ms\"").start().await;
+    let mut sent = json!({"model": format!("{MODEL}-simulated"), "messages": [{"role": "user", "content": "[[sim fault=reset_before]] Go."}]});
+    for stream in [true, false] {
+        sent["stream"] = json!(stream);
+        // Until each server has said once when it started.
+        until("the broken connections are told as such", async || {
+            let answer = gateway.ask(Request::post("/v1/chat/completions", &sent)).await;
+            match answer.code().as_str() {
+                "upstream_broke" => Some(()),
+                code => {
+                    assert_eq!(code, "poison", "{}", answer.text());
+                    None
+                }
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn b31_a_replica_lost_while_it_tokenizes_is_no_death_of_the_request() {
     let mut replicas = vec![Replica::start().await, Replica::start().await, Replica::start().await];
     let gateway = Settings::before(&replicas.iter().collect::<Vec<_>>()).start().await;

@@ -1,7 +1,10 @@
 //! B37: another process takes over under load: no connection is refused, no stream is cut; if it can't, nothing has happened.
 
 use serde_json::{Value, json};
+use std::fs::Permissions;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -302,6 +305,74 @@ async fn b37_a_launched_replica_is_the_new_processs() {
     gateway.terminate_successor(next);
     until("the gateway has left", async || is_gone(next).then_some(())).await;
     assert!(is_gone(before));
+}
+
+/// A program of these lines of shell.
+fn script(folder: &Path, lines: &str) -> PathBuf {
+    let path = folder.join("successor");
+    std::fs::write(&path, format!("#!/bin/sh\n{lines}\n")).unwrap();
+    std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[tokio::test]
+async fn b37_a_new_process_that_dies_after_the_word_to_go_gives_the_launched_replica_back() {
+    let fake = concat!(env!("CARGO_MANIFEST_DIR"), "/src/supervisor/fake_vllm.py");
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let replica =
+        format!("launcher = \"process\"\nport = {port}\ncommand = [\"python3\", {fake:?}]\nstop_grace = \"1s\"");
+    let mut gateway = Settings::of(&[("a", &replica)]).start().await;
+    let entry = gateway.folder().join("state/replicas/a.json");
+    let pid = || -> u32 {
+        let entry: Value = serde_json::from_str(&std::fs::read_to_string(&entry).unwrap()).unwrap();
+        entry["pid"].as_u64().unwrap().try_into().unwrap()
+    };
+    let before = pid();
+    let heard = gateway.folder().join("heard");
+    // It hears the first word, says that it is prepared, hears the second, and is gone.
+    let lines = format!("read -r first\necho '\"prepared\"' >&0\nread -r word\necho \"$word\" > {heard:?}\nexit 3");
+    let program = script(gateway.folder(), &lines);
+    let why = gateway
+        .upgrade(&["--binary", program.to_str().unwrap()])
+        .await
+        .unwrap_err();
+    assert!(why.contains("exit status: 3") && why.contains("goes on"), "{why}");
+    assert_eq!(std::fs::read_to_string(&heard).unwrap().trim(), "\"go\"");
+    assert!(gateway.is_running());
+    gateway.has_ready(&["a"]).await;
+    assert_eq!((pid(), is_gone(before)), (before, false));
+    // Whoever has it ends it: it is this process's again.
+    gateway.terminate();
+    assert!(gateway.ended().await.success());
+    assert!(is_gone(before));
+}
+
+#[tokio::test]
+async fn b37_sigterm_in_the_middle_of_an_upgrade_drains_and_ends_the_new_process_too() {
+    let mut replica = Replica::start().await;
+    let mut gateway = Settings::before(&[&replica]).start().await;
+    let mut running = gateway.open(Request::chat(true)).await;
+    let mut asked = replica.next().await;
+    asked.begin("before").await;
+    running.head().await;
+    running.read_to("before").await;
+    let noted = gateway.folder().join("pid");
+    let program = script(gateway.folder(), &format!("echo $$ > {noted:?}\nexec sleep 600"));
+    let mut command = gateway.upgrade_command(&["--binary", program.to_str().unwrap()]);
+    let upgrade = tokio::task::spawn_blocking(move || command.output().unwrap());
+    let successor: u32 = until("the new process runs", async || {
+        std::fs::read_to_string(&noted).ok()?.trim().parse().ok()
+    })
+    .await;
+    gateway.terminate();
+    assert!(!upgrade.await.unwrap().status.success());
+    until("the new process has ended", async || is_gone(successor).then_some(())).await;
+    assert!(gateway.is_running(), "its stream isn't over");
+    asked.event(&delta(json!({"content": "after"}))).await;
+    asked.event(&finish("stop")).await;
+    asked.done().await;
+    running.read_to("[DONE]").await;
+    assert!(gateway.ended().await.success());
 }
 
 #[tokio::test]

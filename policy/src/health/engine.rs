@@ -17,6 +17,8 @@ pub struct EngineStats {
     pub kv_cache_usage_ratio: f64,
     /// Since its start.
     pub preemptions: u64,
+    /// When its server started, in seconds since the epoch; another figure is another process.
+    pub started_s: Option<f64>,
 }
 
 impl EngineStats {
@@ -26,6 +28,9 @@ impl EngineStats {
         let mut is_vllm = false;
         for line in page.lines() {
             let Some((name, value)) = line.strip_prefix("vllm:").and_then(sample) else {
+                if line.starts_with("process_start_time_seconds") {
+                    stats.started_s = sample(line).map(|(_, value)| value);
+                }
                 continue;
             };
             // Counts are written as floats; `as` saturates.
@@ -87,6 +92,7 @@ mod tests {
             requests_waiting: 3,
             kv_cache_usage_ratio: 0.05,
             preemptions: 1,
+            started_s: None,
         };
         let two = EngineStats {
             steps: Some(2162),
@@ -94,11 +100,20 @@ mod tests {
             requests_waiting: 6,
             kv_cache_usage_ratio: 0.15,
             preemptions: 2,
+            started_s: None,
+        };
+        let started = EngineStats {
+            started_s: Some(1.7845e9),
+            ..one
         };
         for (page, stats) in [
             (page(0, steps), Some(one)),
             (page(0, ""), Some(EngineStats { steps: None, ..one })),
             (format!("{}{}", page(0, steps), page(1, steps)), Some(two)),
+            (
+                format!("process_start_time_seconds 1.7845e+09\n{}", page(0, steps)),
+                Some(started),
+            ),
             ("process_start_time_seconds 1.79e+09\n".to_owned(), None),
             ("{\"detail\":\"Not Found\"}".to_owned(), None),
             (String::new(), None),

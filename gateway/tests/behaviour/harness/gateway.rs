@@ -401,11 +401,17 @@ impl Gateway {
         self.folder.path()
     }
 
-    /// Another process takes over: its pid, or why it doesn't.
-    pub(crate) async fn upgrade(&mut self, more: &[&str]) -> Result<u32, String> {
+    /// Tells it that another process is to take over.
+    pub(crate) fn upgrade_command(&self, more: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
         command.arg("upgrade").args(more).arg("--config").arg(self.config());
         command.env("HOME", self.folder.path());
+        command
+    }
+
+    /// Another process takes over: its pid, or why it doesn't.
+    pub(crate) async fn upgrade(&mut self, more: &[&str]) -> Result<u32, String> {
+        let mut command = self.upgrade_command(more);
         let output = tokio::task::spawn_blocking(move || command.output().unwrap());
         let output = output.await.unwrap();
         if !output.status.success() {
