@@ -3,7 +3,6 @@
 //! Enters: a replica of a backend, its slot there, the supervisor's states. Leaves: address, readiness, model, tool set-up and the size
 //! of its KV cache on the replica and its backend. Ends when nobody tells any more.
 
-use sluice_policy::health::breaker::Event;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -40,8 +39,7 @@ pub async fn follow(
                 learn(&backend, &replica, models).await;
                 let before = replica.readiness();
                 if replica.was_ready() && before != Readiness::Ready {
-                    // Down in between: for all that is known, it has started anew, and not everybody is to try it at once.
-                    replica.health.step(Event::Returned);
+                    replica.has_returned();
                     backend.routing().restarted(slot);
                 }
                 replica.set_readiness(Readiness::Ready);

@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | no connection, a reset, no head in time | another replica; the breaker hears of it |
 //! | the replica hangs (B36) | another replica |
+//! | its engine is dead, says its server, and says so again | another replica; it is asked again once it was away |
 //! | nobody is left, and one is expected back (B35) | `hold`: a look now and then, then the same |
 //! | nobody is left, admission has no room, the hold is over | the next backend of the fallbacks, if nothing was shown |
 //! | 500, 502, 503, 504 | another replica; the same 500 from two is the answer |
@@ -62,6 +63,22 @@ pub struct Live {
     pub dispatched: Instant,
 }
 
+/// One engine: a replica from one start to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Engine {
+    slot: usize,
+    returns: u32,
+}
+
+impl Engine {
+    fn of(choice: &Choice) -> Engine {
+        Engine {
+            slot: choice.index,
+            returns: choice.replica.returns(),
+        }
+    }
+}
+
 /// What has been tried so far.
 #[derive(Default)]
 pub struct Tried {
@@ -77,6 +94,10 @@ pub struct Tried {
     /// The last replica asked.
     pub replica: Option<Arc<Replica>>,
     last_failure: Option<Fault>,
+    /// Whom the last attempt went to.
+    asked: Option<Engine>,
+    /// Whose server has said that it is dead.
+    dead: Option<Engine>,
     /// Engines that died with the request in flight.
     deaths: u32,
     /// Connections that broke with it: perhaps deaths.
@@ -97,6 +118,7 @@ impl Tried {
         self.count += 1;
         self.route = Some(choice.route);
         self.replica = Some(choice.replica.clone());
+        self.asked = Some(Engine::of(choice));
     }
 
     /// One more has failed after it had begun.
@@ -107,14 +129,18 @@ impl Tried {
 
     /// One more has failed.
     pub fn failed(&mut self, fault: Fault) {
+        let is_known = self.is_known_death(&fault);
         match &self.replica {
             Some(replica) if fault.kind == FaultKind::UpstreamBroke => self.breaks.push(Break {
                 started_s: replica.started_s(),
                 replica: replica.clone(),
             }),
-            _ => self.deaths += u32::from(fault.is_engine_death()),
+            _ => self.deaths += u32::from(fault.is_engine_death() && !is_known),
         }
-        self.unsent += u32::from(fault.kind == FaultKind::UpstreamUnreachable);
+        self.unsent += u32::from(fault.kind == FaultKind::UpstreamUnreachable || is_known);
+        if says_that_it_is_dead(&fault) {
+            self.dead = self.asked;
+        }
         self.last_failure = Some(fault);
     }
 
@@ -128,9 +154,16 @@ impl Tried {
         self.sent_before = self.count.saturating_sub(self.unsent);
         self.replicas.clear();
         self.asked_again = false;
+        // Slots of another backend are other replicas'.
+        (self.asked, self.dead) = (None, None);
         // What is told if nobody is there either.
         self.last_failure = Some(fault);
         self.fallback = Some(backend.clone());
+    }
+
+    /// A server outlives its engine for some seconds, and says of every request that it is dead: that is one death, and no attempt.
+    fn is_known_death(&self, fault: &Fault) -> bool {
+        says_that_it_is_dead(fault) && self.asked.is_some() && self.asked == self.dead
     }
 
     /// The last failure.
@@ -281,9 +314,7 @@ async fn at_backend(
             }
             continue;
         };
-        tried.count += 1;
-        tried.route = Some(choice.route);
-        tried.replica = Some(choice.replica.clone());
+        tried.moves(&choice);
         tried.replicas.push(choice.index);
         shared::tell(exchange, &choice);
         exchange
@@ -319,9 +350,15 @@ async fn choose(exchange: &Exchange, tried: &[usize]) -> Result<Option<Choice>, 
     })
 }
 
+/// Its server's word; a connection that broke may be another death each time.
+fn says_that_it_is_dead(fault: &Fault) -> bool {
+    matches!(fault.kind, FaultKind::UpstreamFailed(_)) && fault.is_engine_death()
+}
+
 /// The same 500 from two replicas is the request's doing, not theirs.
 fn is_worth_another(fault: &Fault, tried: &Tried) -> bool {
     match fault.kind {
+        _ if tried.is_known_death(fault) => true,
         FaultKind::UpstreamMisconfigured => false,
         FaultKind::UpstreamFailed(500) => !tried
             .last_failure

@@ -8,7 +8,7 @@ use http::HeaderValue;
 use sluice_policy::health::breaker::{Event, Phase};
 use sluice_policy::reasoning::Opener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::address::Address;
@@ -124,6 +124,7 @@ pub struct Replica {
     was_ready: AtomicBool,
     is_successor: AtomicBool,
     may_return: AtomicBool,
+    returns: AtomicU32,
     tool_setup: AtomicU8,
     opener: AtomicU8,
     born: Instant,
@@ -151,6 +152,7 @@ impl Replica {
             was_ready: AtomicBool::new(false),
             is_successor: AtomicBool::new(false),
             may_return: AtomicBool::new(true),
+            returns: AtomicU32::new(0),
             tool_setup: AtomicU8::new(ToolSetup::Raw as u8),
             opener: AtomicU8::new(0),
             born: Instant::now(),
@@ -217,6 +219,17 @@ impl Replica {
             self.was_ready.store(true, Ordering::Relaxed);
         }
         before
+    }
+
+    /// It was away and is ready again: for all that is known, it has started anew, and not everybody is to try it at once.
+    pub fn has_returned(&self) {
+        self.returns.fetch_add(1, Ordering::Relaxed);
+        self.health.step(Event::Returned);
+    }
+
+    /// How often it was away: what it says before and after is of two engines.
+    pub fn returns(&self) -> u32 {
+        self.returns.load(Ordering::Relaxed)
     }
 
     /// How tools are asked for.

@@ -172,3 +172,27 @@ async fn requests_wait_for_the_first_look_and_are_refused_by_what_it_finds() {
     assert_eq!(next.status(), 503);
     assert_eq!(gateway.log().matches("waits for the first look").count(), 1);
 }
+
+#[tokio::test]
+async fn b35_b31_a_server_that_outlives_its_engine_is_one_death_however_often_it_says_so() {
+    for stream in [true, false] {
+        let mut replica = Replica::start().await;
+        let address = replica.url().strip_prefix("http://").unwrap().parse().unwrap();
+        let settings = Settings::before(&[&replica]).each_replica("probe = \"100ms\"");
+        let settings = settings.set("health", "rest = \"50ms\"\nlongest_rest = \"50ms\"");
+        let gateway = settings.start().await;
+        let mut client = gateway.open(Request::chat(stream).id("r")).await;
+        let dead = json!({"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}});
+        // More often than there are attempts.
+        for _ in 0..5 {
+            replica.next().await.answer("500 Internal Server Error", &dead).await;
+        }
+        replica.stop().await;
+        is_down(&gateway).await;
+        Replica::at(address).await.always("at last");
+        let answer = client.message().await;
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+        assert!(answer.text().contains("at last"), "{}", answer.text());
+        assert_eq!(record(&gateway, "r").await["error"], json!(null));
+    }
+}

@@ -308,7 +308,7 @@ fn leader_of(port: u16) -> Option<Pid> {
 }
 
 /// The engine's process, a child of the API server that calls itself so.
-fn engine_of(server: Pid) -> Option<Pid> {
+pub(crate) fn engine_of(server: Pid) -> Option<Pid> {
     let processes = fs::read_dir("/proc").ok()?.flatten();
     processes
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())

@@ -44,20 +44,39 @@ impl Gateway {
 
     /// The same, with more sections in its configuration.
     pub(crate) fn over_with(replicas: &[(&str, &Engine)], sections: &str) -> Self {
+        let replicas: Vec<String> = replicas
+            .iter()
+            .map(|(name, engine)| {
+                format!(
+                    "name = \"{name}\"\nlauncher = \"external\"\nurl = \"{}\"\n",
+                    engine.url()
+                )
+            })
+            .collect();
+        let mut gateway = Self::start(&replicas, sections, "");
+        gateway.wait_ready(READY);
+        gateway
+    }
+
+    /// Before one that it launches itself, with these lines, and sections of its own before the backend; waits until it is ready.
+    pub(crate) fn launching(replica: &str, sections: &str, profile: &str, limit: Duration) -> Self {
+        let mut gateway = Self::start(&[replica.to_owned()], sections, &format!("profile = \"{profile}\"\n"));
+        gateway.wait_ready(limit);
+        gateway
+    }
+
+    fn start(replicas: &[String], sections: &str, backend: &str) -> Self {
         let home = TempDir::with_prefix("sluice-real-vllm-").expect("a folder for the test");
         let (port, admin_port) = (free_port(), free_port());
         let state = home.path().join("state");
         let mut config = format!(
             "[server]\nlisten = \"127.0.0.1:{port}\"\nstate_dir = \"{}\"\nkeep_alive = \"1s\"\n\n\
              [admin]\nlisten = \"127.0.0.1:{admin_port}\"\n\n{sections}\n\
-             [[backend]]\nname = \"qwen3\"\nmodel = \"{MODEL}\"\naliases = [\"qwen3-alias\"]\nkey_env = \"ENGINE_KEY\"\n",
+             [[backend]]\nname = \"qwen3\"\nmodel = \"{MODEL}\"\naliases = [\"qwen3-alias\"]\nkey_env = \"ENGINE_KEY\"\n{backend}",
             state.display()
         );
-        for (name, engine) in replicas {
-            config += &format!(
-                "\n[[backend.replica]]\nname = \"{name}\"\nlauncher = \"external\"\nurl = \"{}\"\n",
-                engine.url()
-            );
+        for replica in replicas {
+            config += &format!("\n[[backend.replica]]\n{replica}");
         }
         fs::write(home.path().join("config.toml"), config).unwrap();
         let log = File::create(home.path().join("sluice.log")).unwrap();
@@ -71,17 +90,15 @@ impl Gateway {
             .spawn()
             .expect("sluice starts");
         let leash = Some(Leash::on(Pid::from_child(&child)));
-        let mut gateway = Self {
+        Self {
             port,
             child,
             leash,
             home,
-        };
-        gateway.wait_ready();
-        gateway
+        }
     }
 
-    fn wait_ready(&mut self) {
+    fn wait_ready(&mut self, limit: Duration) {
         let begun = Instant::now();
         let health = Call {
             port: self.port,
@@ -99,8 +116,8 @@ impl Gateway {
                 self.log()
             );
             assert!(
-                begun.elapsed() < READY,
-                "sluice isn't ready after {READY:?}:\n{}",
+                begun.elapsed() < limit,
+                "sluice isn't ready after {limit:?}:\n{}",
                 self.log()
             );
             thread::sleep(Duration::from_millis(20));
@@ -235,6 +252,14 @@ impl Gateway {
         let log = fs::read_to_string(self.home.path().join("sluice.log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+
+    /// The first process of a replica that it has launched.
+    pub(crate) fn launched(&self, replica: &str) -> Pid {
+        let noted = self.home.path().join(format!("state/replicas/{replica}.json"));
+        let noted: Value = serde_json::from_slice(&fs::read(noted).unwrap()).unwrap();
+        let pid = noted["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+        pid.and_then(Pid::from_raw).expect("its pid")
     }
 
     /// Every file that it has written: its log, its state folder.

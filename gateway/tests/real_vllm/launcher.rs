@@ -26,18 +26,20 @@ use crate::engine::{Leash, free_port};
 
 const MODEL: &str = "Qwen/Qwen3-32B-AWQ";
 const KEY: &str = "sk-of-the-launcher-test";
+/// The profile that the tests' own begins from.
+pub(crate) const BASE: &str = "chunked_only_safe";
 /// A start takes 20 s of one core here; the machine may be busy.
-const START: Duration = Duration::from_secs(180);
+pub(crate) const START: Duration = Duration::from_secs(180);
 
 /// A real vLLM on this CPU and what starts it.
-struct RealVllm {
-    python: PathBuf,
-    shared: PathBuf,
-    model: PathBuf,
+pub(crate) struct RealVllm {
+    pub(crate) python: PathBuf,
+    pub(crate) shared: PathBuf,
+    pub(crate) model: PathBuf,
 }
 
 impl RealVllm {
-    fn find() -> RealVllm {
+    pub(crate) fn find() -> RealVllm {
         let path = |name: &str| std::env::var_os(name).map(PathBuf::from);
         let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
         let home = || path("HOME").expect("HOME or VLLM_VENV is set").join(".cache/vllm-cpu");
@@ -63,6 +65,11 @@ impl RealVllm {
 
     /// The tiny model with what a CPU can do, otherwise as the champion.
     fn profile(&self, extra: &[&str]) -> Profile {
+        Profile::derived("cpu", builtin(BASE).unwrap(), self.changes(extra)).unwrap()
+    }
+
+    /// What differs from [`BASE`].
+    pub(crate) fn changes(&self, extra: &[&str]) -> Map<String, Value> {
         let extra_args = [&["--enforce-eager", "--generation-config", "vllm"], extra].concat();
         let changes = json!({
             "model": self.model, "quantization": "engine-default", "dtype": "float32",
@@ -74,7 +81,7 @@ impl RealVllm {
         let Value::Object(changes) = changes else {
             unreachable!("written as an object")
         };
-        Profile::derived("cpu", builtin("chunked_only_safe").unwrap(), changes).unwrap()
+        changes
     }
 
     fn replica(&self, port: u16, extra: &[&str]) -> ReplicaSpec {

@@ -29,6 +29,8 @@ mod losses;
 mod endpoints;
 /// Calls that the client insists on.
 mod guided;
+/// A restart of the only engine: what runs goes on, what comes waits.
+mod held;
 /// Past turns: made safe, and the same prefix.
 mod history;
 /// The process launcher: starts a vLLM with a profile's flags, and leaves nothing of it.
