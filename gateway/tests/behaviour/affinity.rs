@@ -7,10 +7,11 @@ use super::harness::store::{STORE_PASSWORD, Store};
 use super::harness::upstream_tls::Authority;
 use super::harness::{Gateway, MODEL, Message, Replica, Request, Settings, record, until};
 
-/// A turn of a conversation; the first one has a system prompt of its own, so that it is no continuation of another one.
+/// A turn of a conversation, whose system prompt is its own, so that it is no continuation of another one, and most of it, so that what is
+/// cached binds it.
 fn turn(session: &str, turns: usize) -> Request {
     let mut messages = vec![
-        json!({"role": "system", "content": format!("Private words of {session}.")}),
+        json!({"role": "system", "content": format!("Private words of {session}. ").repeat(400)}),
         json!({"role": "user", "content": "Hello"}),
     ];
     for n in 1..turns {
