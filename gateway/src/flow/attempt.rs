@@ -93,7 +93,8 @@ pub struct Tried {
     pub history: Counts,
     /// The last replica asked.
     pub replica: Option<Arc<Replica>>,
-    last_failure: Option<Fault>,
+    /// Boxed: rare, and a stream carries all this along.
+    last_failure: Option<Box<Fault>>,
     /// Whom the last attempt went to.
     asked: Option<Engine>,
     /// Whose server has said that it is dead.
@@ -141,7 +142,7 @@ impl Tried {
         if says_that_it_is_dead(&fault) {
             self.dead = self.asked;
         }
-        self.last_failure = Some(fault);
+        self.last_failure = Some(Box::new(fault));
     }
 
     /// The client has seen something of an answer: another model can't go on with that.
@@ -157,7 +158,7 @@ impl Tried {
         // Slots of another backend are other replicas'.
         (self.asked, self.dead) = (None, None);
         // What is told if nobody is there either.
-        self.last_failure = Some(fault);
+        self.last_failure = Some(Box::new(fault));
         self.fallback = Some(backend.clone());
     }
 
@@ -168,7 +169,7 @@ impl Tried {
 
     /// The last failure.
     pub fn last_failure(&self) -> Fault {
-        let last = self.last_failure.clone();
+        let last = self.last_failure.as_deref().cloned();
         last.unwrap_or_else(|| Fault::new(FaultKind::NoReplica, "No replica of this model is up."))
     }
 
@@ -185,7 +186,7 @@ impl Tried {
         let is_wanted = self.replicas.len() == 1
             && !self.asked_again
             && self.sent() < attempts
-            && self.last_failure.as_ref().is_some_and(is_refusal);
+            && self.last_failure.as_deref().is_some_and(is_refusal);
         if is_wanted {
             self.asked_again = true;
             self.replicas.clear();
