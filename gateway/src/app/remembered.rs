@@ -3,7 +3,7 @@
 //! Enters: the fleet. Leaves: a file of hashes and ages, never a text of a conversation. It is only ever a hint: a file that is missing,
 //! torn, too large or of another version is left alone with a line in the log, and the next one takes its place.
 //!
-//! Replicas that discovery finds aren't there when it is read: what it says of them is kept for [`LATE`].
+//! Replicas that discovery finds aren't there when it is read: what it says of them is kept for `LATE`.
 
 use serde::{Deserialize, Serialize};
 use sluice_policy::route::saved::{Saved, SavedReplica};
