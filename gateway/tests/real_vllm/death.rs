@@ -100,7 +100,7 @@ const TOKENS: u64 = 600;
 fn in_mid_stream_another_engine_goes_on() {
     for set_up in SetUp::BOTH {
         let mut victim = Engine::start(set_up).unwrap();
-        // The survivor has read the prompts too: the session must not move there before its engine dies.
+        // All in one session, so that its engine has read the prompts before: it must not move before that engine dies.
         let gateway = Gateway::over_with(
             &[("victim", &victim), ("survivor", shared(set_up))],
             "[routing]\nstay_margin = \"10m\"\n",
@@ -111,7 +111,7 @@ fn in_mid_stream_another_engine_goes_on() {
                 "max_tokens": TOKENS, "temperature": 0, "stream": true, "stream_options": {"include_usage": true}})
         };
         let whole: Vec<Answer> = (0..STREAMS)
-            .map(|number| gateway.stream(&format!("whole-{number}"), &body(number)))
+            .map(|number| gateway.stream_in(&session, &format!("whole-{number}"), &body(number)))
             .collect();
         let undisturbed: Vec<Message> = whole
             .into_iter()
@@ -119,9 +119,7 @@ fn in_mid_stream_another_engine_goes_on() {
             .collect();
         let mut streams: Vec<(Answer, Vec<String>)> = (0..STREAMS)
             .map(|number| {
-                let (id, body) = (format!("cut-{number}"), body(number));
-                let headers = [("x-request-id", id.as_str()), ("x-session-id", &session)];
-                let answer = gateway.post("/v1/chat/completions", &headers, &body).open().unwrap();
+                let answer = gateway.stream_in(&session, &format!("cut-{number}"), &body(number));
                 assert_eq!(answer.headers.get("x-sluice-replica"), Some("victim"));
                 (answer, Vec::new())
             })

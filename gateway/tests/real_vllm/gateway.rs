@@ -162,11 +162,16 @@ impl Gateway {
 
     /// A chat answer as a stream; `body` asks for one.
     pub(crate) fn stream(&self, id: &str, body: &Value) -> Answer {
-        let headers = [("x-request-id", id)];
-        let answer = self
-            .post("/v1/chat/completions", &headers, body)
-            .open()
-            .expect("a head");
+        self.streams(id, &[("x-request-id", id)], body)
+    }
+
+    /// The same in a session.
+    pub(crate) fn stream_in(&self, session: &str, id: &str, body: &Value) -> Answer {
+        self.streams(id, &[("x-request-id", id), ("x-session-id", session)], body)
+    }
+
+    fn streams(&self, id: &str, headers: &[(&str, &str)], body: &Value) -> Answer {
+        let answer = self.post("/v1/chat/completions", headers, body).open().expect("a head");
         assert_eq!(answer.status, 200, "{}", self.log());
         assert_eq!(answer.headers.get("x-request-id"), Some(id));
         answer

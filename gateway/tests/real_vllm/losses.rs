@@ -104,14 +104,15 @@ struct Undisturbed {
 
 impl Undisturbed {
     fn by(gateway: &Gateway, part: &'static str) -> Self {
+        // In that session: it stays where its prompts were read before.
+        let session = session_on(gateway, "victim");
         let streams: Vec<Answer> = (0..ANSWERS)
-            .map(|number| gateway.stream(&format!("whole-{number}"), &body(number, true)))
+            .map(|number| gateway.stream_in(&session, &format!("whole-{number}"), &body(number, true)))
             .collect();
         let answers = streams
             .into_iter()
             .map(|mut answer| Message::of_events(&answer.events().unwrap()))
             .collect();
-        let session = session_on(gateway, "victim");
         Undisturbed { part, answers, session }
     }
 }
@@ -131,12 +132,7 @@ impl<'scope, 'g: 'scope> Batch<'scope, 'g> {
         let Undisturbed { part, answers, session } = before;
         let streams = (0..ANSWERS)
             .map(|number| {
-                let id = format!("cut-{number}");
-                let headers = [("x-request-id", id.as_str()), ("x-session-id", &session)];
-                let answer = gateway
-                    .post("/v1/chat/completions", &headers, &body(number, true))
-                    .open()
-                    .unwrap();
+                let answer = gateway.stream_in(&session, &format!("cut-{number}"), &body(number, true));
                 assert_eq!(answer.headers.get("x-sluice-replica"), Some("victim"));
                 (answer, Vec::new())
             })
