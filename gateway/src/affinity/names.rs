@@ -69,9 +69,8 @@ impl Name<'_> {
     pub(super) fn key(&self) -> String {
         // Half of it is more than enough to tell conversations apart.
         let half = self.digest.iter().take(16);
-        half.fold(format!("{}:", self.names.prefix), |key, byte| {
-            format!("{key}{byte:02x}")
-        })
+        let half: String = half.map(|byte| format!("{byte:02x}")).collect();
+        format!("{}:{half}", self.names.prefix)
     }
 
     /// Of a place in its prompt.

@@ -258,8 +258,7 @@ impl Account {
     }
 
     fn goes_to(&mut self, backend: &Backend) {
-        self.record.model = backend.model().to_string();
-        self.record.profile = backend.profile.to_string();
+        name(&mut self.record, backend);
         self._in_flight = Some(self.books.metrics.in_flight(&self.record.model));
     }
 
@@ -395,6 +394,12 @@ impl Account {
     }
 }
 
+/// The backend's model and profile are the record's.
+fn name(record: &mut Record, backend: &Backend) {
+    record.model = backend.model().to_string();
+    record.profile = backend.profile.to_string();
+}
+
 impl Drop for Account {
     fn drop(&mut self) {
         let mut record = std::mem::take(&mut self.record);
@@ -405,8 +410,7 @@ impl Drop for Account {
             queues_before,
         } = std::mem::take(&mut *self.progress.standing());
         if let Some(backend) = backend {
-            record.model = backend.model().to_string();
-            record.profile = backend.profile.to_string();
+            name(&mut record, &backend);
         }
         for (model, waited, outcome) in queues_before {
             record.queue += waited;

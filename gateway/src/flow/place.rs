@@ -1,8 +1,8 @@
 //! A place for the request before it is sent (B34): at once, after a wait in the queue, or none.
 //!
 //! Enters: an exchange, the replicas already tried. Leaves: the replica to ask, or why there is none. The place is the exchange's from
-//! then on: further attempts at this backend, questions and seams keep it. Dropping the future is leaving the queue, so that a client that leaves, a
-//! cancel and the drain need nothing of their own here.
+//! then on: further attempts at this backend, questions and seams keep it. Dropping the future is leaving the queue, so that a client
+//! that leaves, a cancel and the drain need nothing of their own here.
 
 use sluice_policy::admission::{Reason, Refusal};
 use sluice_policy::protocol::fault::{Fault, FaultKind};

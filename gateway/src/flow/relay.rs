@@ -1,9 +1,9 @@
 //! A streamed answer as one pull-driven body: a step that is ready, else the upstream, else the timers.
 //!
 //! There is no task and no channel: hyper polls it when the socket has room and drops it when the client leaves, which
-//! closes the upstream. Frames that are ready together leave together, but for the first token, which waits for nobody. It may still be *trying* when the head has been
-//! sent; a replica that dies before the first data line is followed by another one, and after it the answer goes on there (B31).
-//! Where it can't, an error event says so (B10).
+//! closes the upstream. Frames that are ready together leave together, but for the first token, which waits for nobody. It may
+//! still be *trying* when the head has been sent; a replica that dies before the first data line is followed by another one, and
+//! after it the answer goes on there (B31). Where it can't, an error event says so (B10).
 //!
 //! | state | event | next |
 //! | --- | --- | --- |

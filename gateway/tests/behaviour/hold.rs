@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use std::net::SocketAddr;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::harness::{Gateway, Replica, Request, Settings, record, records, until, within};
 
@@ -124,16 +124,21 @@ async fn b35_a_replica_that_never_was_there_is_not_waited_for() {
     assert!(!gateway.log().contains("held until"));
 }
 
-#[tokio::test]
-async fn requests_wait_for_the_first_look_at_a_replica_and_may_leave() {
+/// A gateway whose first look at its replica has connected, and isn't answered yet.
+async fn at_the_first_look() -> (Gateway, TcpListener, TcpStream) {
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!(
         "launcher = \"external\"\nurl = \"http://{}\"",
         port.local_addr().unwrap()
     );
     let gateway = Settings::of(&[("a", &url)]).start_unready().await;
-    // The first look has connected, and isn't answered yet.
     let (look, _) = within("it is looked at", port.accept()).await.unwrap();
+    (gateway, port, look)
+}
+
+#[tokio::test]
+async fn requests_wait_for_the_first_look_at_a_replica_and_may_leave() {
+    let (gateway, port, look) = at_the_first_look().await;
     let mut client = gateway.open(Request::chat(false).id("waits")).await;
     let leaves = gateway.open(Request::chat(true).id("leaves")).await;
     until("both wait", async || {
@@ -153,13 +158,7 @@ async fn requests_wait_for_the_first_look_at_a_replica_and_may_leave() {
 
 #[tokio::test]
 async fn requests_wait_for_the_first_look_and_are_refused_by_what_it_finds() {
-    let port = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!(
-        "launcher = \"external\"\nurl = \"http://{}\"",
-        port.local_addr().unwrap()
-    );
-    let gateway = Settings::of(&[("a", &url)]).start_unready().await;
-    let (look, _) = within("it is looked at", port.accept()).await.unwrap();
+    let (gateway, _port, look) = at_the_first_look().await;
     let mut client = gateway.open(Request::chat(false)).await;
     until("it waits", async || {
         gateway.log().contains("waits for the first look").then_some(())

@@ -280,18 +280,24 @@ async fn b37_a_new_process_that_cannot_serve_changes_nothing() {
     answers.abort();
 }
 
-#[tokio::test]
-async fn b37_a_launched_replica_is_the_new_processs() {
+/// A gateway with one replica that it has launched, and the process that it says that is.
+async fn with_a_launched_replica() -> (Gateway, impl Fn() -> u32) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/src/supervisor/fake_vllm.py");
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let replica =
         format!("launcher = \"process\"\nport = {port}\ncommand = [\"python3\", {script:?}]\nstop_grace = \"1s\"");
-    let mut gateway = Settings::of(&[("a", &replica)]).start().await;
+    let gateway = Settings::of(&[("a", &replica)]).start().await;
     let entry = gateway.folder().join("state/replicas/a.json");
-    let pid = || -> u32 {
+    let pid = move || -> u32 {
         let entry: Value = serde_json::from_str(&std::fs::read_to_string(&entry).unwrap()).unwrap();
         entry["pid"].as_u64().unwrap().try_into().unwrap()
     };
+    (gateway, pid)
+}
+
+#[tokio::test]
+async fn b37_a_launched_replica_is_the_new_processs() {
+    let (mut gateway, pid) = with_a_launched_replica().await;
     let before = pid();
     // It goes back if it isn't wanted elsewhere.
     assert!(gateway.upgrade(&["--binary", "/bin/false"]).await.is_err());
@@ -317,16 +323,7 @@ fn script(folder: &Path, lines: &str) -> PathBuf {
 
 #[tokio::test]
 async fn b37_a_new_process_that_dies_after_the_word_to_go_gives_the_launched_replica_back() {
-    let fake = concat!(env!("CARGO_MANIFEST_DIR"), "/src/supervisor/fake_vllm.py");
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let replica =
-        format!("launcher = \"process\"\nport = {port}\ncommand = [\"python3\", {fake:?}]\nstop_grace = \"1s\"");
-    let mut gateway = Settings::of(&[("a", &replica)]).start().await;
-    let entry = gateway.folder().join("state/replicas/a.json");
-    let pid = || -> u32 {
-        let entry: Value = serde_json::from_str(&std::fs::read_to_string(&entry).unwrap()).unwrap();
-        entry["pid"].as_u64().unwrap().try_into().unwrap()
-    };
+    let (mut gateway, pid) = with_a_launched_replica().await;
     let before = pid();
     let heard = gateway.folder().join("heard");
     // It hears the first word, says that it is prepared, hears the second, and is gone.

@@ -3,8 +3,8 @@
 //! Problem: ten agents of 60k tokens on a replica of 140k push each other's cache out, and every turn is computed anew. Rule: a `room`
 //! for each replica, one `queue` for the backend. A place that is given back *calls* who is next: the called one holds the room
 //! where it fitted until it comes for it and is placed where the router wants it, so that nobody takes it in between. One that is due
-//! (passed over often, or waiting for long) keeps a replica's room from the others until it fits there. Cold start: without a measured time nobody
-//! is refused for the expected wait, only for want of a place in the queue.
+//! (passed over often, or waiting for long) keeps a replica's room from the others until it fits there. Cold start: without a measured
+//! time nobody is refused for the expected wait, only for want of a place in the queue.
 //!
 //! | a request | event | next |
 //! | --- | --- | --- |

@@ -2,9 +2,10 @@
 //!
 //! Order: priority, which rises with the time waited (ageing); within one priority the keys take turns by deficit round robin over
 //! tokens of work (what must be prefilled, and the expected answer); within a key what is cached before what isn't, else by
-//! arrival, of a first try if it was refused before. What doesn't fit is passed over, so that no room stays empty. Nobody starves: who was passed over
-//! [`PASSED_MOST`] times, or has waited too long (`Queue::due_from`), is *due*: first of its key, and a replica's room is kept for it (`super`). Source: Shreedhar and Varghese, "Efficient fair queuing
-//! using deficit round robin"; its empty rounds are skipped by counting them.
+//! arrival, of a first try if it was refused before. What doesn't fit is passed over, so that no room stays empty. Nobody starves: who
+//! was passed over [`PASSED_MOST`] times, or has waited too long (`Queue::due_from`), is *due*: first of its key, and a replica's room is
+//! kept for it (`super`). Source: Shreedhar and Varghese, "Efficient fair queuing using deficit round robin"; its empty rounds are skipped by
+//! counting them.
 //!
 //! Enters: a [`Waiter`]. Leaves: the id of the next one that fits. A waiter's tag is the caller's own; it isn't looked at.
 
